@@ -1,0 +1,78 @@
+"""The command line: one module per command, loaded when it is called.
+
+Adding a command is one module with a click command named ``command``, and one line in
+``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+
+import click
+
+from qtrace import __version__
+from qtrace.errors import ExitStatus, QtraceError
+
+COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "lab")
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is asked for: start-up stays short."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"qtrace.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qtrace")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Which thread ran this bottom half of a live QEMU, and inside whose aio_poll()?
+
+    \b
+    qtrace ps                                  find the QEMU processes here
+    qtrace attach --pid 1234 -o trace.csv      record until Ctrl-C, then the verdict
+    qtrace analyze trace.csv                   the same verdict, on any machine
+
+    \b
+    Exit status: 0 no finding, 1 a finding, 2 usage, 3 environment or input,
+    4 inconclusive.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Entry point: every error becomes two lines and an exit status."""
+    try:
+        result = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitStatus.USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # `| head` is silent: what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitStatus.OK)
+    except QtraceError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        click.echo(f"error: {error.message}", err=True)
+        click.echo(f"remedy: {error.remedy}", err=True)
+        sys.exit(error.exit_status)
+    sys.exit(result if isinstance(result, int) else ExitStatus.OK)

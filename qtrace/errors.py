@@ -1,0 +1,102 @@
+"""Every error a user can meet: one class each, with its message, remedy and exit status.
+
+The command line prints two lines, what went wrong and how to mend it, and ends with the
+exit status; nothing in here knows about the command line.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What a script learns from any qtrace command."""
+
+    OK = 0
+    FINDING = 1
+    USAGE = 2
+    ENVIRONMENT = 3
+    INCONCLUSIVE = 4
+
+
+class QtraceError(Exception):
+    """The base of all of them.
+
+    Attributes:
+        message: one line, what went wrong.
+        remedy: one line, how to mend it.
+        exit_status: the process's exit status.
+    """
+
+    exit_status = ExitStatus.ENVIRONMENT
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+class TargetError(QtraceError):
+    """The process or binary to look at cannot be used."""
+
+
+class NoSuchProcess(TargetError):
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"no process with pid {pid}", "qtrace ps lists the QEMU processes here")
+
+
+class NotQemu(TargetError):
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is not a QEMU program: it has no AioContext code",
+            "qtrace ps lists the QEMU processes here",
+        )
+
+
+class UnsupportedBinary(TargetError):
+    """An ELF file of another class or machine, or no ELF file at all."""
+
+
+class PermissionMissing(QtraceError):
+    """Root or a capability is missing."""
+
+
+class ScanFailed(TargetError):
+    """The code of the binary does not show what is needed."""
+
+
+class NoMatch(QtraceError):
+    """A bottom-half pattern that matches nothing."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class CodeMismatch(TargetError):
+    """The running process's code differs from the file's at a probe site."""
+
+
+class RecorderUnavailable(QtraceError):
+    """eBPF or gdb cannot be used on this host."""
+
+
+class OutputExists(QtraceError):
+    exit_status = ExitStatus.USAGE
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path} exists already", "choose another name, or overwrite with --force")
+
+
+class OutputFailed(QtraceError):
+    """The trace cannot be written (any more)."""
+
+
+class TraceUnreadable(QtraceError):
+    """A file that is no trace, or a broken or foreign one."""
+
+
+class QmpFailed(QtraceError):
+    """The QMP socket does not answer as one."""
+
+
+class LabFailed(QtraceError):
+    """The laboratory's guest does not start or does not behave."""

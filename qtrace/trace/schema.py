@@ -1,0 +1,100 @@
+"""The event row, shared by every recorder, writer and reader (docs/trace-format.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FORMAT = "qtrace"
+MAJOR = 1
+MINOR = 0
+
+EventKind = Literal[
+    "attach", "schedule", "run", "return", "cancel", "delete", "call", "co_schedule",
+    "blocked", "qmp", "job", "lost", "exit", "detach",
+]  # fmt: skip
+Role = Literal["main", "vcpu", "iothread", "migration", "worker", "other", ""]
+
+# Frames that are no functions: what a stack that does not reach its thread's start ends in.
+TRUNCATED = "[truncated]"
+COROUTINE = "[coroutine]"
+UNREADABLE = "[unreadable]"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row. Pointers are addresses in the target, 0 when unknown.
+
+    Attributes:
+        time_ns: CLOCK_MONOTONIC nanoseconds.
+        event: what happened, see ``EventKind``.
+        tid: host thread id, 0 for rows about the recording itself.
+        thread: the thread's name (comm) at that time, untrusted.
+        role: what the thread is for.
+        name: the bottom half's name, or the called function's.
+        context: ``main``, ``iohandler``, ``iothread:<id>`` or empty when not known.
+        ctx: AioContext pointer.
+        bh: QEMUBH pointer (a one-shot's schedule has none).
+        callback: address of the callback in the target.
+        opaque: the callback's argument.
+        stack: frames, **root first, leaf last**, ``name+0xoffset`` or ``binary@0xaddress``.
+        detail: facts of rows without columns of their own, JSON-able.
+    """
+
+    time_ns: int
+    event: EventKind
+    tid: int = 0
+    thread: str = ""
+    role: Role = ""
+    name: str = ""
+    context: str = ""
+    ctx: int = 0
+    bh: int = 0
+    callback: int = 0
+    opaque: int = 0
+    stack: tuple[str, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Event))
+POINTER_COLUMNS = ("ctx", "bh", "callback", "opaque")
+INTEGER_COLUMNS = ("time_ns", "tid")
+
+
+def to_row(event: Event) -> list[str]:
+    """The event as CSV fields, in the order of ``COLUMNS``; absent values are empty."""
+    row = []
+    for column in COLUMNS:
+        value = getattr(event, column)
+        if column == "stack":
+            row.append(";".join(escape(frame, extra=";") for frame in value))
+        elif column == "detail":
+            row.append(json.dumps(value, separators=(",", ":"), sort_keys=True) if value else "")
+        elif column in POINTER_COLUMNS:
+            row.append(f"{value:#x}" if value else "")
+        elif column == "tid":
+            row.append(str(value) if value else "")
+        else:
+            row.append(escape(str(value)))
+    return row
+
+
+def escape(text: str, extra: str = "") -> str:
+    r"""Names from the target are untrusted: control characters, and ``extra``, become ``\xNN``.
+
+    A backslash is doubled, so that the escape can be undone.
+    """
+    if text.isprintable() and "\\" not in text and not any(c in text for c in extra):
+        return text
+    out = []
+    for char in text:
+        if char == "\\":
+            out.append("\\\\")
+        elif not char.isprintable() or char in extra:
+            raw = char.encode("utf-8", "surrogateescape")
+            out.append("".join(f"\\x{byte:02x}" for byte in raw))
+        else:
+            out.append(char)
+    return "".join(out)
