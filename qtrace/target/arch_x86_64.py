@@ -1,0 +1,43 @@
+"""All that depends on the host's architecture: registers, argument order, call encodings.
+
+Another architecture is one more file like this one.
+"""
+
+from __future__ import annotations
+
+# DWARF register numbers (System V x86-64 psABI, figure 3.36).
+RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP = range(8)
+R8, R9, R10, R11, R12, R13, R14, R15 = range(8, 16)
+RETURN_ADDRESS = 16
+
+# The order in which probes/watch.bpf.c sends registers is the DWARF order, rip last.
+REGISTER_COUNT = 17
+
+ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
+CALLEE_SAVED = (RBX, RBP, R12, R13, R14, R15)
+
+PAGE = 4096
+
+
+def follows_a_call(code: bytes) -> bool:
+    """Whether the bytes before a return address end in a call instruction.
+
+    Args:
+        code: the (up to) 7 bytes before the address.
+
+    A frame that makecontext() built returns to a place that no call precedes: that is
+    how the end of a coroutine's stack shows.
+    """
+    return (
+        code[-5:-4] == b"\xe8"
+        or (code[-2:-1] == b"\xff" and 0xD0 <= code[-1] <= 0xD7)
+        or (code[-3:-2] == b"\xff" and 0x50 <= code[-2] <= 0x57)
+        or (code[-4:-3] == b"\xff" and code[-3] == 0x54)
+        or (code[-6:-5] == b"\xff" and (0x90 <= code[-5] <= 0x97 or code[-5] == 0x15))
+        or (code[-7:-6] == b"\xff" and code[-6] == 0x94)
+    )
+
+
+# `call rel32` and `jmp rel32`, the forms in which compilers call a function of the same file.
+CALL_REL32, JMP_REL32 = 0xE8, 0xE9
+BREAKPOINT = 0xCC

@@ -1,0 +1,185 @@
+"""What a register holds at an instruction, decided over the function's control flow.
+
+A value is known only when every path that reaches the instruction agrees on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import capstone
+from capstone import x86
+
+from qtrace.target.elf import Elf
+
+CALLER_SAVED = frozenset({"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"})
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """An immediate, or the address that a ``lea reg, [rip + x]`` yields."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The content of a static variable at this link-time address."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a call to the function at this link-time address returned."""
+
+    function: int
+
+
+Value = Constant | Loaded | Returned
+State = dict[str, Value]
+
+
+class Function:
+    """One disassembled function: instructions by address, edges between them."""
+
+    def __init__(self, elf: Elf, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        engine.detail = True
+        code = elf.read(start, end - start)
+        self.instructions = {i.address: i for i in engine.disasm(code, start)}
+
+    def successors(self, instruction: capstone.CsInsn) -> list[int]:
+        """Where control goes next inside the function."""
+        following = instruction.address + instruction.size
+        if instruction.group(x86.X86_GRP_RET) or instruction.id == x86.X86_INS_UD2:
+            return []
+        if instruction.group(x86.X86_GRP_JUMP):
+            target = direct_target(instruction)
+            inside = [target] if target is not None and target in self.instructions else []
+            return inside if instruction.id == x86.X86_INS_JMP else [*inside, following]
+        return [following]
+
+    def states(self) -> dict[int, State]:
+        """The known register values before each instruction, joined over all paths."""
+        entered = self._predecessors()
+        states: dict[int, State] = {}
+        # Blocks that no direct edge enters (jump tables, the function itself) know nothing.
+        work = [a for a in self.instructions if a not in entered]
+        for address in work:
+            states[address] = {}
+        while work:
+            address = work.pop()
+            instruction = self.instructions[address]
+            after = step(instruction, states[address])
+            for target in self.successors(instruction):
+                if target not in self.instructions:
+                    continue
+                before = states.get(target)
+                joined = after if before is None else _join(before, after)
+                if before is None or joined != before:
+                    states[target] = joined
+                    work.append(target)
+        return states
+
+    def _predecessors(self) -> set[int]:
+        entered = {t for i in self.instructions.values() for t in self.successors(i)}
+        entered.discard(self.start)
+        return entered
+
+
+def direct_target(instruction: capstone.CsInsn) -> int | None:
+    """Where a direct call or jump goes, None for an indirect one."""
+    operand = instruction.operands[0] if instruction.operands else None
+    return operand.imm if operand is not None and operand.type == x86.X86_OP_IMM else None
+
+
+def step(instruction: capstone.CsInsn, before: State) -> State:
+    """The state after one instruction."""
+    if instruction.group(x86.X86_GRP_CALL):
+        after = {r: v for r, v in before.items() if r not in CALLER_SAVED}
+        target = direct_target(instruction)
+        if target is not None:
+            after["rax"] = Returned(target)
+        return after
+    written = {full_register(instruction, r) for r in instruction.regs_access()[1]}
+    if not written:
+        return before
+    after = {r: v for r, v in before.items() if r not in written}
+    value = _value(instruction, before)
+    if value is not None:
+        after[full_register(instruction, instruction.operands[0].reg)] = value
+    return after
+
+
+def _value(instruction: capstone.CsInsn, before: State) -> Value | None:
+    operands = instruction.operands
+    if len(operands) != 2 or operands[0].type != x86.X86_OP_REG or operands[0].size < 4:
+        return None
+    source = operands[1]
+    if instruction.id == x86.X86_INS_LEA:
+        if source.mem.base == x86.X86_REG_RIP and not source.mem.index:
+            return Constant(instruction.address + instruction.size + source.mem.disp)
+    elif instruction.id in (x86.X86_INS_MOV, x86.X86_INS_MOVABS):
+        if source.type == x86.X86_OP_IMM:
+            return Constant(source.imm)
+        if source.type == x86.X86_OP_REG and source.size == 8:
+            return before.get(full_register(instruction, source.reg))
+        if source.type == x86.X86_OP_MEM and source.mem.base == x86.X86_REG_RIP:
+            return Loaded(instruction.address + instruction.size + source.mem.disp)
+    elif (
+        instruction.id == x86.X86_INS_XOR
+        and source.type == x86.X86_OP_REG
+        and source.reg == operands[0].reg
+    ):
+        return Constant(0)
+    return None
+
+
+def _join(one: State, other: State) -> State:
+    return {r: v for r, v in one.items() if other.get(r) == v}
+
+
+_FULL = {
+    **{f"e{n}": f"r{n}" for n in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")},
+    **{n: f"r{n}" for n in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")},
+    **{f"{n}{h}": f"r{n}x" for n in "abcd" for h in "lh"},
+    **{f"{n}l": f"r{n}" for n in ("si", "di", "bp", "sp")},
+    **{f"r{n}{s}": f"r{n}" for n in range(8, 16) for s in ("d", "w", "b")},
+}
+
+
+def full_register(instruction: capstone.CsInsn, register: int) -> str:
+    """The 64-bit register that a register is (part of)."""
+    name = str(instruction.reg_name(register))
+    return _FULL.get(name, name)
+
+
+def references_to(elf: Elf, targets: Iterable[int]) -> list[int]:
+    """Addresses at which the bytes read as a direct call or jump to one of ``targets``.
+
+    A search over raw bytes: each hit still has to be an instruction (``Function``).
+    """
+    import numpy as np
+
+    hits: list[int] = []
+    wanted = np.array(sorted(targets), dtype=np.int64)
+    for segment in elf.code:
+        code = np.frombuffer(
+            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
+        )
+        # call rel32, jmp rel32, and jcc rel32 (0f 8x), the displacement after the opcode.
+        opcodes = np.flatnonzero(((code[:-5] & 0xFE) == 0xE8) | ((code[:-5] & 0xF0) == 0x80))
+        conditional = (code[opcodes] & 0xF0) == 0x80
+        opcodes = opcodes[~conditional | (code[np.maximum(opcodes - 1, 0)] == 0x0F)]
+        displacement = np.zeros(len(opcodes), np.int64)
+        for byte in range(4):
+            displacement |= code[opcodes + 1 + byte].astype(np.int64) << (8 * byte)
+        displacement = (displacement ^ 0x80000000) - 0x80000000
+        goes_to = segment.vaddr + opcodes + 5 + displacement
+        for opcode in opcodes[np.isin(goes_to, wanted)]:
+            is_conditional = (code[opcode] & 0xF0) == 0x80
+            hits.append(int(segment.vaddr + opcode - (1 if is_conditional else 0)))
+    return hits

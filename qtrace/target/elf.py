@@ -1,0 +1,170 @@
+"""One ELF file, read lazily: segments, build id, code, and where its unwind table lies.
+
+pyelftools parses the headers. Only x86-64 is accepted; what depends on that stands in
+``arch_x86_64``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, cast
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
+
+from qtrace.errors import TargetError, UnsupportedBinary
+
+PF_X = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A PT_LOAD segment: link-time address, file offset, size in the file, flags (PF_*)."""
+
+    vaddr: int
+    offset: int
+    filesz: int
+    flags: int
+
+    @property
+    def executable(self) -> bool:
+        return bool(self.flags & PF_X)
+
+
+class Elf:
+    """An ELF file of a running process or on disk.
+
+    ``path`` is what is opened: /proc/PID/exe and /proc/PID/map_files/* reach deleted files
+    and other mount namespaces. ``name`` is what people call it.
+
+    Raises:
+        TargetError: the file cannot be read.
+        UnsupportedBinary: no ELF file, or not a 64-bit x86-64 one.
+    """
+
+    def __init__(self, path: Path | str, name: str | None = None) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.name
+        try:
+            with open(self.path, "rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise UnsupportedBinary(f"{self.name} is empty", "name a QEMU executable")
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise TargetError(
+                f"cannot read {self.path}: {reason}", "run as root, or name a readable file"
+            ) from error
+        try:
+            # pyelftools only reads and seeks, which an mmap does as well as a file.
+            self._elf = ELFFile(cast(IO[bytes], self._data))
+            machine, bits = self._elf["e_machine"], self._elf.elfclass
+            self.segments = tuple(
+                Segment(s["p_vaddr"], s["p_offset"], s["p_filesz"], s["p_flags"])
+                for s in self._elf.iter_segments("PT_LOAD")
+            )
+        except (ELFError, ValueError, KeyError, UnicodeDecodeError) as error:
+            raise UnsupportedBinary(
+                f"{self.name} is not an ELF executable ({error})", "name a QEMU executable"
+            ) from error
+        if (machine, bits) != ("EM_X86_64", 64):
+            raise UnsupportedBinary(
+                f"{self.name} is a {bits}-bit {machine} binary; qtrace reads x86-64 hosts only",
+                "run qtrace on an x86-64 host, against an x86-64 QEMU",
+            )
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """Up to ``size`` bytes of the file at a link-time address; shorter at a segment's end."""
+        for segment in self.segments:
+            if 0 <= vaddr - segment.vaddr < segment.filesz:
+                start = segment.offset + vaddr - segment.vaddr
+                end = min(start + size, segment.offset + segment.filesz)
+                return self._data[start:end]
+        return b""
+
+    def offset_of(self, vaddr: int) -> int | None:
+        """The file offset of a link-time address."""
+        for segment in self.segments:
+            if 0 <= vaddr - segment.vaddr < segment.filesz:
+                return segment.offset + vaddr - segment.vaddr
+        return None
+
+    def vaddr_of(self, offset: int) -> int | None:
+        """The link-time address of a file offset."""
+        for segment in self.segments:
+            if 0 <= offset - segment.offset < segment.filesz:
+                return segment.vaddr + offset - segment.offset
+        return None
+
+    @property
+    def data(self) -> mmap.mmap:
+        return self._data
+
+    @property
+    def code(self) -> list[Segment]:
+        return [s for s in self.segments if s.executable]
+
+    def is_code(self, vaddr: int) -> bool:
+        return any(0 <= vaddr - s.vaddr < s.filesz for s in self.code)
+
+    def c_string(self, vaddr: int, limit: int = 256) -> str | None:
+        """The C string at a link-time address, None when there is no printable one."""
+        raw = self.read(vaddr, limit).split(b"\0", 1)
+        if len(raw) != 2 or not raw[0]:
+            return None
+        text = raw[0].decode("ascii", "replace")
+        return text if text.isprintable() and text.isascii() else None
+
+    @cached_property
+    def build_id(self) -> str:
+        """The GNU build id in hex, empty when the file has none."""
+        for segment in self._elf.iter_segments("PT_NOTE"):
+            for note in cast(NoteSegment, segment).iter_notes():
+                if note["n_type"] == "NT_GNU_BUILD_ID":
+                    return str(note["n_desc"])
+        return ""
+
+    @cached_property
+    def code_hash(self) -> str:
+        """A hash of the executable segments: a binary can claim any build id."""
+        digest = hashlib.blake2b(digest_size=16)
+        for segment in self.code:
+            digest.update(memoryview(self._data)[segment.offset : segment.offset + segment.filesz])
+        return digest.hexdigest()
+
+    @cached_property
+    def eh_frame_hdr(self) -> int | None:
+        """Link-time address of .eh_frame_hdr, None when the file has none."""
+        for segment in self._elf.iter_segments("PT_GNU_EH_FRAME"):
+            return int(segment["p_vaddr"])
+        return None
+
+    def section(self, name: str) -> bytes | None:
+        """A section's bytes, None when there is none (stripped section headers included)."""
+        section = self._elf.get_section_by_name(name)
+        if section is None or section["sh_type"] == "SHT_NOBITS":
+            return None
+        return self._data[section["sh_offset"] : section["sh_offset"] + section["sh_size"]]
+
+    def dynamic_symbols(self) -> tuple[bytes, bytes] | None:
+        """.dynsym and .dynstr by PT_DYNAMIC, for files without section headers."""
+        for found in self._elf.iter_segments("PT_DYNAMIC"):
+            segment = cast(DynamicSegment, found)
+            tags = {tag.entry.d_tag: tag.entry.d_val for tag in segment.iter_tags()}
+            if "DT_SYMTAB" not in tags or "DT_STRTAB" not in tags:
+                return None
+            count = segment.num_symbols()
+            return (
+                self.read(tags["DT_SYMTAB"], 24 * count),
+                self.read(tags["DT_STRTAB"], tags.get("DT_STRSZ", 0)),
+            )
+        return None
+
+

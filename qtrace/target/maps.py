@@ -1,0 +1,185 @@
+"""What is mapped into a process, and the ELF files behind it."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qtrace.errors import NoSuchProcess, PermissionMissing, QtraceError
+from qtrace.target.cfi import CallFrames
+from qtrace.target.elf import Elf
+from qtrace.target.symbols import SymbolTable, load_symbols
+
+FileKey = tuple[str, int]
+"""Device and inode, as /proc/PID/maps prints them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of /proc/PID/maps; ``file`` is what to open, empty when anonymous."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    inode: int
+    device: str
+    path: str
+    file: str
+
+    @property
+    def executable(self) -> bool:
+        return "x" in self.perms
+
+    @property
+    def key(self) -> FileKey:
+        return (self.device, self.inode)
+
+
+class Module:
+    """An ELF file mapped into a process, with what was read from it so far.
+
+    ``bias`` is the difference between run-time and link-time addresses.
+    """
+
+    def __init__(self, elf: Elf, bias: int) -> None:
+        self.elf = elf
+        self.bias = bias
+        # Functions that have no symbol, by link-time start: the scan of QEMU's code fills it.
+        self.static_names: dict[int, str] = {}
+
+    @property
+    def name(self) -> str:
+        return self.elf.name
+
+    @cached_property
+    def symbols(self) -> SymbolTable:
+        return load_symbols(self.elf)
+
+    @cached_property
+    def frames(self) -> CallFrames:
+        return CallFrames(self.elf)
+
+    def function_name(self, vaddr: int) -> tuple[str, int] | None:
+        """Name and offset of the function around a link-time address."""
+        found = self.symbols.lookup(vaddr)
+        if found is None and self.static_names:
+            function = self.frames.function(vaddr)
+            if function and function[0] in self.static_names:
+                return self.static_names[function[0]], vaddr - function[0]
+        return found
+
+
+class AddressSpace:
+    """The executable mappings of a process, read at attach and again when code is new.
+
+    The files are opened at once, so that stacks can be unwound after the process is gone;
+    they are parsed when a stack first leads there.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._files: dict[FileKey, _MappedFile] = {}
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, FileKey | None, str]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the mappings again; a process that is gone keeps the ones it had."""
+        try:
+            mappings = read_maps(self.pid)
+        except NoSuchProcess:
+            return
+        executable = [m for m in mappings if m.executable]
+        if not executable:
+            return
+        for mapping in executable:
+            if mapping.inode and mapping.key not in self._files:
+                self._files[mapping.key] = _MappedFile(mapping)
+        self._starts = [m.start for m in executable]
+        self._ranges = [
+            (m.end, m.key if m.inode else None, Path(m.path).name) for m in executable
+        ]
+
+    def find(self, address: int) -> tuple[Module | None, str] | None:
+        """The module mapped at an address, with the mapping's name.
+
+        The module is None for code without a (readable) file, as QEMU's translated code.
+        None when nothing executable is mapped there.
+        """
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ranges[index][0]:
+            return None
+        _end, key, name = self._ranges[index]
+        return (self._files[key].module if key else None), name
+
+    def module_of(self, file: str) -> Module | None:
+        """The module whose mapping is the file behind a path (by device and inode)."""
+        status = os.stat(file)
+        for (_device, inode), mapped in self._files.items():
+            if inode == status.st_ino and mapped.is_file(status):
+                return mapped.module
+        return None
+
+
+class _MappedFile:
+    """A mapped file: held open, parsed when first asked for."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self._mapping = mapping
+        try:
+            self._fd = os.open(mapping.file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+        else:
+            weakref.finalize(self, os.close, self._fd)
+
+    def is_file(self, status: os.stat_result) -> bool:
+        return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), status)
+
+    @cached_property
+    def module(self) -> Module | None:
+        mapping = self._mapping
+        if self._fd < 0:
+            return None
+        name = Path(mapping.path.removesuffix(" (deleted)")).name
+        try:
+            elf = Elf(f"/proc/self/fd/{self._fd}", name)
+        except QtraceError:
+            return None
+        vaddr = elf.vaddr_of(mapping.offset)
+        return None if vaddr is None else Module(elf, mapping.start - vaddr)
+
+
+def read_maps(pid: int) -> list[Mapping]:
+    """The mappings of a process.
+
+    Raises:
+        NoSuchProcess: it is gone.
+        PermissionMissing: it belongs to somebody else.
+    """
+    try:
+        text = Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "surrogateescape")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise NoSuchProcess(pid) from error
+    except PermissionError as error:
+        raise PermissionMissing(
+            f"not allowed to read /proc/{pid}/maps", "run qtrace as root (sudo qtrace ...)"
+        ) from error
+    mappings = []
+    for line in text.splitlines():
+        # The sixth field is the path, which may have spaces.
+        fields = line.split(maxsplit=5)
+        start, end = (int(x, 16) for x in fields[0].split("-"))
+        path = fields[5] if len(fields) > 5 else ""
+        inode = int(fields[4])
+        # By the kernel's own link: the path may be deleted, or in another mount namespace.
+        file = f"/proc/{pid}/map_files/{fields[0]}" if inode else ""
+        mappings.append(
+            Mapping(start, end, fields[1], int(fields[2], 16), inode, fields[3], path, file)
+        )
+    return mappings

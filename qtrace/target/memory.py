@@ -1,0 +1,38 @@
+"""Reading bytes of a target's memory. Standard library only: gdb runs this code too."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Protocol
+
+
+class Memory(Protocol):
+    """Whatever has the target's bytes: a live process, a core file, a debugger."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes, or fewer where the mapping ends; empty where there is none."""
+
+
+class ProcessMemory:
+    """The memory of a live process by /proc/PID/mem, without stopping it."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_fd", -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def read(self, address: int, size: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, address)
+        except (OSError, OverflowError):
+            return b""
+
+
+def read_word(memory: Memory, address: int) -> int | None:
+    """An 8-byte little-endian word, None where it cannot be read."""
+    raw = memory.read(address, 8)
+    return int(struct.unpack("<Q", raw)[0]) if len(raw) == 8 else None

@@ -1,0 +1,150 @@
+"""A running QEMU program: found, identified, its memory read; never stopped or changed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qtrace.errors import NoSuchProcess, NotQemu, PermissionMissing, TargetError
+from qtrace.target.elf import Elf
+from qtrace.target.maps import AddressSpace, Module
+from qtrace.target.memory import ProcessMemory
+
+# What --version prints: qemu-nbd's text differs from all others'.
+VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
+PROGRAMS = re.compile(rb"qemu-(system-|kvm|storage-daemon|img|nbd|io)|kvm$")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A QEMU process as ``qtrace ps`` shows it."""
+
+    pid: int
+    program: str
+    name: str
+    version: str
+    threads: int
+    attachable: str
+
+
+class Process:
+    """A running QEMU program.
+
+    Attributes:
+        pid: its process id here.
+        program: the executable's file name.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Raises NoSuchProcess, PermissionMissing."""
+        self.pid = pid
+        if pid <= 0 or not Path(f"/proc/{pid}").exists():
+            raise NoSuchProcess(pid)
+        try:
+            link = os.readlink(self.exe)
+        except FileNotFoundError as error:
+            # A kernel thread has no executable; a dead one is gone.
+            raise NotQemu(f"process {pid}") from error
+        except PermissionError as error:
+            raise PermissionMissing(
+                f"not allowed to look into process {pid}", "run qtrace as root (sudo qtrace ...)"
+            ) from error
+        self.exe_path = link.removesuffix(" (deleted)")
+        self.deleted = link.endswith(" (deleted)")
+        self.program = Path(self.exe_path).name
+
+    @property
+    def exe(self) -> str:
+        """What to open for the executable: right when it is deleted or in another namespace."""
+        return f"/proc/{self.pid}/exe"
+
+    @cached_property
+    def space(self) -> AddressSpace:
+        return AddressSpace(self.pid)
+
+    @cached_property
+    def binary(self) -> Module:
+        """The executable's module. Raises NotQemu when it is no ELF program of its own."""
+        module = self.space.module_of(self.exe)
+        if module is None:
+            # Read it for the sake of its own error (a 32-bit binary, say).
+            Elf(self.exe, self.program)
+            raise NotQemu(f"process {self.pid} ({self.program})")
+        return module
+
+    @cached_property
+    def memory(self) -> ProcessMemory:
+        return ProcessMemory(self.pid)
+
+    @cached_property
+    def version(self) -> str:
+        """QEMU's version as its binary spells it, empty when it does not show."""
+        return read_version(self.binary.elf)
+
+    def threads(self) -> dict[int, str]:
+        """Thread names by host thread id. Raises NoSuchProcess when the process is gone."""
+        names = {}
+        try:
+            tasks = os.listdir(f"/proc/{self.pid}/task")
+        except OSError as error:
+            raise NoSuchProcess(self.pid) from error
+        for task in tasks:
+            try:
+                raw = Path(f"/proc/{self.pid}/task/{task}/comm").read_bytes()
+            except OSError:
+                continue
+            names[int(task)] = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
+        return names
+
+    def tracer(self) -> int:
+        """Pid of whoever ptraces the process, 0 when nobody does."""
+        status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
+        match = re.search(r"^TracerPid:\s*(\d+)", status, re.MULTILINE)
+        return int(match[1]) if match else 0
+
+    def vm_name(self) -> str:
+        """The guest's name (-name), empty when it has none."""
+        arguments = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
+        for option, value in itertools.pairwise(arguments):
+            if option in (b"-name", b"--name"):
+                first = value.split(b",")[0]
+                return first.removeprefix(b"guest=").decode("utf-8", "backslashreplace")
+        return ""
+
+
+def read_version(elf: Elf) -> str:
+    """The version as the program prints it ("7.2.22 (Debian ...)"), empty when not found."""
+    match = VERSION.search(elf.data)
+    return match[1].decode("utf-8", "backslashreplace") if match else ""
+
+
+def list_processes() -> list[Listed]:
+    """The QEMU processes on this machine, by pid."""
+    found = []
+    for entry in sorted(Path("/proc").iterdir(), key=lambda p: p.name.zfill(9)):
+        if not entry.name.isdigit():
+            continue
+        try:
+            link = os.fsencode(os.readlink(entry / "exe"))
+            if not PROGRAMS.search(link.rsplit(b"/", 1)[-1].removesuffix(b" (deleted)")):
+                continue
+            found.append(_list(Process(int(entry.name))))
+        except (OSError, TargetError, PermissionMissing):
+            continue
+    return found
+
+
+def _list(process: Process) -> Listed:
+    tracer = process.tracer()
+    return Listed(
+        pid=process.pid,
+        program=process.program,
+        name=process.vm_name(),
+        version=process.version,
+        threads=len(process.threads()),
+        attachable=f"ebpf (traced by {tracer})" if tracer else "ebpf, gdb",
+    )

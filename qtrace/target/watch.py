@@ -1,0 +1,125 @@
+"""Which sites to probe for the watched bottom halves, and the check before arming."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import capstone
+
+from qtrace.errors import CodeMismatch, NoMatch, ScanFailed
+from qtrace.target.arch_x86_64 import BREAKPOINT
+from qtrace.target.dataflow import direct_target
+from qtrace.target.maps import Module
+from qtrace.target.memory import Memory
+from qtrace.target.scan import BottomHalf, Scan
+
+# The snapshot jobs need the guest stopped (QEMU issue 2111).
+DEFAULT_WATCHED = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
+# Exported and rarely called: recorded beside them, with their stacks.
+PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop")
+
+SiteKind = Literal["schedule", "run", "call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place to probe: a link-time address in the executable, and what a hit means."""
+
+    kind: SiteKind
+    name: str
+    vaddr: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPlan:
+    """The watched bottom halves, and every site that records them."""
+
+    watched: tuple[BottomHalf, ...]
+    sites: tuple[Site, ...]
+
+
+def plan_watch(scan: Scan, module: Module, patterns: Sequence[str] = ()) -> WatchPlan:
+    """Choose the bottom halves by glob patterns, ``DEFAULT_WATCHED`` when there are none.
+
+    Raises:
+        NoMatch: a pattern matches nothing, or only what cannot be watched.
+        ScanFailed: nothing was asked for, and this program has none of the default ones.
+    """
+    chosen: dict[tuple[str, int], BottomHalf] = {}
+    for pattern in patterns or DEFAULT_WATCHED:
+        matches = [half for half in scan.bottom_halves if fnmatchcase(half.name, pattern)]
+        usable = [half for half in matches if half.watchable]
+        if patterns and not usable:
+            raise _no_match(scan, pattern, bool(matches))
+        chosen |= {(half.name, half.callback): half for half in usable}
+    if not chosen:
+        raise ScanFailed(
+            f"{module.name} has none of {', '.join(DEFAULT_WATCHED)}",
+            f"choose one with -b; qtrace scan lists those of a binary (here: {_some(scan)})",
+        )
+    watched = tuple(chosen.values())
+    sites = []
+    for half in watched:
+        sites += [Site("schedule", half.name, site.address) for site in half.sites]
+        sites.append(Site("run", half.name, half.callback))
+    for name in PLAIN_CALLS:
+        address = module.symbols.address(name)
+        if address is not None:
+            sites.append(Site("call", name, address))
+    return WatchPlan(watched, tuple(sites))
+
+
+def _no_match(scan: Scan, pattern: str, variable: bool) -> NoMatch:
+    if variable:
+        return NoMatch(
+            f"'{pattern}' is scheduled with a callback that is a variable: it cannot be watched",
+            "qtrace scan shows which bottom halves can",
+        )
+    names = sorted({half.name for half in scan.bottom_halves if half.watchable})
+    near = difflib.get_close_matches(pattern.strip("*?"), names, n=3, cutoff=0.4) or names[:3]
+    return NoMatch(
+        f"no one-shot bottom half of this QEMU matches '{pattern}'",
+        f"nearest: {', '.join(near)}; qtrace scan lists all {len(names)}",
+    )
+
+
+def _some(scan: Scan) -> str:
+    return ", ".join(half.name for half in scan.bottom_halves if half.watchable)
+
+
+def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> None:
+    """Compare the running code with the file and with what each site must be.
+
+    A probe in the wrong place can kill a VM: a call site must be a direct call or jump to
+    the scheduling function, a callback and a plain call must be the start of a function.
+
+    Raises CodeMismatch.
+    """
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    for site in plan.sites:
+        in_file = module.elf.read(site.vaddr, 16)
+        running = memory.read(site.vaddr + module.bias, len(in_file))
+        # Another tracer's uprobe shows as a breakpoint instruction in the first byte.
+        same = running[1:] == in_file[1:] and running[:1] in (in_file[:1], bytes([BREAKPOINT]))
+        instruction = next(decoder.disasm(in_file, site.vaddr, 1), None)
+        if site.kind == "schedule":
+            expected = instruction is not None and direct_target(instruction) == scan.scheduler
+        else:
+            function = module.frames.function(site.vaddr)
+            expected = instruction is not None and function is not None
+            expected = expected and function is not None and function[0] == site.vaddr
+        if not (same and expected):
+            raise CodeMismatch(
+                f"the code at {module.name}@{site.vaddr:#x} ({site.label}) is not what the "
+                f"{'scan found' if same else 'file says'}",
+                "no probe was set; attach to a QEMU that nothing has patched",
+            )
