@@ -1,0 +1,102 @@
+"""``qtrace attach``: record a live QEMU until something ends it, then the verdict."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from qtrace.cli.options import DURATION, watch_options
+from qtrace.cli.output import format_option
+
+EXAMPLES = """\b
+Examples:
+  qtrace attach --pid 1234                   Ctrl-C ends it
+  qtrace attach --pid 1234 --duration 10m -o trace.csv
+  qtrace attach --pid 1234 -b 'job_*' --format json
+  qtrace attach --pid $(pidof qemu-system-x86_64) --qmp /run/qmp2.sock"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
+@watch_options
+@click.option("--duration", type=DURATION, help="End after this time: 30s, 10m, 2h.")
+@format_option
+def command(
+    pid: int,
+    patterns: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    qmp: Path | None,
+    duration: float | None,
+    output_format: str,
+) -> int:
+    """Record which threads run the watched bottom halves of a live QEMU.
+
+    Two probes per watched bottom half (where it is scheduled, where it runs), none on a
+    hot path; the guest is never stopped. Watched by default: the snapshot jobs', which
+    need the guest stopped (QEMU issue 2111). Ends on Ctrl-C, SIGTERM, after --duration or
+    with the target, and prints the verdict.
+    """
+    from qtrace.recorder.program import compile_ahead
+
+    program = compile_ahead()
+    from qtrace.recorder.session import Recording
+
+    reason = ""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal reason
+        reason = signal.Signals(number).name
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    with tempfile.TemporaryDirectory(prefix="qtrace-") as folder:
+        parquet = output is not None and output.suffix == ".parquet"
+        if output is not None and parquet:
+            from qtrace.trace.writer import check_output
+
+            check_output(output, force)
+            path = output.with_name(f"{output.name}.partial.csv")
+        else:
+            path = output or Path(folder, "trace.csv")
+        with Recording.start(
+            pid, output=path, patterns=patterns, force=force, qmp_socket=qmp, program=program
+        ) as recording:
+            _say(f"recording {', '.join(recording.watched)} of process {pid}", duration)
+            deadline = None if duration is None else time.monotonic() + duration
+            while not reason and not recording.ended:
+                recording.poll(0.1)
+                if deadline is not None and time.monotonic() >= deadline:
+                    reason = "duration"
+            recording.stop("target exited" if recording.ended else reason)
+        return _judge(recording.path, output if parquet else None, force, output_format)
+
+
+def _say(text: str, duration: float | None) -> None:
+    hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
+    click.echo(f"{text} ({hint})", err=True)
+
+
+def _judge(path: Path, parquet: Path | None, force: bool, output_format: str) -> int:
+    """The verdict of what was recorded. pandas is first needed here."""
+    from qtrace.analysis import exit_status, judge
+    from qtrace.cli.output import print_json, stdout
+    from qtrace.cli.report import print_report
+
+    report = judge([path])
+    if output_format == "json":
+        print_json(report)
+    else:
+        print_report(stdout(), report)
+    if parquet is not None:
+        from qtrace.trace.parquet import write_parquet
+        from qtrace.trace.reader import read_trace
+
+        write_parquet(read_trace(path).frame, parquet, force=force)
+        path.unlink()
+    return int(exit_status(report))

@@ -1,0 +1,1 @@
+"""From a target to rows of events. Every recorder writes the same rows."""

@@ -1,0 +1,94 @@
+"""From raw hits to event rows: names, roles, contexts and stacks."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+
+from qtrace.recorder.ebpf import Hit
+from qtrace.target import stack
+from qtrace.target.arch_x86_64 import ARGUMENTS, CALLEE_SAVED
+from qtrace.target.contexts import ContextNames
+from qtrace.target.stack import CopiedStack, Unwinder
+from qtrace.target.threads import ThreadRoles
+from qtrace.target.watch import Site
+from qtrace.trace.schema import COROUTINE, TRUNCATED, UNREADABLE, Event
+
+# A chain that does not reach its thread's first function says so at its root.
+ROOT_MARKS = {
+    stack.COROUTINE: COROUTINE,
+    stack.TRUNCATED: TRUNCATED,
+    stack.UNREADABLE: UNREADABLE,
+}
+QEMUBH_BYTES = 64
+
+
+class RowMaker:
+    """Makes the rows of one recording. ``hits`` counts the hits by site."""
+
+    def __init__(
+        self,
+        sites: dict[int, Site],
+        unwinder: Unwinder,
+        roles: ThreadRoles,
+        contexts: ContextNames,
+    ) -> None:
+        self._sites = sites
+        self._unwinder = unwinder
+        self._roles = roles
+        self._contexts = contexts
+        self.hits: Counter[Site] = Counter()
+
+    def row(self, hit: Hit) -> Event:
+        """The row of one hit."""
+        site = self._sites[hit.address]
+        self.hits[site] += 1
+        frames = self._frames(hit)
+        role = self._roles.role(hit.tid, hit.thread, frames)
+        first, second, third = (hit.registers[register] for register in ARGUMENTS[:3])
+        ctx = bh = callback = opaque = 0
+        if site.kind == "schedule":
+            ctx, callback, opaque = first, second, third
+        elif site.kind == "run":
+            callback, opaque = hit.address, first
+            bh, ctx = find_bottom_half(hit, callback, opaque)
+            if role == "iothread" and not self._contexts.name(ctx):
+                iothread = self._roles.iothread_id(hit.tid, hit.thread)
+                self._contexts.learn(ctx, f"iothread:{iothread}")
+        return Event(
+            time_ns=hit.time_ns,
+            event=site.kind,
+            tid=hit.tid,
+            thread=hit.thread,
+            role=role,
+            name=site.name,
+            context=self._contexts.name(ctx),
+            ctx=ctx,
+            bh=bh,
+            callback=callback,
+            opaque=opaque,
+            stack=frames,
+        )
+
+    def _frames(self, hit: Hit) -> tuple[str, ...]:
+        """Frame names, root first, with a mark where the chain is not whole."""
+        memory = CopiedStack(hit.stack_base, hit.stack)
+        chain = self._unwinder.unwind(hit.registers, memory.word)
+        names = self._unwinder.names(chain)
+        mark = ROOT_MARKS.get(chain.end)
+        return tuple(reversed([*names, mark] if mark else names))
+
+
+def find_bottom_half(hit: Hit, callback: int, opaque: int) -> tuple[int, int]:
+    """The QEMUBH and its context at a callback's entry, (0, 0) when no register holds it.
+
+    One of the callee-saved registers of aio_bh_call() or aio_bh_poll() points to the
+    bottom half; which one is the compiler's choice. The right one is known by what it
+    points at: {ctx, [name,] cb, opaque, ...} with this very cb and opaque (``name`` came
+    with 0f08586c71, 6.2).
+    """
+    for index, register in enumerate(CALLEE_SAVED):
+        words = struct.unpack_from("<8Q", hit.candidates, index * QEMUBH_BYTES)
+        if words[2:4] == (callback, opaque) or words[1:3] == (callback, opaque):
+            return hit.registers[register], words[0]
+    return 0, 0

@@ -1,0 +1,245 @@
+"""One recording of one process: arm, take rows until something ends it, close in good order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qtrace.errors import NoSuchProcess
+from qtrace.recorder.ebpf import EbpfProbes, Hit
+from qtrace.recorder.ending import Watcher
+from qtrace.recorder.program import WatchProgram, compile_ahead
+from qtrace.recorder.rows import RowMaker
+from qtrace.target.contexts import ContextNames
+from qtrace.target.jit import read_jit_code
+from qtrace.target.process import Process
+from qtrace.target.scan import BottomHalf, Scan
+from qtrace.target.scan_cache import scan_module
+from qtrace.target.stack import Unwinder
+from qtrace.target.threads import ThreadRoles
+from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan, check_sites, plan_watch
+from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
+from qtrace.trace.writer import CsvWriter
+
+# How often the kernel's loss counters are read: the width of a loss's interval.
+LOSS_CHECK_NS = 100_000_000
+
+
+class Recording:
+    """A context manager that is armed from the start and disarmed at the end.
+
+    Attributes:
+        path: the CSV that grows with every ``poll``.
+        ended: the target is gone; no more rows come.
+        watched: the bottom halves' names.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        scan: Scan,
+        plan: WatchPlan,
+        probes: EbpfProbes,
+        writer: CsvWriter,
+        roles: ThreadRoles,
+    ) -> None:
+        self._process = process
+        self._watcher = Watcher(process.pid)
+        self._plan = plan
+        self._probes = probes
+        self._writer = writer
+        self._roles = roles
+        self._unwinder = Unwinder(process.space)
+        bias = process.binary.bias
+        self._sites = {site.vaddr + bias: site for site in plan.sites}
+        contexts = ContextNames(scan, process.binary, process.memory)
+        self._rows = RowMaker(self._sites, self._unwinder, roles, contexts)
+        self._lost: dict[int, int] = {}
+        self._loss_checked_ns = time.monotonic_ns()
+        self._surveyed = False
+        self._stopped = False
+        self.ended = False
+        self.path = writer.path
+        self.watched = tuple(half.name for half in plan.watched)
+
+    @classmethod
+    def start(
+        cls,
+        pid: int,
+        *,
+        output: Path,
+        patterns: Sequence[str] = (),
+        force: bool = False,
+        qmp_socket: Path | None = None,
+        program: Future[WatchProgram] | None = None,
+    ) -> Recording:
+        """Arm every probe of a recording.
+
+        Args:
+            output: the CSV to write.
+            patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
+            qmp_socket: a QMP socket of the target to ask for its threads.
+            program: the BPF program, when its compilation was begun before.
+
+        Raises:
+            QtraceError: whatever stands in the way; nothing is armed then.
+        """
+        writer = CsvWriter(output, force)
+        process = Process(pid)
+        program = program or compile_ahead()
+        module = process.binary
+        scan = scan_module(module)
+        module.static_names = {half.callback: half.name for half in scan.bottom_halves}
+        plan = plan_watch(scan, module, patterns)
+        check_sites(plan, scan, module, process.memory)
+        known = {}
+        if qmp_socket is not None:
+            from qtrace.target.qmp import QmpClient, thread_roles
+
+            with QmpClient(qmp_socket) as client:
+                known = thread_roles(client)
+        probes = EbpfProbes(process, program.result())
+        try:
+            recording = cls(process, scan, plan, probes, writer, ThreadRoles(process, known))
+            began_ns = time.monotonic_ns()
+            probes.attach(plan.sites)
+            writer.write([_attach_row(began_ns, process, scan, plan)])
+            writer.flush()
+        except ProcessLookupError as error:
+            probes.close()
+            raise NoSuchProcess(pid) from error
+        except BaseException:
+            probes.close()
+            raise
+        return recording
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """The new rows, already on disk; empty when none came in time.
+
+        Raises OutputFailed when the trace cannot be written any more.
+        """
+        if self._stopped or self.ended:
+            return []
+        self._survey()
+        rows = self._take(self._probes.poll(timeout_s))
+        if self._watcher.ended():
+            self.ended = True
+            rows += self._take(self._probes.drain())
+            status = self._watcher.status()
+            rows.append(Event(time.monotonic_ns(), "exit", detail=status))
+        if self.ended or time.monotonic_ns() - self._loss_checked_ns >= LOSS_CHECK_NS:
+            rows += self._losses()
+        self._write(rows)
+        return rows
+
+    def stop(self, reason: str) -> None:
+        """Disarm, write what is left and the closing row. Calling it again does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
+        try:
+            self._probes.close()
+            self._write([*self._take(self._probes.drain()), *self._losses()])
+            hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
+            for site, count in self._rows.hits.items():
+                hits[site.label] += count
+            detail = {
+                "reason": reason,
+                "lost": sum(self._lost.values()),
+                "hits": dict(hits),
+                "silent": _silent(self._plan, hits),
+            }
+            self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
+        finally:
+            self._writer.close()
+            self._watcher.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._probes.close()
+        if error is None or not isinstance(error, OSError):
+            self.stop("target exited" if self.ended else "interrupted")
+
+    def _survey(self) -> None:
+        """Learn what stacks need and the threads' roles; after arming, as it reads files."""
+        if not self._surveyed:
+            self._surveyed = True
+            process = self._process
+            self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
+            try:
+                self._roles.survey(self._unwinder)
+            except NoSuchProcess:
+                return
+
+    def _take(self, hits: list[Hit]) -> list[Event]:
+        # CPUs reserve and take the time in two steps: neighbours may be swapped.
+        return [self._rows.row(hit) for hit in sorted(hits, key=lambda hit: hit.time_ns)]
+
+    def _losses(self) -> list[Event]:
+        now = time.monotonic_ns()
+        rows = []
+        for address, count in self._probes.lost().items():
+            new = count - self._lost.get(address, 0)
+            if new:
+                site = self._sites[address]
+                detail = {"count": new, "since_ns": self._loss_checked_ns, "site": site.label}
+                rows.append(Event(now, "lost", name=site.name, detail=detail))
+                self._lost[address] = count
+        self._loss_checked_ns = now
+        return rows
+
+    def _write(self, rows: list[Event]) -> None:
+        self._writer.write(rows)
+        self._writer.flush()
+
+
+def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
+    """The probes that never fired although their counterpart did, more than once."""
+    silent = []
+    for half in plan.watched:
+        pair = (Site("schedule", half.name, 0).label, Site("run", half.name, 0).label)
+        for label, other in (pair, pair[::-1]):
+            if not hits[label] and hits[other] > 1:
+                silent.append(label)
+    return silent
+
+
+def _attach_row(time_ns: int, process: Process, scan: Scan, plan: WatchPlan) -> Event:
+    detail: dict[str, Any] = {
+        "format": FORMAT,
+        "version": [MAJOR, MINOR],
+        "wall_clock": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "recorder": "ebpf",
+        "target": {
+            "pid": process.pid,
+            "program": escape(process.program),
+            "exe": escape(process.exe_path),
+            "version": scan.version,
+            "build_id": scan.build_id,
+        },
+        "watched": [_watched(half) for half in plan.watched],
+        "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
+    }
+    return Event(time_ns, "attach", detail=detail)
+
+
+def _watched(half: BottomHalf) -> dict[str, Any]:
+    return {
+        "name": half.name,
+        "callback": f"{half.callback:#x}",
+        "call_sites": [f"{site.address:#x}" for site in half.sites],
+        "context": half.sites[0].context,
+    }
