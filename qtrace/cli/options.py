@@ -30,6 +30,7 @@ class Duration(click.ParamType[float]):
 
 DURATION = Duration()
 
+
 def watch_options(function: F) -> F:
     """What to watch, and where the trace goes."""
     path = click.Path(path_type=Path, dir_okay=False)

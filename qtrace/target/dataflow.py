@@ -9,9 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import capstone
+import numpy as np
+import numpy.typing as npt
 from capstone import x86
 
 from qtrace.target.elf import Elf
+
+Bytes = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
 
 CALLER_SAVED = frozenset({"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"})
 
@@ -162,8 +167,6 @@ def references_to(elf: Elf, targets: Iterable[int]) -> list[int]:
 
     A search over raw bytes: each hit still has to be an instruction (``Function``).
     """
-    import numpy as np
-
     hits: list[int] = []
     wanted = np.array(sorted(targets), dtype=np.int64)
     for segment in elf.code:
@@ -171,15 +174,33 @@ def references_to(elf: Elf, targets: Iterable[int]) -> list[int]:
             memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
         )
         # call rel32, jmp rel32, and jcc rel32 (0f 8x), the displacement after the opcode.
-        opcodes = np.flatnonzero(((code[:-5] & 0xFE) == 0xE8) | ((code[:-5] & 0xF0) == 0x80))
+        opcodes = np.flatnonzero(((code[:-4] & 0xFE) == 0xE8) | ((code[:-4] & 0xF0) == 0x80))
         conditional = (code[opcodes] & 0xF0) == 0x80
         opcodes = opcodes[~conditional | (code[np.maximum(opcodes - 1, 0)] == 0x0F)]
-        displacement = np.zeros(len(opcodes), np.int64)
-        for byte in range(4):
-            displacement |= code[opcodes + 1 + byte].astype(np.int64) << (8 * byte)
-        displacement = (displacement ^ 0x80000000) - 0x80000000
-        goes_to = segment.vaddr + opcodes + 5 + displacement
+        goes_to = segment.vaddr + opcodes + 5 + displacements(code, opcodes + 1)
         for opcode in opcodes[np.isin(goes_to, wanted)]:
             is_conditional = (code[opcode] & 0xF0) == 0x80
             hits.append(int(segment.vaddr + opcode - (1 if is_conditional else 0)))
+        hits += [
+            address for target in wanted for address in _short_jumps(code, segment.vaddr, target)
+        ]
     return hits
+
+
+def displacements(code: Bytes, at: Offsets) -> Offsets:
+    """The signed 32-bit displacements that start at these offsets."""
+    value = np.zeros(len(at), np.int64)
+    for byte in range(4):
+        value |= code[at + byte].astype(np.int64) << (8 * byte)
+    return (value ^ 0x80000000) - 0x80000000
+
+
+def _short_jumps(code: Bytes, base: int, target: int) -> list[int]:
+    """jmp rel8 and jcc rel8 to a target: a tail call of its neighbour in the same file."""
+    first, last = max(target - base - 129, 0), min(target - base + 126, len(code) - 1)
+    if last <= first:
+        return []
+    at = np.arange(first, last)
+    is_jump = (code[at] == 0xEB) | ((code[at] & 0xF0) == 0x70)
+    goes_to = base + at + 2 + code[at + 1].astype(np.int8)
+    return [int(base + offset) for offset in at[is_jump & (goes_to == target)]]

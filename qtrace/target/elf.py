@@ -166,5 +166,3 @@ class Elf:
                 self.read(tags["DT_STRTAB"], tags.get("DT_STRSZ", 0)),
             )
         return None
-
-

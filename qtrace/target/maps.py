@@ -101,9 +101,7 @@ class AddressSpace:
             if mapping.inode and mapping.key not in self._files:
                 self._files[mapping.key] = _MappedFile(mapping)
         self._starts = [m.start for m in executable]
-        self._ranges = [
-            (m.end, m.key if m.inode else None, Path(m.path).name) for m in executable
-        ]
+        self._ranges = [(m.end, m.key if m.inode else None, Path(m.path).name) for m in executable]
 
     def find(self, address: int) -> tuple[Module | None, str] | None:
         """The module mapped at an address, with the mapping's name.

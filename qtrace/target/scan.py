@@ -12,6 +12,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from qtrace.errors import NotQemu, ScanFailed
 from qtrace.target.cfi import CallFrames
 from qtrace.target.dataflow import (
@@ -21,6 +23,7 @@ from qtrace.target.dataflow import (
     Returned,
     State,
     direct_target,
+    displacements,
     references_to,
 )  # fmt: skip
 from qtrace.target.elf import Elf
@@ -264,18 +267,12 @@ def _strings(elf: Elf, text: str) -> list[int]:
 
 def _lea_references(elf: Elf, target: int) -> list[int]:
     """Addresses of `lea rcx, [rip + target]`: 48 8d 0d, the displacement after it."""
-    import numpy as np
-
     hits = []
     for segment in elf.code:
         code = np.frombuffer(
             memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
         )
-        at = np.flatnonzero((code[:-7] == 0x48) & (code[1:-6] == 0x8D) & (code[2:-5] == 0x0D))
-        displacement = np.zeros(len(at), np.int64)
-        for byte in range(4):
-            displacement |= code[at + 3 + byte].astype(np.int64) << (8 * byte)
-        displacement = (displacement ^ 0x80000000) - 0x80000000
-        loads = segment.vaddr + at + 7 + displacement
+        at = np.flatnonzero((code[:-6] == 0x48) & (code[1:-5] == 0x8D) & (code[2:-4] == 0x0D))
+        loads = segment.vaddr + at + 7 + displacements(code, at + 3)
         hits += [int(segment.vaddr + a) for a in at[loads == target]]
     return hits

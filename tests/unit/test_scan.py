@@ -1,0 +1,137 @@
+"""The scan of the QEMUs that are installed: names, callbacks, contexts, and no symbols."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
+from qtrace.target import scan_cache
+from qtrace.target.cfi import CallFrames
+from qtrace.target.elf import Elf
+from qtrace.target.maps import Module
+from qtrace.target.scan import Scan, scan_binary
+from qtrace.target.symbols import SymbolTable, load_symbols
+
+JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
+
+
+def scan_of(path: Path, *, symbols: bool = True) -> Scan:
+    elf = Elf(path)
+    table = load_symbols(elf) if symbols else SymbolTable([])
+    return scan_binary(elf, table, CallFrames(elf), "")
+
+
+@pytest.mark.qemu
+def test_the_snapshot_jobs_are_found_with_one_call_site_each_into_main(qemu_binary: Path) -> None:
+    scan = scan_of(qemu_binary)
+    found = {half.name: half for half in scan.bottom_halves}
+    for name in JOBS:
+        assert found[name].callback
+        assert [site.context for site in found[name].sites] == ["main"]
+    # effd60c878 (9.0 and stable backports): commands are dispatched in the iohandler context.
+    assert [s.context for s in found["do_qmp_dispatch_bh"].sites] == ["iohandler"]
+
+
+@pytest.mark.qemu
+def test_every_call_site_is_read_and_all_but_variables_are_named(qemu_binary: Path) -> None:
+    scan = scan_of(qemu_binary)
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", qemu_binary],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    target = f"{scan.scheduler:x} <aio_bh_schedule_oneshot_full"
+    expected = {int(line.split(":")[0], 16) for line in listing.splitlines() if target in line
+                and line.startswith(" ")}  # fmt: skip
+    assert {s.address for half in scan.bottom_halves for s in half.sites} == expected
+    unnamed = [half.name for half in scan.bottom_halves if not half.watchable]
+    assert unnamed == ["cb"]
+
+
+@pytest.mark.qemu
+def test_without_symbols_the_name_strings_lead_to_the_same_scan(qemu_binary: Path) -> None:
+    known, blind = scan_of(qemu_binary), scan_of(qemu_binary, symbols=False)
+    assert blind.found_by == "names"
+    assert blind.scheduler == known.scheduler
+    assert [(h.name, h.callback) for h in blind.bottom_halves] == [
+        (h.name, h.callback) for h in known.bottom_halves
+    ]
+
+
+@pytest.mark.qemu
+def test_symbols_are_found_without_section_headers(qemu_binary: Path, tmp_path: Path) -> None:
+    stripped = tmp_path / "qemu"
+    data = bytearray(qemu_binary.with_name("qemu-img").read_bytes())
+    data[0x28:0x30] = bytes(8)  # e_shoff
+    data[0x3C:0x40] = bytes(4)  # e_shnum, e_shstrndx
+    stripped.write_bytes(data)
+    assert load_symbols(Elf(stripped)).address("aio_poll") == load_symbols(
+        Elf(qemu_binary.with_name("qemu-img"))
+    ).address("aio_poll")
+
+
+@pytest.mark.qemu
+def test_a_cached_scan_is_used_only_where_the_code_agrees(
+    qemu_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tool = qemu_binary.with_name("qemu-img")
+    first = scan_cache.scan_module(Module(Elf(tool), 0))
+    (path,) = scan_cache.cache_folder().glob("scan-*.json")
+    assert scan_cache.scan_module(Module(Elf(tool), 0)) == first
+
+    forged = json.loads(path.read_text())
+    forged["bottom_halves"][0]["sites"][0]["address"] += 1
+    path.write_text(json.dumps(forged))
+    assert scan_cache.scan_module(Module(Elf(tool), 0)) == first
+    for broken in ("", "{}", "[1]", "null"):
+        path.write_text(broken)
+        assert scan_cache.scan_module(Module(Elf(tool), 0)) == first
+
+
+@pytest.mark.qemu
+def test_the_command_prints_json_alone_on_stdout(qemu_binary: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "scan", str(qemu_binary), "-b", "snapshot_*",
+         "--format", "json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    report = json.loads(run.stdout)
+    assert report["schema_version"] == 1
+    assert {half["name"] for half in report["bottom_halves"]} == set(JOBS)
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(b"", UnsupportedBinary), (b"#!/bin/sh\n", UnsupportedBinary), (b"\x7fELF", UnsupportedBinary),
+     (None, TargetError)],
+)  # fmt: skip
+def test_what_is_no_elf_file_is_refused(
+    tmp_path: Path, content: bytes | None, error: type[Exception]
+) -> None:
+    path = tmp_path / "binary"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error):
+        Elf(path)
+
+
+def test_a_program_that_is_not_qemu_is_refused() -> None:
+    elf = Elf(shutil.which("ls") or "/bin/ls")
+    with pytest.raises(NotQemu):
+        scan_binary(elf, load_symbols(elf), CallFrames(elf), "")
+
+
+def test_a_32_bit_binary_is_refused(tmp_path: Path) -> None:
+    header = bytearray(Path("/proc/self/exe").read_bytes()[:64])
+    header[18:20] = (40).to_bytes(2, "little")  # e_machine: ARM
+    path = tmp_path / "arm"
+    path.write_bytes(header + bytes(4096))
+    with pytest.raises(UnsupportedBinary, match="x86-64"):
+        Elf(path)
