@@ -80,7 +80,7 @@ def _hits_of_own_call(bcc: Any) -> int:
     try:
         # libbcc's own calls, as the recorder's: BPF.detach_uprobe() fails without tracefs.
         fd = bcc.lib.bpf_attach_uprobe(
-            program.load_func("count", bcc.BPF.KPROBE).fd,
+            program.load_func(b"count", bcc.BPF.KPROBE).fd,
             UPROBE_ENTRY,
             f"qtrace_doctor_{os.getpid()}".encode(),
             os.fsencode(libc.path),
@@ -94,7 +94,7 @@ def _hits_of_own_call(bcc: Any) -> int:
             os.getppid()
         finally:
             bcc.lib.bpf_close_perf_event_fd(fd)
-        return sum(int(value.value) for value in program["hits"].values())
+        return sum(int(value.value) for value in program[b"hits"].values())
     finally:
         program.cleanup()
 

@@ -1,0 +1,64 @@
+# Everything a developer types. `make demo` and `make test` need nothing typed before them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+LOCK := $(BIN)/pip-compile --quiet --strip-extras --no-emit-options \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+export CUSTOM_COMPILE_COMMAND := make lock
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: venv ## Catch QEMU running a bottom half on the wrong thread, live (about a minute)
+	@$(BIN)/qtrace lab vcpu-poll
+
+.PHONY: test
+test: venv ## Every test that shows one thing once (under 10 minutes)
+	@scripts/qemus.sh || [ -z "$${QTRACE_REQUIRE:-}" ] # elsewhere its tests skip and say so
+	@$(BIN)/pytest
+
+.PHONY: soak
+soak: venv qemus ## The whole matrix and the large counts (hours)
+	@$(BIN)/pytest -m soak --timeout=0
+
+.PHONY: bench
+bench: venv qemus ## Measure against what one would use instead
+	@$(BIN)/python -m benchmarks
+
+.PHONY: lint
+lint: venv ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p qtrace
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: venv ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: qemus
+qemus: ## Unpack a second QEMU, 10.0 from bookworm-backports, below .cache/
+	@scripts/qemus.sh
+
+.PHONY: venv
+venv: ## Install what is missing and make .venv (the other targets do it by themselves)
+	@scripts/setup.sh
+
+.PHONY: lock
+lock: venv ## Pin the newest versions of the Python dependencies
+	$(LOCK) --upgrade --output-file requirements.txt pyproject.toml
+	$(LOCK) --upgrade --extra notebook --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+
+.PHONY: wheel
+wheel: venv ## Build the wheel and the source archive into dist/
+	@$(BIN)/python -m build --no-isolation --outdir dist
+
+.PHONY: clean
+clean: ## Remove what the build and the tools left (not .venv, not .cache)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -path ./.venv -prune -o -path ./.cache -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,101 @@
+"""What tests need of the host, and the QEMUs and accelerators they run on.
+
+A test marked ``bpf``, ``gdb`` or ``qemu`` skips where the host lacks it, and says what
+enables it. Each name in ``QTRACE_REQUIRE=bpf,gdb,qemu,kvm`` turns such skips into failures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS = ("bpf", "gdb", "qemu", "kvm")
+REQUIRED = frozenset(filter(None, os.environ.get("QTRACE_REQUIRE", "").split(",")))
+
+BACKPORTS = ROOT / ".cache/qemu-backports/usr/bin/qemu-system-x86_64"
+# The executable of each QEMU that tests run on, with the command that brings it.
+QEMUS = (
+    (shutil.which("qemu-system-x86_64"), "apt-get install qemu-system-x86 qemu-utils"),
+    (str(BACKPORTS) if BACKPORTS.exists() else None, "make qemus"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := REQUIRED - set(NEEDS):
+        raise pytest.UsageError(f"QTRACE_REQUIRE names {sorted(unknown)}; known are {NEEDS}")
+    # Scans and headers are cached, but not where the user's own are.
+    os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache/tests")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for need in NEEDS:
+        if item.get_closest_marker(need) and (reason := missing(need)):
+            absent(need, reason)
+
+
+def absent(need: str, reason: str) -> None:
+    """Skip the test, or fail where what it needs is required."""
+    if need in REQUIRED:
+        pytest.fail(f"required by QTRACE_REQUIRE, but {reason}", pytrace=False)
+    pytest.skip(f"{need}: {reason}")
+
+
+@cache
+def missing(need: str) -> str:
+    """Why the host cannot run tests that need this; empty when it can."""
+    if need == "qemu":
+        return "" if QEMUS[0][0] else f"there is no QEMU: {QEMUS[0][1]}"
+    if need == "kvm":
+        return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm cannot be opened"
+    wanted = {"bpf": "ebpf", "gdb": "gdb"}[need]
+    for check in doctor()["checks"]:
+        if wanted in check["needed_for"] and check["state"] != "ok":
+            return f"{check['name']}: {check['detail']}: {check['remedy'] or 'qtrace doctor'}"
+    return ""
+
+
+@cache
+def doctor() -> dict[str, Any]:
+    """What ``qtrace doctor`` finds by really trying."""
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "doctor", "--format", "json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if not run.stdout:
+        pytest.fail(f"qtrace doctor says nothing:\n{run.stderr}", pytrace=False)
+    report: dict[str, Any] = json.loads(run.stdout)
+    return report
+
+
+def version(qemu: str) -> str:
+    """The major and minor version, as in ``7.2``."""
+    shown = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=60).stdout
+    match = re.search(r"version (\d+\.\d+)", shown)
+    return match[1] if match else "unknown"
+
+
+@pytest.fixture(
+    params=[pytest.param(q, id=version(q[0]) if q[0] else q[1].replace(" ", "-")) for q in QEMUS]
+)
+def qemu_binary(request: pytest.FixtureRequest) -> Path:
+    """Each QEMU's ``qemu-system-x86_64``; qemu-img and others lie beside it."""
+    path, remedy = request.param
+    if path is None:
+        absent("qemu", f"this QEMU is not here: {remedy}")
+    return Path(path)
+
+
+@pytest.fixture(params=["tcg", pytest.param("kvm", marks=pytest.mark.kvm)])
+def accel(request: pytest.FixtureRequest) -> str:
+    """Each accelerator, as ``-accel`` takes it."""
+    return str(request.param)
