@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qtrace.roles import Role
+
 FORMAT = "qtrace"
 MAJOR = 1
 MINOR = 0
@@ -15,7 +17,6 @@ EventKind = Literal[
     "attach", "schedule", "run", "return", "cancel", "delete", "call", "co_schedule",
     "blocked", "qmp", "job", "lost", "exit", "detach",
 ]  # fmt: skip
-Role = Literal["main", "vcpu", "iothread", "migration", "worker", "other", ""]
 
 # Frames that are no functions: what a stack that does not reach its thread's start ends in.
 TRUNCATED = "[truncated]"

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None, reason="gcc is missing: apt-get install gcc"
 )
 
-PROLOGUE = ".globl callee\n.type callee,@function\ncallee: .cfi_startproc\n ret\n.cfi_endproc\n.size callee,.-callee\n"
+PROLOGUE = """
+.globl callee
+.type callee,@function
+callee: .cfi_startproc
+ ret
+.cfi_endproc
+.size callee,.-callee
+"""
 
 
 def build(folder: Path, body: str) -> tuple[Elf, SymbolTable, CallFrames]:

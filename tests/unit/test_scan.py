@@ -12,6 +12,7 @@ import pytest
 
 from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
 from qtrace.target import scan_cache
+from qtrace.target.cache import cache_folder
 from qtrace.target.cfi import CallFrames
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
@@ -82,7 +83,7 @@ def test_a_cached_scan_is_used_only_where_the_code_agrees(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tool = qemu_binary.with_name("qemu-img")
     first = scan_cache.scan_module(Module(Elf(tool), 0))
-    (path,) = scan_cache.cache_folder().glob("scan-*.json")
+    (path,) = cache_folder().glob("scan-*.json")
     assert scan_cache.scan_module(Module(Elf(tool), 0)) == first
 
     forged = json.loads(path.read_text())

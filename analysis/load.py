@@ -1,0 +1,41 @@
+"""One trace, several, a folder of them or a pattern."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from qtrace.errors import TraceUnreadable
+from qtrace.trace.reader import Trace, read_trace
+
+SUFFIXES = (".csv", ".parquet")
+
+
+def load(source: str | Path | Trace | Iterable[str | Path | Trace]) -> list[Trace]:
+    """Read every trace that ``source`` names: a file, a folder, a glob, or a list of these.
+
+    Traces that are read already pass through.
+
+    Raises:
+        TraceUnreadable: one of them is broken, or a folder or glob holds none.
+    """
+    if isinstance(source, Trace):
+        return [source]
+    if isinstance(source, (str, Path)):
+        return [read_trace(path) for path in _files(Path(source))]
+    return [trace for item in source for trace in load(item)]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
+    elif glob.has_magic(str(path)) and not path.exists():
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    else:
+        return [path]
+    if not found:
+        raise TraceUnreadable(
+            f"no trace at {path}", f"name a file, or a folder with {' or '.join(SUFFIXES)} files"
+        )
+    return found

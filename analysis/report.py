@@ -1,0 +1,184 @@
+"""The answer for a set of traces, as plain data: what `qtrace analyze` prints."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qtrace.analysis.calls import summarize_calls
+from qtrace.analysis.instances import KINDS, pair_instances
+from qtrace.analysis.load import load
+from qtrace.analysis.stacks import functions
+from qtrace.analysis.verdicts import FINDINGS, SILENT, classify, worst
+from qtrace.errors import ExitStatus, NoMatch
+from qtrace.trace.reader import Trace
+
+
+def judge(
+    traces: str | Path | Trace | Iterable[str | Path | Trace],
+    patterns: Iterable[str] = (),
+    strict: bool = False,
+) -> dict[str, Any]:
+    """The verdict over all traces; pairs are made inside each of them.
+
+    Args:
+        traces: whatever ``load`` takes.
+        patterns: globs of bottom halves to judge, instead of those the recordings watched.
+        strict: a ``nested-poll`` for a device's access is a finding too.
+
+    Returns:
+        JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``,
+        ``bottom_halves``, ``calls``, ``traces``, ``warnings``. Times are nanoseconds.
+
+    Raises:
+        TraceUnreadable: see ``load``.
+        NoMatch: a pattern matches no bottom half of these traces.
+    """
+    loaded = load(traces)
+    parts = [
+        classify(pair_instances(trace.frame), trace).assign(trace=number)
+        for number, trace in enumerate(loaded)
+    ]
+    names = _choose(loaded, list(patterns))
+    halves = [_bottom_half(name, loaded, parts, strict) for name in names]
+    return {
+        "verdict": worst(half["verdict"] for half in halves),
+        "complete": all(trace.complete for trace in loaded),
+        "lost_events": sum(trace.lost_events for trace in loaded),
+        "target": loaded[0].header["target"] if loaded else {},
+        "bottom_halves": halves,
+        "calls": summarize_calls(loaded),
+        "traces": [_describe(trace) for trace in loaded],
+        "warnings": [f"{trace.path}: {text}" for trace in loaded for text in trace.warnings],
+    }
+
+
+def exit_status(report: dict[str, Any]) -> ExitStatus:
+    """A proven finding wins over what stays open."""
+    halves = report["bottom_halves"]
+    if any(half["findings"] for half in halves):
+        return ExitStatus.FINDING
+    if any("inconclusive" in (half["verdict"], *half["verdicts"]) for half in halves):
+        return ExitStatus.INCONCLUSIVE
+    return ExitStatus.OK
+
+
+def _describe(trace: Trace) -> dict[str, Any]:
+    return {
+        "path": str(trace.path),
+        "target": trace.header["target"],
+        "recorder": trace.header.get("recorder", ""),
+        "wall_clock": trace.header.get("wall_clock", ""),
+        "complete": trace.complete,
+        "lost_events": trace.lost_events,
+        "exit": trace.exit,
+        "silent": trace.detach.get("silent", []),
+    }
+
+
+def _choose(traces: list[Trace], patterns: list[str]) -> list[str]:
+    """The bottom halves to judge: watched ones in their order, or those the patterns name."""
+    watched = dict.fromkeys(item["name"] for trace in traces for item in trace.header["watched"])
+    seen: dict[str, None] = {}
+    for trace in traces:
+        rows = trace.frame["event"].isin(KINDS)
+        seen |= dict.fromkeys(trace.frame.loc[rows, "name"].drop_duplicates())
+    if not patterns:
+        return list(watched or seen)
+    known = list(watched | seen)
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = fnmatch.filter(known, pattern)
+        if not found:
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            raise NoMatch(
+                f"no bottom half of these traces matches {pattern!r}",
+                f"the nearest names are: {', '.join(near) or 'none, they hold no bottom half'}",
+            )
+        chosen |= dict.fromkeys(found)
+    return [name for name in known if name in chosen]
+
+
+def _bottom_half(
+    name: str, traces: list[Trace], parts: list[pd.DataFrame], strict: bool
+) -> dict[str, Any]:
+    own = [part[(part["name"] == name).to_numpy()] for part in parts]
+    counts: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    notes: list[str] = []
+    verdicts: list[str] = []
+    for part in own:
+        _count(counts, part["verdict"])
+        _count(reasons, part.loc[part["reason"] != "", "reason"])
+        scheduled, runs = part["scheduled_ns"].notna().sum(), (part["end"] == "run").sum()
+        if runs >= SILENT and not scheduled:
+            notes.append(f"it ran {runs} times, but the probe on its schedule never fired")
+            verdicts.append("inconclusive")
+    if not counts and any(trace.lost_events for trace in traces):
+        notes.append("no event of it was recorded, but events were lost")
+        verdicts.append("inconclusive")
+    notes += [f"{count} inconclusive: {reason}" for reason, count in reasons.items()]
+    findings = [
+        finding
+        for part, trace in zip(own, traces, strict=True)
+        for finding in _findings(part, trace, strict)
+    ]
+    return {
+        "name": name,
+        "scheduled": int(sum(part["scheduled_ns"].notna().sum() for part in own)),
+        "verdict": worst([*counts, *verdicts]),
+        "verdicts": counts,
+        "notes": notes,
+        "findings": findings,
+    }
+
+
+def _count(counts: dict[str, int], values: pd.Series) -> None:
+    for value, count in values.astype(object).value_counts().items():
+        counts[str(value)] = counts.get(str(value), 0) + int(count)
+
+
+def _findings(part: pd.DataFrame, trace: Trace, strict: bool) -> list[dict[str, Any]]:
+    """The findings of one bottom half in one trace, in time order."""
+    found = part["verdict"].isin(FINDINGS).to_numpy()
+    if strict:
+        nested = (part["verdict"] == "nested-poll").to_numpy()
+        found = found | (nested & (part["device_frame"] >= 0).to_numpy())
+    rows = part[found].sort_values("ended_ns", kind="stable")
+    rows = rows.astype(object).where(rows.notna(), None)
+    return [
+        _finding(dict(zip(map(str, rows.columns), row, strict=True)), trace)
+        for row in rows.to_numpy()
+    ]
+
+
+def _finding(row: dict[str, Any], trace: Trace) -> dict[str, Any]:
+    numbers = [number for number in (row["scheduled_row"], row["ended_row"]) if number is not None]
+    finding = {
+        "verdict": row["verdict"],
+        "thread": row["thread"],
+        "role": row["role"],
+        "tid": row["tid"],
+        "context": row["context"],
+        "time_ns": row["ended_ns"],
+        "scheduled_ns": row["scheduled_ns"],
+        "scheduled_by_tid": row["scheduled_by_tid"],
+        "scheduled_by_thread": row["scheduled_by_thread"],
+        "scheduled_by_role": row["scheduled_by_role"],
+        "scheduled_stack": functions(row["scheduled_stack"]),
+        "stack": functions(row["stack"]),
+        "deciding_frame": row["deciding_frame"],
+        "device_frame": row["device_frame"] if row["device_frame"] >= 0 else None,
+        "evidence": {"trace": str(trace.path), "rows": numbers},
+    }
+    return {key: _plain(value) for key, value in finding.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,92 @@
+"""What a stack proves: who dispatched the callback, and on what kind of thread."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+
+from qtrace.roles import VCPU
+from qtrace.trace.schema import COROUTINE, TRUNCATED, UNREADABLE
+
+# aio_poll() runs bottom halves of its context itself; everything else goes through a GSource:
+# g_main_context_dispatch() -> aio_ctx_dispatch() -> aio_dispatch() -> aio_bh_poll().
+POLL = "aio_poll"
+LOOPS = frozenset({"aio_dispatch", "aio_ctx_dispatch", "g_main_context_dispatch"})
+
+# The guest reached a device: MMIO, port I/O or DMA on its behalf.
+DEVICE = re.compile(
+    r"memory_region_(dispatch_)?(read|write)|address_space_|flatview_|"
+    r"cpu_(in|out)[bwl]$|ide_|ahci_|pflash_|virtio_|scsi_|nvme_|fdctrl_"
+)
+ENDS = frozenset({TRUNCATED, UNREADABLE, COROUTINE})
+
+OFFSET = re.compile(r"\+0x[0-9a-f]+$")
+# Parts that the compiler split off a function bear its name with a suffix.
+CLONE = re.compile(r"\.(cold|part|isra|constprop|lto_priv)\b.*$")
+
+
+@dataclass(frozen=True)
+class StackFacts:
+    """One stack, judged. Indexes count frames from the leaf; -1 where there is none.
+
+    Attributes:
+        dispatcher: "poll", "loop", or "" when the stack does not show it.
+        deciding_frame: the innermost dispatcher's frame.
+        device_frame: the innermost frame towards the root, seen from there, that shows a
+            guest's access to a device.
+        in_poll: ``aio_poll`` is anywhere on the stack.
+        vcpu: a frame that only a vCPU thread has.
+        problem: why there is no dispatcher, in words.
+    """
+
+    dispatcher: str
+    deciding_frame: int
+    device_frame: int
+    in_poll: bool
+    vcpu: bool
+    problem: str
+
+
+def functions(stack: str) -> list[str]:
+    """A folded stack (``root;...;leaf``) to its functions, leaf first, offsets stripped."""
+    return [OFFSET.sub("", frame) for frame in reversed(stack.split(";"))] if stack else []
+
+
+def judge_stack(stack: str) -> StackFacts:
+    """Read one folded stack; its leaf is the callback itself."""
+    names = [CLONE.sub("", name) for name in functions(stack)]
+    callers = range(1, len(names))
+    deciding = next(
+        (i for i in callers if names[i] == POLL or names[i] in LOOPS or names[i] in ENDS), -1
+    )
+    problem = ""
+    if not names or names[0] in ENDS:
+        problem = "its stack could not be read"
+    elif deciding < 0 or names[deciding] in ENDS:
+        problem = "its stack ends before the poll or dispatch that ran it"
+    if problem:
+        deciding = -1
+    device = -1
+    if deciding >= 0:
+        device = next((i for i in range(deciding, len(names)) if DEVICE.match(names[i])), -1)
+    dispatcher = "" if problem else "poll" if names[deciding] == POLL else "loop"
+    return StackFacts(
+        dispatcher=dispatcher,
+        deciding_frame=deciding,
+        device_frame=device,
+        in_poll=POLL in names,
+        vcpu=not VCPU.isdisjoint(names),
+        problem=problem,
+    )
+
+
+def stack_facts(stacks: pd.Series) -> pd.DataFrame:
+    """The facts for each row of a categorical column of stacks; each stack is read once."""
+    stacks = stacks.cat.remove_unused_categories()
+    judged = pd.DataFrame(
+        [judge_stack(stack) for stack in stacks.cat.categories],
+        columns=list(StackFacts.__dataclass_fields__),
+    )
+    return judged.take(stacks.cat.codes.to_numpy()).set_axis(stacks.index)

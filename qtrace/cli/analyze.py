@@ -1,0 +1,43 @@
+"""`qtrace analyze`: the verdict from files alone."""
+
+from __future__ import annotations
+
+import click
+
+from qtrace.cli.output import format_option, print_json, stderr, stdout
+
+
+@click.command()
+@click.argument("traces", metavar="TRACE...", nargs=-1, required=True)
+@click.option(
+    "-b",
+    "--bh",
+    "patterns",
+    metavar="GLOB",
+    multiple=True,
+    help="Judge the bottom halves of these names, not those the recording watched.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Running in a nested aio_poll() for a device's access is a finding too.",
+)
+@format_option
+def command(
+    traces: tuple[str, ...], patterns: tuple[str, ...], strict: bool, output_format: str
+) -> int:
+    """The verdict of recorded traces, on any machine.
+
+    TRACE is a CSV or Parquet file of `qtrace attach -o`, a folder of them, or a glob.
+    """
+    # Here and not above: `qtrace --help` needs no pandas.
+    from qtrace.analysis import exit_status, judge
+    from qtrace.cli.report import print_report, print_warnings
+
+    report = judge(traces, patterns, strict)
+    print_warnings(stderr(), report)
+    if output_format == "json":
+        print_json(report)
+    else:
+        print_report(stdout(), report)
+    return exit_status(report)

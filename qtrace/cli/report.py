@@ -1,0 +1,228 @@
+"""The answer for people, at 80 columns: what ran where, the chain that proves it, the verdict."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Report = dict[str, Any]
+
+# The three jobs of QEMU issue 2111: they need the guest stopped, on a vCPU it is not.
+SNAPSHOT_JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
+STYLES = {
+    "stranded": "bold red",
+    "vcpu-poll": "bold red",
+    "foreign-poll": "bold red",
+    "inconclusive": "bold yellow",
+    "pending": "yellow",
+    "nested-poll": "yellow",
+}
+FINE = "green"
+ROLES = {
+    "vcpu": "vCPU thread",
+    "iothread": "IOThread",
+    "migration": "migration thread",
+    "worker": "worker thread",
+}
+# A chain is shown whole up to this length, a longer one at least down to the device.
+FRAMES = 30
+SCHEDULE_FRAMES = 6
+
+SENTENCES = {
+    "vcpu-poll": "{name} ran inside a vCPU thread's aio_poll() {times} of {total}",
+    "foreign-poll": "{name} ran on a thread that does not own its context {times} of {total}",
+    "stranded": "{name} cannot run: the only thread that could is blocked ({times} of {total})",
+    "pending": "{name} had not run {times} of {total} when the recording ended",
+    "nested-poll": "{name} ran on the main thread inside a nested aio_poll() {times} of {total}",
+    "iothread": "{name} ran on the IOThread that owns its context {times} of {total}",
+    "main-loop": "{name} ran in the main loop {times} of {total}",
+    "cancelled": "{name} was cancelled before it ran {times} of {total}",
+    "deleted": "{name} was deleted before it ran {times} of {total}",
+    "not-seen": "{name} was not scheduled while the recording ran",
+}
+
+
+def inert(value: object) -> str:
+    r"""Text from a trace for a terminal: what could steer it becomes ``\xNN``.
+
+    Unlike the writer's escape this leaves backslashes alone: they were escaped before.
+    """
+    return "".join(
+        char
+        if char.isprintable()
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogatepass"))
+        for char in str(value)
+    )
+
+
+def forget_paths(report: Report) -> None:
+    """The trace is not kept: no path of it in the answer."""
+    for trace in report["traces"]:
+        trace["path"] = None
+    for half in report["bottom_halves"]:
+        for finding in half["findings"]:
+            finding["evidence"]["trace"] = None
+
+
+def print_warnings(console: Console, report: Report) -> None:
+    """What is missing or was skipped in the files; these go to stderr."""
+    for warning in report["warnings"]:
+        console.print(Text(f"warning: {inert(warning)}", style="yellow"))
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Print a report of ``qtrace.analysis.judge``."""
+    for trace in report["traces"]:
+        console.print(Text(_target(trace)))
+    console.print()
+    console.print(_table(report))
+    for half in report["bottom_halves"]:
+        if half["findings"]:
+            console.print()
+            _print_finding(console, half["name"], half["findings"][0])
+    console.print()
+    for line in _calls(report):
+        console.print(line)
+    for line in _gaps(report):
+        console.print(line)
+    seen = [half for half in report["bottom_halves"] if half["verdict"] != "not-seen"]
+    for half in seen or report["bottom_halves"]:
+        console.print(_verdict(half))
+
+
+def _target(trace: dict[str, Any]) -> str:
+    target = trace["target"]
+    version, build_id = target.get("version"), target.get("build_id")
+    parts = [
+        f"{target.get('program') or 'QEMU'} {version or ''}".strip(),
+        f"pid {target['pid']}" if "pid" in target else "",
+        f"build id {str(build_id)[:12]}" if build_id else "",
+        f"recorded by {trace['recorder']}" if trace["recorder"] else "",
+        str(trace["wall_clock"]),
+    ]
+    return inert(", ".join(part for part in parts if part))
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("bottom half", overflow="fold")
+    table.add_column("scheduled", justify="right", no_wrap=True)
+    table.add_column("verdicts", overflow="fold")
+    for half in report["bottom_halves"]:
+        counts = half["verdicts"] or {half["verdict"]: None}
+        cell = Text()
+        for verdict, count in counts.items():
+            cell.append(", " if cell else "")
+            text = verdict if count is None else f"{count} {verdict}"
+            cell.append(text, STYLES.get(verdict, FINE if count else ""))
+        table.add_row(Text(inert(half["name"])), str(half["scheduled"]), cell)
+    return table
+
+
+def _print_finding(console: Console, name: str, finding: dict[str, Any]) -> None:
+    thread = _thread(finding["role"], finding["thread"])
+    context = finding["context"] or "?"
+    console.print(Text(inert(f"{name} ran on {thread} (tid {finding['tid']}):"), style="bold"))
+    marks = {finding["deciding_frame"]: f"<- {thread} polls `{context}`"}
+    if finding["device_frame"] is not None:
+        marks[finding["device_frame"]] = f"<- {_access(finding)}"
+    stack = [inert(frame) for frame in finding["stack"]]
+    shown = len(stack)
+    if shown > FRAMES:
+        shown = max(FRAMES, max(marks) + 1)
+    width = max(len(stack[index]) for index in marks) + 2
+    for index, frame in enumerate(stack[:shown]):
+        mark = inert(marks.get(index, ""))
+        line = Text("  ").append(f"{frame:<{width}}" if mark else frame)
+        console.print(line.append(mark, STYLES.get(finding["verdict"], "")))
+    if shown < len(stack):
+        console.print(Text(f"  ... {len(stack) - shown} more, to the start of the thread"))
+    console.print(Text(inert(_scheduled(finding, context))))
+    rows = " and ".join(str(row) for row in finding["evidence"]["rows"])
+    trace = finding["evidence"]["trace"]
+    where = f"row {rows} of {trace}" if trace else "keep the trace with -o"
+    console.print(Text(inert(f"evidence: {where}")))
+
+
+def _thread(role: str, name: str) -> str:
+    """Without debug-threads=on every thread bears the program's name: the role says more."""
+    return "the main thread" if role == "main" else f"{ROLES.get(role, 'thread')} {name}".strip()
+
+
+def _access(finding: dict[str, Any]) -> str:
+    frame = finding["stack"][finding["device_frame"]]
+    for word in ("write", "read"):
+        if word in frame:
+            return f"the guest's device {word}"
+    return "the guest's device access"
+
+
+def _scheduled(finding: dict[str, Any], context: str) -> str:
+    if finding["scheduled_ns"] is None:
+        return "scheduled before the recording began"
+    wait = (finding["time_ns"] - finding["scheduled_ns"]) / 1e6
+    thread = _thread(finding["scheduled_by_role"], finding["scheduled_by_thread"])
+    tid = finding["scheduled_by_tid"]
+    line = f"scheduled by {thread} (tid {tid}) into `{context}`, {wait:.3f} ms before"
+    chain = finding["scheduled_stack"]
+    if chain:
+        more = " <- ..." if len(chain) > SCHEDULE_FRAMES else ""
+        line += f": {' <- '.join(chain[:SCHEDULE_FRAMES])}{more}"
+    return line
+
+
+def _calls(report: Report) -> list[Text]:
+    lines = []
+    for call in report["calls"]:
+        counts = call["roles"].items()
+        roles = ", ".join(f"{count} on {role or 'unknown'}" for role, count in counts)
+        lines.append(Text(inert(f"{call['name']}() was called {_times(call['count'])}: {roles}")))
+        if call["name"] == "vm_stop" and call["roles"].get("vcpu"):
+            # system/cpus.c: it posts a request and returns ("FIXME: should not return").
+            text = "  on a vCPU thread it only requests the stop: the guest was still running"
+            lines.append(Text(text, style="yellow"))
+    return lines
+
+
+def _gaps(report: Report) -> list[Text]:
+    lines = []
+    if report["lost_events"]:
+        lines.append(f"{report['lost_events']} events were lost")
+    if not report["complete"]:
+        lines.append("incomplete: a trace was cut off before its end")
+    for trace in report["traces"]:
+        if trace["exit"] is not None:
+            lines.append(f"the target {_exit(trace['exit'])}")
+    for half in report["bottom_halves"]:
+        lines += [inert(f"{half['name']}: {note}") for note in half["notes"]]
+    return [Text(line, style="yellow") for line in lines]
+
+
+def _exit(facts: dict[str, Any]) -> str:
+    if "signal" in facts:
+        try:
+            return f"was killed by {signal.Signals(facts['signal']).name}"
+        except ValueError:
+            return inert(f"was killed by signal {facts['signal']}")
+    return inert(f"exited with status {facts['status']}") if "status" in facts else "exited"
+
+
+def _verdict(half: dict[str, Any]) -> Text:
+    verdict, counts = half["verdict"], half["verdicts"]
+    if verdict == "inconclusive":
+        sentence = f"what became of {half['name']} is not certain (see above)"
+    else:
+        sentence = SENTENCES[verdict].format(
+            name=half["name"], times=_times(counts.get(verdict, 0)), total=sum(counts.values())
+        )
+    if verdict == "vcpu-poll" and half["name"] in SNAPSHOT_JOBS:
+        sentence += " (QEMU issue 2111)"
+    return Text().append(f"{verdict}: ", STYLES.get(verdict, FINE)).append(inert(sentence))
+
+
+def _times(count: int) -> str:
+    return "1 time" if count == 1 else f"{count} times"

@@ -1,0 +1,32 @@
+"""Thread roles, and the functions that prove one by being on a thread's stack.
+
+Recorders and the analysis both need them, and may not know each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+Role = Literal["main", "vcpu", "iothread", "migration", "worker", "other", ""]
+
+# Only a vCPU thread has these (accel/*, system/cpus.c; QEMU 5.2 to 10.2), whatever its name.
+VCPU = frozenset({
+    "cpu_exec", "kvm_cpu_exec", "hvf_vcpu_exec", "whpx_vcpu_exec", "nvmm_vcpu_exec",
+    "tcg_cpu_exec", "tcg_cpus_exec", "qemu_wait_io_event",
+    "kvm_vcpu_thread_fn", "mttcg_cpu_thread_fn", "rr_cpu_thread_fn", "dummy_cpu_thread_fn",
+    "hvf_cpu_thread_fn", "hax_cpu_thread_fn", "whpx_cpu_thread_fn", "qemu_nvmm_cpu_thread_fn",
+    "qemu_kvm_cpu_thread_fn", "qemu_tcg_cpu_thread_fn", "qemu_tcg_rr_cpu_thread_fn",
+})  # fmt: skip
+MAIN = frozenset({"main_loop_wait", "qemu_main_loop", "main"})
+MIGRATION = frozenset({"migration_thread", "bg_migration_thread", "qemu_savevm_state_iterate"})
+
+
+def role_of_functions(names: Iterable[str]) -> Role:
+    """The role that the functions on a stack prove (names without offsets); empty for none."""
+    on_stack = frozenset(names)
+    if on_stack & VCPU:
+        return "vcpu"
+    if on_stack & MAIN:
+        return "main"
+    return "migration" if on_stack & MIGRATION else ""

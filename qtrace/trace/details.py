@@ -1,0 +1,135 @@
+"""The facts that a trace keeps as JSON: its header, its losses, its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qtrace.errors import TraceUnreadable
+from qtrace.trace.broken import NOT_A_TRACE, refuse
+from qtrace.trace.schema import FORMAT, MAJOR
+
+
+@dataclass(frozen=True)
+class Facts:
+    """See ``Trace``, whose fields these become."""
+
+    header: dict[str, Any]
+    losses: pd.DataFrame
+    lost_events: int
+    exit: dict[str, Any] | None
+    detach: dict[str, Any]
+    complete: bool
+
+
+def of(path: Path, frame: pd.DataFrame) -> Facts:
+    """Collect them from the few rows that carry them.
+
+    Raises:
+        TraceUnreadable: no attach row or several, broken JSON, another version.
+    """
+    attach = _rows(path, frame, "attach")
+    if attach.empty:
+        raise TraceUnreadable(f"{path} is no trace: it has no attach row", NOT_A_TRACE)
+    if len(attach) > 1:
+        raise refuse(
+            path,
+            "a second attach row: these are two recordings in one file",
+            int(attach["row"].iloc[1]),
+            "give each recording its own file; `qtrace analyze` takes several",
+        )
+    header = _header(path, attach["facts"].iloc[0], int(attach["row"].iloc[0]))
+    losses = _losses(path, _rows(path, frame, "lost"))
+    exits = _rows(path, frame, "exit")["facts"]
+    detach = _rows(path, frame, "detach")["facts"]
+    ending = detach.iloc[-1] if len(detach) else {}
+    counted = int(losses["count"].sum())
+    total = ending.get("lost", 0)
+    total = total if isinstance(total, int) else 0
+    if total > counted:
+        # Lost at a time nobody noted: it may have been any time.
+        limits = np.iinfo(np.int64)
+        losses.loc[len(losses)] = [limits.min, limits.max, total - counted]
+    return Facts(
+        header=header,
+        losses=losses,
+        lost_events=max(total, counted),
+        exit=exits.iloc[-1] if len(exits) else None,
+        detach=ending,
+        complete=len(detach) > 0,
+    )
+
+
+def parse(path: Path, text: str, row: int) -> dict[str, Any]:
+    """A row's detail; empty when it has none.
+
+    Raises:
+        TraceUnreadable: not a JSON object.
+    """
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise refuse(path, f"column 'detail' is no JSON: {error}", row) from error
+    if not isinstance(value, dict):
+        raise refuse(path, "column 'detail' is no JSON object", row)
+    return value
+
+
+def check_version(path: Path, header: dict[str, Any]) -> None:
+    """Refuse other formats and other major versions.
+
+    Raises:
+        TraceUnreadable
+    """
+    version = header.get("version")
+    if header.get("format") != FORMAT or not isinstance(version, list) or not version:
+        raise TraceUnreadable(f"{path} is no trace: its attach row names no format", NOT_A_TRACE)
+    if version[0] != MAJOR:
+        shown = ".".join(str(part) for part in version[:2])[:20]
+        raise TraceUnreadable(
+            f"{path} has the trace format {shown}; this qtrace reads {MAJOR}.x",
+            "analyze it with the qtrace that recorded it, or a newer one",
+        )
+
+
+def _rows(path: Path, frame: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The rows of one kind, with their parsed ``detail`` as ``facts``."""
+    rows = frame.loc[frame["event"] == kind, ["time_ns", "row", "detail"]]
+    facts = [parse(path, text, row) for text, row in zip(rows["detail"], rows["row"], strict=True)]
+    return rows.assign(facts=pd.Series(facts, index=rows.index, dtype=object))
+
+
+def _header(path: Path, header: dict[str, Any], row: int) -> dict[str, Any]:
+    check_version(path, header)
+    target, watched = header.setdefault("target", {}), header.setdefault("watched", [])
+    if not isinstance(target, dict):
+        raise refuse(path, "column 'detail': 'target' is no object", row)
+    named = isinstance(watched, list) and all(
+        isinstance(item, dict) and isinstance(item.get("name"), str) for item in watched
+    )
+    if not named:
+        raise refuse(path, "column 'detail': 'watched' is no list of named bottom halves", row)
+    return header
+
+
+def _losses(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    limits = np.iinfo(np.int64)
+    since, count = [], []
+    for facts, row in zip(rows["facts"], rows["row"], strict=True):
+        # Without a beginning: since ever.
+        since.append(facts.get("since_ns", limits.min))
+        count.append(facts.get("count", 1))
+        if not all(_is_int64(value) for value in (since[-1], count[-1])):
+            raise refuse(path, "column 'detail': 'since_ns' or 'count' is no integer", row)
+    return pd.DataFrame(
+        {"since_ns": since, "until_ns": rows["time_ns"].to_numpy(), "count": count}, dtype=np.int64
+    )
+
+
+def _is_int64(value: object) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63

@@ -1,0 +1,134 @@
+"""`qtrace analyze`, as a person and as a script meet it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import qtrace.cli
+from qtrace.trace.schema import Event
+from tests.unit.event_rows import (
+    MAIN_LOOP,
+    NAME,
+    VCPU_TID,
+    attach,
+    detach,
+    recording,
+    run,
+    run_on_vcpu,
+    schedule,
+    write,
+)
+
+Analyze = Callable[..., int]
+
+
+@pytest.fixture
+def analyze(monkeypatch: pytest.MonkeyPatch) -> Analyze:
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["qtrace", "analyze", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            qtrace.cli.main()
+        return int(caught.value.code or 0)
+
+    return call
+
+
+@pytest.fixture
+def finding(tmp_path: Path) -> Path:
+    call = Event(
+        15, "call", VCPU_TID, "CPU 0/TCG", "vcpu", "vm_stop", stack=("cpu_exec", "vm_stop")
+    )
+    path = tmp_path / "finding.csv"
+    recording(path, schedule(1_000_000), run_on_vcpu(1_213_000), call)
+    return path
+
+
+def test_exit_status_tells_what_was_found(
+    analyze: Analyze, tmp_path: Path, finding: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording(tmp_path / "fine.csv", schedule(10), run(20))
+    write(tmp_path / "cut.csv", [attach(), schedule(10), run(20), schedule(30)])
+    (tmp_path / "junk.csv").write_bytes(b"\x00\x01")
+    assert analyze(finding) == 1
+    assert analyze(tmp_path / "fine.csv") == 0
+    assert analyze(tmp_path / "cut.csv") == 4
+    assert analyze(tmp_path / "cut.csv", finding) == 1
+    capsys.readouterr()
+    assert analyze(tmp_path / "junk.csv") == 3
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert [line.split(":")[0] for line in output.err.splitlines()] == ["error", "remedy"]
+    assert analyze(finding, "-b", "no_such_bh") == 2
+    assert NAME in capsys.readouterr().err
+    assert analyze() == 2
+
+
+def test_json_is_alone_on_stdout(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "cut.csv", [attach(), schedule(10), run_on_vcpu(20)])
+    assert analyze(path, "--format", "json") == 1
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert list(report)[:4] == ["schema_version", "verdict", "complete", "lost_events"]
+    assert (report["schema_version"], report["verdict"]) == (1, "vcpu-poll")
+    assert report["complete"] is False
+    assert "was cut off" in output.err
+
+
+def test_the_table_shows_the_chain_and_says_the_verdict(
+    analyze: Analyze, finding: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analyze(finding)
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert any(line.split() == [NAME, "1", "1", "vcpu-poll"] for line in lines)
+    assert any(
+        "aio_poll" in line and "<- vCPU thread CPU 0/TCG polls `main`" in line for line in lines
+    )
+    assert any("dispatch_write" in line and "<- the guest's device write" in line for line in lines)
+    assert any("scheduled by" in line and "0.213 ms before" in line for line in lines)
+    assert "the guest was still running" in text
+    assert lines[-1] == (
+        f"vcpu-poll: {NAME} ran inside a vCPU thread's aio_poll() 1 time of 1 (QEMU issue 2111)"
+    )
+
+
+def test_names_from_the_target_cannot_steer_the_terminal(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "[red]\x1b]0;x\x07\u202e"
+    target = {"pid": 1, "version": hostile, "program": hostile, "build_id": hostile}
+    stack = (*MAIN_LOOP[:-2], "aio_poll", hostile, hostile)
+    events = [schedule(5, name=hostile), run_on_vcpu(9, name=hostile, thread=hostile, stack=stack)]
+    path = tmp_path / "t.csv"
+    recording(path, *events, target=target, watched=[{"name": hostile}], wall_clock=hostile)
+    analyze(path, "-b", "*")
+    output = capsys.readouterr()
+    assert "[red]" in output.out
+    assert all(char.isprintable() or char == "\n" for char in output.out + output.err)
+
+
+def test_head_is_silent(finding: Path) -> None:
+    command = f"{sys.executable} -m qtrace analyze --format json {finding} | head -n 1"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert result.stdout == "{\n"
+    assert result.stderr == ""
+
+
+def test_a_killed_target_is_named(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = Event(30, "exit", detail={"signal": 6})
+    write(tmp_path / "t.csv", [attach(), schedule(10), run(20), dead, detach(40)])
+    assert analyze(tmp_path / "t.csv") == 0
+    assert "the target was killed by SIGABRT" in capsys.readouterr().out
