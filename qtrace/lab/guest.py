@@ -1,0 +1,290 @@
+"""A virtual machine of our own: stock QEMU, our firmware, two QMP sockets, nothing left over."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from qtrace.errors import LabFailed, QmpFailed
+from qtrace.lab.firmware import CHIP_BYTES, Firmware, image
+from qtrace.lab.workdir import work_folder
+from qtrace.target.qmp import QmpClient
+
+Accelerator = Literal["tcg", "kvm"]
+
+DEFAULT_QEMU = "qemu-system-x86_64"
+START_TIMEOUT_S = 20.0
+QMP_TIMEOUT_S = 30.0
+
+_KVM_GET_API_VERSION = 0xAE00
+_KVM_API_VERSION = 12
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def find_qemu(name: str = DEFAULT_QEMU) -> Path:
+    """The QEMU of that name or path.
+
+    Raises:
+        LabFailed: there is none.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise LabFailed(
+            f"{name} is not an executable here",
+            "apt install qemu-system-x86, or name another QEMU with --qemu",
+        )
+    return Path(found).absolute()
+
+
+def kvm_works() -> bool:
+    """Whether this user can use KVM on this host."""
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return fcntl.ioctl(fd, _KVM_GET_API_VERSION) == _KVM_API_VERSION
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+class Guest:
+    """One running guest for as long as the context lasts.
+
+    ``idle_sockets`` make the race of QEMU issue 2111 likely without touching QEMU: a vCPU
+    thread gets at the main context's bottom halves while the main loop is in ppoll() without
+    the BQL, and that takes longer the more descriptors it watches, as with a host's many
+    devices and character devices. With 200 of them 1 to 30 saves in 100 were run by the vCPU
+    thread; with none, 1 in 400 to 2,500.
+
+    On entry QEMU answers QMP and, with the ``pflash`` firmware, its vCPU thread has been
+    inside ``aio_poll()`` for the guest's own device writes. On exit QEMU is killed and reaped
+    and its folder removed; should this process die without that, the kernel kills QEMU. Keep
+    it in the thread that entered it: the kernel watches that thread.
+
+    Args:
+        qemu: path of a qemu-system-x86_64.
+        accel: ``tcg`` or ``kvm``.
+        firmware: ``pflash`` (device writes without a pause) or ``idle`` (the same machine,
+            its vCPU halted).
+        debug_threads: let QEMU name its threads.
+        idle_sockets: listening character devices that nobody connects to.
+        extra_args: more arguments for QEMU; they come first, so that an -accel there wins.
+        memory_mib: guest memory.
+
+    Attributes:
+        pid: QEMU's process id.
+        folder: the guest's own temporary folder.
+        qmp: the connected client.
+        qmp_socket: the socket ``qmp`` holds.
+        second_qmp_socket: a free one.
+    """
+
+    pid: int
+    folder: Path
+    qmp: QmpClient
+    qmp_socket: Path
+    second_qmp_socket: Path
+
+    def __init__(
+        self,
+        qemu: Path,
+        accel: Accelerator = "tcg",
+        firmware: Firmware = "pflash",
+        *,
+        debug_threads: bool = True,
+        idle_sockets: int = 0,
+        extra_args: Sequence[str] = (),
+        memory_mib: int = 64,
+    ) -> None:
+        self.qemu = qemu.absolute()
+        self.accel = accel
+        self.firmware: Firmware = firmware
+        self.debug_threads = debug_threads
+        self.idle_sockets = idle_sockets
+        self.extra_args = tuple(extra_args)
+        self.memory_mib = memory_mib
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.accel == "kvm" and not kvm_works():
+            raise LabFailed(
+                "KVM cannot be used here: /dev/kvm is missing or not for this user",
+                "use --accel tcg, or give this user access to /dev/kvm",
+            )
+        with ExitStack() as stack:
+            self.folder = stack.enter_context(work_folder())
+            self.qmp_socket = self.folder / "lab.qmp"
+            self.second_qmp_socket = self.folder / "free.qmp"
+            self._process = self._start()
+            stack.callback(self._end)
+            self.pid = self._process.pid
+            try:
+                self.qmp = stack.enter_context(QmpClient(self.qmp_socket, QMP_TIMEOUT_S))
+                if self.firmware == "pflash":
+                    self._await_writes()
+            except QmpFailed as failed:
+                raise self._did_not_start() from failed
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        crashed = self._last_words() if isinstance(exc, QmpFailed) else None
+        self._cleanup.close()
+        if crashed is not None:
+            raise LabFailed(
+                f"{self.qemu} {crashed}",
+                "if that is no known bug of this QEMU, try another one: --qemu PATH",
+            ) from exc
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU still runs."""
+        return self._process.poll() is None
+
+    def flash_writes(self) -> int:
+        """How many of the guest's device writes QEMU has carried out, modulo 2**32.
+
+        Each one took the vCPU thread through ``aio_poll()``. Exact: the number is what the
+        firmware writes.
+        """
+        with self._chip(1).open("rb") as chip:
+            return int.from_bytes(chip.read(4), "little")
+
+    def _chip(self, unit: int) -> Path:
+        return self.folder / f"pflash{unit}"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._chip(0).write_bytes(image(self.firmware))
+        self._chip(1).write_bytes(bytes(CHIP_BYTES))
+        with ExitStack() as stack:
+            log = stack.enter_context(self._log.open("wb"))
+            # Listening before QEMU starts: connecting is the handshake, nothing to poll for.
+            sockets = (self.qmp_socket, self.second_qmp_socket)
+            servers = [stack.enter_context(_listen(path)).fileno() for path in sockets]
+            try:
+                return subprocess.Popen(
+                    self._command(servers),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    pass_fds=servers,
+                    preexec_fn=_die_with_parent,
+                    # Ctrl-C is for qtrace, which ends the guest when it has what it wants.
+                    process_group=0,
+                )
+            except OSError as error:
+                raise LabFailed(
+                    f"{self.qemu} cannot be started: {error.strerror}",
+                    "apt install qemu-system-x86, or name another QEMU with --qemu",
+                ) from error
+
+    def _command(self, servers: Sequence[int]) -> list[str]:
+        """QEMU's arguments. Files are named relative to the folder it is started in, so that
+        neither a comma in its name nor the length limit of a socket's path matters."""
+        command = [
+            str(self.qemu), *self.extra_args,
+            "-name", "qtrace-lab,debug-threads=" + ("on" if self.debug_threads else "off"),
+            "-accel", self.accel, "-machine", "pc", "-m", str(self.memory_mib),
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={self._chip(0).name}",
+            "-drive", f"if=pflash,unit=1,format=raw,file={self._chip(1).name}",
+        ]  # fmt: skip
+        for fd in servers:
+            command += ["-chardev", f"socket,id=qmp{fd},fd={fd},server=on,wait=off"]
+            command += ["-mon", f"chardev=qmp{fd},mode=control"]
+        for number in range(self.idle_sockets):
+            socket_name = f"idle{number}"
+            command += [
+                "-chardev",
+                f"socket,id={socket_name},path={socket_name},server=on,wait=off",
+            ]
+        return command
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "qemu.log"
+
+    def _await_writes(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.flash_writes() == 0:
+            if not self.alive or time.monotonic() > deadline:
+                raise self._did_not_start()
+            time.sleep(0.001)
+
+    def _did_not_start(self) -> LabFailed:
+        ended = self._last_words()
+        if ended is None:
+            return LabFailed(
+                f"{self.qemu} runs, but the guest does not ({self.firmware} firmware)",
+                "use a qemu-system-x86_64; QEMU's -d int,cpu_reset shows where the guest is",
+            )
+        return LabFailed(
+            f"{self.qemu} did not start: it {ended}",
+            "the lab needs a qemu-system-x86_64 with the pc machine: name one with --qemu",
+        )
+
+    def _last_words(self) -> str | None:
+        """How QEMU ended, and the last line it wrote; None when it still runs."""
+        try:
+            # Its sockets close a moment before its end can be seen.
+            status = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return None
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        return f"ended ({how}): {lines[-1] if lines else 'without a message'}"
+
+    def _end(self) -> None:
+        # SIGKILL: under this firmware QEMU has been seen to ignore SIGTERM for minutes.
+        self._process.kill()
+        self._process.wait()
+
+
+def save_round(qmp: QmpClient, job_id: str) -> None:
+    """One snapshot-save from command to dismissed job, without a snapshot.
+
+    No node has the name given, so ``snapshot_save_job_bh`` is scheduled and run, fails at its
+    first check and leaves guest and disks alone: a round takes milliseconds.
+
+    Raises:
+        QmpFailed: QEMU does not know the command (older than 6.0) or is gone.
+    """
+    qmp.command(
+        "snapshot-save", **{"job-id": job_id, "tag": "qtrace", "vmstate": "nosuch",
+                            "devices": ["nosuch"]},
+    )  # fmt: skip
+    concluded = {"id": job_id, "status": "concluded"}
+    qmp.wait_event("JOB_STATUS_CHANGE", lambda event: bool(event["data"] == concluded))
+    qmp.command("job-dismiss", id=job_id)
+
+
+def _listen(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen(1)
+    return server
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

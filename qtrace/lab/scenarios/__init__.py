@@ -1,0 +1,14 @@
+"""The scenarios. Adding one is one module here and one line below."""
+
+from __future__ import annotations
+
+from qtrace.lab.scenario import Scenario
+from qtrace.lab.scenarios import main_loop, vcpu_poll
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        vcpu_poll.SCENARIO,
+        main_loop.SCENARIO,
+    )
+}
