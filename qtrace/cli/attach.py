@@ -74,7 +74,10 @@ def command(
                 if deadline is not None and time.monotonic() >= deadline:
                     reason = "duration"
             recording.stop("target exited" if recording.ended else reason)
-        return _judge(recording.path, output if parquet else None, force, output_format)
+        if output is not None and parquet:
+            _to_parquet(path, output, force)
+            path = output
+        return _judge(path, output is not None, output_format)
 
 
 def _say(text: str, duration: float | None) -> None:
@@ -82,21 +85,27 @@ def _say(text: str, duration: float | None) -> None:
     click.echo(f"{text} ({hint})", err=True)
 
 
-def _judge(path: Path, parquet: Path | None, force: bool, output_format: str) -> int:
+def _to_parquet(path: Path, output: Path, force: bool) -> None:
+    """The rows were written as CSV, so that they outlive a kill; now give them their form."""
+    from qtrace.trace.parquet import write_parquet
+    from qtrace.trace.reader import read_trace
+
+    write_parquet(read_trace(path).frame, output, force=force)
+    path.unlink()
+
+
+def _judge(path: Path, kept: bool, output_format: str) -> int:
     """The verdict of what was recorded. pandas is first needed here."""
     from qtrace.analysis import exit_status, judge
-    from qtrace.cli.output import print_json, stdout
-    from qtrace.cli.report import print_report
+    from qtrace.cli.output import print_json, stderr, stdout
+    from qtrace.cli.report import forget_paths, print_report, print_warnings
 
     report = judge([path])
+    if not kept:
+        forget_paths(report)
+    print_warnings(stderr(), report)
     if output_format == "json":
         print_json(report)
     else:
         print_report(stdout(), report)
-    if parquet is not None:
-        from qtrace.trace.parquet import write_parquet
-        from qtrace.trace.reader import read_trace
-
-        write_parquet(read_trace(path).frame, parquet, force=force)
-        path.unlink()
     return int(exit_status(report))

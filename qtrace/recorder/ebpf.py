@@ -47,8 +47,8 @@ class EbpfProbes:
     def __init__(self, process: Process, program: WatchProgram) -> None:
         self._process = process
         self._program = program
-        self._events = program.bpf["events"]
-        self._lost = program.bpf["lost"]
+        self._events = program.bpf[b"events"]
+        self._lost = program.bpf[b"lost"]
         self._fds: dict[Site, int] = {}
         self._hits: list[Hit] = []
         self._events.open_ring_buffer(self._receive)

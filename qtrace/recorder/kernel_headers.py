@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import pwd
 import re
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qtrace.errors import RecorderUnavailable
+from qtrace.target.cache import cache_folder
 
 VARIABLE = "BCC_KERNEL_SOURCE"
 SOURCES = Path("/usr/src")
@@ -111,19 +111,6 @@ def merged(folders: tuple[Path, ...], cache: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def cache_folder() -> Path:
-    """qtrace's cache folder of this user.
-
-    Under ``sudo`` the home folder in the environment may be someone else's, who could put
-    there what root then compiles: root uses a folder of root's only.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    existing = next(parent for parent in (base, *base.parents) if parent.exists())
-    if os.geteuid() == 0 and existing.stat().st_uid != 0:
-        base = Path(pwd.getpwuid(0).pw_dir) / ".cache"
-    return base / "qtrace"
 
 
 def _newest_pair(sources: Path) -> tuple[Path, Path] | None:

@@ -30,7 +30,7 @@ class WatchProgram:
                 src_file=str(PROBES / "watch.bpf.c").encode(),
                 cflags=[f"-I{PROBES}", f"-DRING_PAGES={ring_pages}"],
             )
-            self.fd: int = self.bpf.load_func("on_hit", bcc.BPF.KPROBE).fd
+            self.fd: int = self.bpf.load_func(b"on_hit", bcc.BPF.KPROBE).fd
         except Exception as error:
             # bcc raises bare Exceptions; what clang or the kernel said went to stderr.
             raise RecorderUnavailable(

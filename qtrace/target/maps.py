@@ -176,7 +176,7 @@ def read_maps(pid: int) -> list[Mapping]:
         path = fields[5] if len(fields) > 5 else ""
         inode = int(fields[4])
         # By the kernel's own link: the path may be deleted, or in another mount namespace.
-        file = f"/proc/{pid}/map_files/{fields[0]}" if inode else ""
+        file = f"/proc/{pid}/map_files/{start:x}-{end:x}" if inode else ""
         mappings.append(
             Mapping(start, end, fields[1], int(fields[2], 16), inode, fields[3], path, file)
         )

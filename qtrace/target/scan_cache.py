@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from qtrace.target.cache import cache_folder
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 from qtrace.target.process import read_version
@@ -14,11 +15,6 @@ from qtrace.target.scan import Scan, scan_binary
 
 # Raised whenever a scan's content or meaning changes.
 VERSION = 1
-
-
-def cache_folder() -> Path:
-    """Where qtrace keeps what it can make again ($XDG_CACHE_HOME or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qtrace"
 
 
 def scan_module(module: Module) -> Scan:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
+from qtrace.roles import Role, role_of_functions
 from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
 from qtrace.target.memory import read_word
 from qtrace.target.process import Process
 from qtrace.target.stack import COMPLETE, Chain, Unwinder
-
-Role = Literal["main", "vcpu", "iothread", "migration", "worker", "other"]
 
 # Names that QEMU gives its threads with debug-threads=on. One thread runs all vCPUs of a
 # single-threaded TCG ("ALL CPUs/TCG").
@@ -28,18 +26,6 @@ NAMES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"worker$|thread-pool"), "worker"),
     (re.compile(r"call_rcu|gmain|gdbus|pool-|dconf|vnc_worker|SPICE|iou-"), "other"),
 )
-# Functions that only a thread of that role has on its stack (QEMU 5.2 to 10.2).
-ON_STACK: tuple[tuple[frozenset[str], Role], ...] = (
-    (
-        frozenset({
-            "kvm_cpu_exec", "cpu_exec", "tcg_cpu_exec", "tcg_cpus_exec", "qemu_wait_io_event",
-            "hvf_vcpu_exec", "whpx_vcpu_exec", "nvmm_vcpu_exec", "kvm_arch_handle_exit",
-        }),
-        "vcpu",
-    ),
-    (frozenset({"main_loop_wait", "qemu_main_loop", "main"}), "main"),
-    (frozenset({"migrate_fd_cleanup", "qemu_savevm_state_iterate"}), "migration"),
-)  # fmt: skip
 IOCTL, KVM_RUN = 16, 0xAE80
 
 
@@ -50,8 +36,7 @@ def role_of_name(name: str) -> Role | None:
 
 def role_of_stack(frames: Iterable[str]) -> Role | None:
     """The role that the functions on a stack prove (frames as ``name`` or ``name+0x..``)."""
-    names = {frame.split("+0x")[0] for frame in frames}
-    return next((role for proofs, role in ON_STACK if names & proofs), None)
+    return role_of_functions(frame.split("+0x")[0] for frame in frames) or None
 
 
 class ThreadRoles:

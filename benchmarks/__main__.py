@@ -1,0 +1,32 @@
+"""Run the benchmarks and print one table: ``python -m benchmarks [NAME...] [--pairs N]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from benchmarks import arming, first_stack, watching
+from benchmarks.pairs import Row
+
+BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
+    "arming": arming.run,
+    "stacks": first_stack.run,
+    "watching": watching.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+    parser.add_argument("--pairs", type=int, default=100, help="interleaved pairs (default 100)")
+    options = parser.parse_args()
+    print("| what | measured | ratio | beside | goal |")
+    print("|---|---|---|---|---|")
+    for name in options.names or BENCHMARKS:
+        print(f"{name} ...", file=sys.stderr)
+        for row in BENCHMARKS[name](options.pairs):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+main()

@@ -1,0 +1,119 @@
+"""What a guest's own work loses while it is watched: nothing that can be measured."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.pairs import Row, interval, qemus, ratios
+from qtrace.lab.guest import Guest
+from qtrace.recorder.session import Recording
+
+WINDOW_S = 0.2
+REQUESTS = 3000
+
+
+def run(pairs: int) -> list[Row]:
+    """The pflash guest's polls, and qemu-img bench through a qemu-storage-daemon."""
+    rows = []
+    for version, qemu in qemus():
+        for accel in ("tcg", "kvm"):
+            with Guest(qemu, accel) as guest:
+                watch = _Watch(guest.pid, ())
+                rate = _polls(guest.pid)
+                rows.append(_row(f"{version} {accel}: pflash polls/s", pairs, rate, watch))
+        with _storage_daemon(qemu.with_name("qemu-storage-daemon")) as (pid, url):
+            watch = _Watch(pid, ("*",))
+            work = _bench(qemu.with_name("qemu-img"), url)
+            rows.append(_row(f"{version}: qemu-img bench, storage daemon", pairs, work, watch))
+    return rows
+
+
+class _Watch:
+    """Measures with the probes armed, and counts what they hit."""
+
+    def __init__(self, pid: int, patterns: tuple[str, ...]) -> None:
+        self._pid = pid
+        self._patterns = patterns
+        self.hits = 0
+
+    def __call__(self, measure: Callable[[], float]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            recording = Recording.start(
+                self._pid, output=Path(folder, "trace.csv"), patterns=self._patterns
+            )
+            with recording:
+                recording.poll(0)
+                value = measure()
+                self.hits += len(recording.poll(0))
+        return value
+
+
+def _row(name: str, pairs: int, measure: Callable[[], float], watch: _Watch) -> Row:
+    generator = random.Random(2111)
+    same, ours = [], []
+    for _ in range(pairs):
+        same += ratios(1, measure, measure, generator)
+        ours += ratios(1, lambda: watch(measure), measure, generator)
+    low, high = interval(same, generator)
+    return (
+        name,
+        f"{pairs} pairs, {watch.hits} probe hits",
+        f"{statistics.median(ours):.3f}",
+        f"A/A {statistics.median(same):.3f} [{low:.3f}, {high:.3f}]",
+        "inside the A/A interval, 0 hits",
+    )
+
+
+def _polls(pid: int) -> Callable[[], float]:
+    """Polls per second: each byte that the guest programs is one pwrite64()."""
+
+    def writes() -> int:
+        fields = Path(f"/proc/{pid}/io").read_text().split()
+        return int(fields[fields.index("syscw:") + 1])
+
+    def measure() -> float:
+        before, began = writes(), time.monotonic()
+        time.sleep(WINDOW_S)
+        return (writes() - before) / (time.monotonic() - began)
+
+    return measure
+
+
+def _bench(image: Path, url: str) -> Callable[[], float]:
+    def measure() -> float:
+        began = time.monotonic()
+        subprocess.run(
+            [image, "bench", "-f", "raw", "-t", "none", "-c", str(REQUESTS), "-d", "8", url],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        return REQUESTS / (time.monotonic() - began)
+
+    return measure
+
+
+@contextmanager
+def _storage_daemon(program: Path) -> Iterator[tuple[int, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        disk, socket = Path(folder, "disk"), Path(folder, "nbd")
+        disk.write_bytes(bytes(1 << 20))
+        process = subprocess.Popen(
+            [program, "--blockdev", f"driver=file,node-name=disk,filename={disk}",
+             "--nbd-server", f"addr.type=unix,addr.path={socket}",
+             "--export", "type=nbd,id=e,node-name=disk,name=disk,writable=on"]
+        )  # fmt: skip
+        try:
+            while not socket.exists():
+                if process.poll() is not None:
+                    raise RuntimeError(f"{program} ended with {process.returncode}")
+                time.sleep(0.01)
+            yield process.pid, f"nbd+unix:///disk?socket={socket}"
+        finally:
+            process.kill()
+            process.wait()
