@@ -13,21 +13,25 @@ from pathlib import Path
 
 from benchmarks.pairs import Row, interval, qemus, ratios
 from qtrace.lab.guest import Guest
-from qtrace.recorder.session import Recording
+from qtrace.recorder.ebpf import EbpfProbes
+from qtrace.recorder.program import load_watch
+from qtrace.target.process import Process
+from qtrace.target.scan_cache import scan_module
+from qtrace.target.watch import plan_watch
 
 WINDOW_S = 0.2
 REQUESTS = 3000
 
 
 def run(pairs: int) -> list[Row]:
-    """The pflash guest's polls, and qemu-img bench through a qemu-storage-daemon."""
+    """The pflash guest's writes (one aio_poll() each at least), and qemu-img bench through a qemu-storage-daemon."""
     rows = []
     for version, qemu in qemus():
         for accel in ("tcg", "kvm"):
             with Guest(qemu, accel) as guest:
                 watch = _Watch(guest.pid, ())
-                rate = _polls(guest.pid)
-                rows.append(_row(f"{version} {accel}: pflash polls/s", pairs, rate, watch))
+                rate = _flash_writes(guest.pid)
+                rows.append(_row(f"{version} {accel}: pflash writes/s", pairs, rate, watch))
         with _storage_daemon(qemu.with_name("qemu-storage-daemon")) as (pid, url):
             watch = _Watch(pid, ("*",))
             work = _bench(qemu.with_name("qemu-img"), url)
@@ -39,19 +43,19 @@ class _Watch:
     """Measures with the probes armed, and counts what they hit."""
 
     def __init__(self, pid: int, patterns: tuple[str, ...]) -> None:
-        self._pid = pid
-        self._patterns = patterns
+        process = Process(pid)
+        module = process.binary
+        self._plan = plan_watch(scan_module(module), module, patterns)
+        self._probes = EbpfProbes(process, load_watch())
         self.hits = 0
 
     def __call__(self, measure: Callable[[], float]) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            recording = Recording.start(
-                self._pid, output=Path(folder, "trace.csv"), patterns=self._patterns
-            )
-            with recording:
-                recording.poll(0)
-                value = measure()
-                self.hits += len(recording.poll(0))
+        self._probes.attach(self._plan.sites)
+        try:
+            value = measure()
+            self.hits += len(self._probes.drain())
+        finally:
+            self._probes.close()
         return value
 
 
@@ -71,8 +75,8 @@ def _row(name: str, pairs: int, measure: Callable[[], float], watch: _Watch) -> 
     )
 
 
-def _polls(pid: int) -> Callable[[], float]:
-    """Polls per second: each byte that the guest programs is one pwrite64()."""
+def _flash_writes(pid: int) -> Callable[[], float]:
+    """Writes per second: each byte that the guest programs is one pwrite64()."""
 
     def writes() -> int:
         fields = Path(f"/proc/{pid}/io").read_text().split()

@@ -42,9 +42,9 @@ def command(
     need the guest stopped (QEMU issue 2111). Ends on Ctrl-C, SIGTERM, after --duration or
     with the target, and prints the verdict.
     """
-    from qtrace.recorder.program import compile_ahead
+    from qtrace.recorder.program import load_ahead
 
-    program = compile_ahead()
+    program = load_ahead()
     from qtrace.recorder.session import Recording
 
     reason = ""

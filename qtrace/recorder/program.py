@@ -1,47 +1,132 @@
-"""The BPF program, compiled by bcc: half a second of clang that need not be waited for."""
+"""A BPF program of probes/ in the kernel: its functions, maps and ring buffer."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.recorder.bcc_module import load_bcc
-from qtrace.recorder.kernel_headers import prepare_headers
+from qtrace.recorder.bpf_image import Image, Source, get_image
 
-PROBES = Path(__file__).resolve().parent.parent / "probes"
-# 32 MiB: some 850 hits may wait while Python unwinds one.
-RING_PAGES = 8192
+KPROBE = 2  # BPF_PROG_TYPE_KPROBE, which uprobes use too
+LOG_BYTES = 1 << 16
 
 
-class WatchProgram:
-    """probes/watch.bpf.c, loaded into the kernel.
+class Program:
+    """Loaded from the cached image, or from a fresh one when the kernel refuses that.
+
+    Attributes:
+        functions: file descriptor of each function.
+        maps: file descriptor of each map.
+        layout: offset and size of each field of the event struct.
+        library: libbcc, for what else its caller does with these descriptors.
 
     Raises RecorderUnavailable when bcc, its headers or the kernel refuse.
     """
 
-    def __init__(self, ring_pages: int = RING_PAGES) -> None:
-        prepare_headers()
-        bcc = load_bcc()
-        self.library: Any = bcc.lib
+    def __init__(self, source: Source) -> None:
+        self.library: Any = load_bcc().lib
+        image = get_image(source)
         try:
-            self.bpf: Any = bcc.BPF(
-                src_file=str(PROBES / "watch.bpf.c").encode(),
-                cflags=[f"-I{PROBES}", f"-DRING_PAGES={ring_pages}"],
+            self._load(image)
+        except OSError:
+            image = get_image(source, fresh=True)
+            try:
+                self._load(image)
+            except OSError as error:
+                raise RecorderUnavailable(
+                    f"the kernel does not take the BPF program: {error}",
+                    "qtrace doctor says what is missing",
+                ) from error
+        self.layout = image.layout
+
+    def _load(self, image: Image) -> None:
+        self.maps: dict[str, int] = {}
+        self.functions: dict[str, int] = {}
+        library = self.library
+        for name, spec in image.maps.items():
+            fd = library.bcc_create_map(
+                spec.type, name.encode(), spec.key_size, spec.value_size, spec.max_entries,
+                spec.flags,
+            )  # fmt: skip
+            if fd < 0:
+                raise _os_error(f"map {name}")
+            self.maps[name] = fd
+        for name in image.functions:
+            code = image.code(name, self.maps)
+            log = ctypes.create_string_buffer(LOG_BYTES)
+            fd = library.bcc_prog_load(
+                KPROBE, name.encode(), code, len(code), b"GPL", 0, 0, log, LOG_BYTES
             )
-            self.fd: int = self.bpf.load_func(b"on_hit", bcc.BPF.KPROBE).fd
-        except Exception as error:
-            # bcc raises bare Exceptions; what clang or the kernel said went to stderr.
+            if fd < 0:
+                raise _os_error(f"function {name}")
+            self.functions[name] = fd
+
+    def counts(self, name: str) -> Iterator[tuple[int, int]]:
+        """The entries of a hash map from u64 to u64."""
+        fd = self.maps[name]
+        key, following, value = ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint64()
+        found = self.library.bpf_get_first_key(fd, ctypes.byref(key), 8)
+        while found == 0:
+            if self.library.bpf_lookup_elem(fd, ctypes.byref(key), ctypes.byref(value)) == 0:
+                yield key.value, value.value
+            found = self.library.bpf_get_next_key(fd, ctypes.byref(key), ctypes.byref(following))
+            key.value = following.value
+
+
+class RingBuffer:
+    """A ring buffer map that is read record by record."""
+
+    def __init__(self, program: Program, name: str, receive: Callable[[int, int], None]) -> None:
+        """``receive`` gets the address and the size of each record."""
+        self._library = program.library
+        # ctypes keeps no reference to it, and a callback cannot raise.
+        kind = self._library.bpf_new_ringbuf.argtypes[1]
+
+        def record(_context: object, data: int, size: int) -> int:
+            receive(data, size)
+            return 0
+
+        self._callback = kind(record)
+        self._ring = self._library.bpf_new_ringbuf(program.maps[name], self._callback, None)
+        if not self._ring:
             raise RecorderUnavailable(
-                f"the BPF program cannot be loaded: {str(error).strip() or repr(error)}",
-                "qtrace doctor says what is missing",
-            ) from error
+                f"the kernel has no BPF ring buffer ({os.strerror(ctypes.get_errno())})",
+                "use Linux 5.8 or later",
+            )
+
+    def poll(self, timeout_ms: int) -> None:
+        """Receive what is there, waiting for it at most so long."""
+        self._library.bpf_poll_ringbuf(self._ring, timeout_ms)
+
+    def consume(self) -> None:
+        """Receive what is there, without waiting."""
+        self._library.bpf_consume_ringbuf(self._ring)
 
 
-def compile_ahead(ring_pages: int = RING_PAGES) -> Future[WatchProgram]:
-    """Start compiling in the background: clang runs while Python imports and scans."""
-    pool = ThreadPoolExecutor(1, "qtrace-bpf-compile")
-    future = pool.submit(WatchProgram, ring_pages)
+def _os_error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{what}: {os.strerror(number)}")
+
+
+# 32 MiB: some 850 hits may wait while Python unwinds one.
+RING_PAGES = 8192
+
+
+def load_watch(ring_pages: int = RING_PAGES) -> Program:
+    """probes/watch.bpf.c, with a ring buffer of so many pages (a power of two)."""
+    return Program(
+        Source("watch.bpf.c", ("on_hit",), ("events", "lost"), (("RING_PAGES", ring_pages),))
+    )
+
+
+def load_ahead(ring_pages: int = RING_PAGES) -> Future[Program]:
+    """Start loading in the background: clang, if need be, runs while Python scans."""
+    pool = ThreadPoolExecutor(1, "qtrace-bpf")
+    future = pool.submit(load_watch, ring_pages)
     pool.shutdown(wait=False)
     return future

@@ -14,7 +14,7 @@ from typing import Any
 from qtrace.errors import NoSuchProcess
 from qtrace.recorder.ebpf import EbpfProbes, Hit
 from qtrace.recorder.ending import Watcher
-from qtrace.recorder.program import WatchProgram, compile_ahead
+from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
 from qtrace.target.contexts import ContextNames
 from qtrace.target.jit import read_jit_code
@@ -77,7 +77,7 @@ class Recording:
         patterns: Sequence[str] = (),
         force: bool = False,
         qmp_socket: Path | None = None,
-        program: Future[WatchProgram] | None = None,
+        program: Future[Program] | None = None,
     ) -> Recording:
         """Arm every probe of a recording.
 
@@ -85,14 +85,14 @@ class Recording:
             output: the CSV to write.
             patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
             qmp_socket: a QMP socket of the target to ask for its threads.
-            program: the BPF program, when its compilation was begun before.
+            program: the BPF program, when its loading was begun before.
 
         Raises:
             QtraceError: whatever stands in the way; nothing is armed then.
         """
         writer = CsvWriter(output, force)
         process = Process(pid)
-        program = program or compile_ahead()
+        program = program or load_ahead()
         module = process.binary
         scan = scan_module(module)
         module.static_names = {half.callback: half.name for half in scan.bottom_halves}

@@ -12,7 +12,7 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.recorder.program import compile_ahead
+from qtrace.recorder.program import load_ahead
 from qtrace.recorder.session import Recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import WATCHED, attached, is_running, refused, save, watched_half
@@ -131,7 +131,7 @@ def test_after_sigkill_of_qtrace_the_trace_is_readable_and_the_guest_untouched(
 def test_losses_are_counted_by_site_and_make_the_verdict_inconclusive(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     # Eight pages are less than one event: every reservation fails.
-    program = compile_ahead(ring_pages=8)
+    program = load_ahead(ring_pages=8)
     with (
         Guest(find_qemu(), firmware="idle") as guest,
         Recording.start(guest.pid, output=trace, program=program) as recording,
