@@ -109,6 +109,9 @@ class Recording:
             recording = cls(process, scan, plan, probes, writer, ThreadRoles(process, known))
             began_ns = time.monotonic_ns()
             probes.attach(plan.sites)
+            if recording._watcher.ended():
+                # Its pid may be another process's by now.
+                raise NoSuchProcess(pid)
             writer.write([_attach_row(began_ns, process, scan, plan)])
             writer.flush()
         except ProcessLookupError as error:
