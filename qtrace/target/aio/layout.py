@@ -316,7 +316,7 @@ def _frame_registers(program: Program) -> dict[str, str]:
 
     It must not be written again, or the frame would show something else.
     """
-    found = {}
+    found: dict[str, str] = {}
     for fact, symbol in (("poll_register", "aio_poll"), ("dispatch_register", "aio_bh_poll")):
         code = _function(program, symbol, 60)
         for n, i in enumerate(code):
