@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from qtrace.roles import Role, role_of_name
@@ -53,7 +54,7 @@ class Looker:
         def each(read: Callable[[int], Sequence[T]]) -> tuple[T, ...]:
             found: list[T] = []
             for context in contexts:
-                found += _or_none(lambda ctx=context.address: read(ctx), torn, missing) or ()
+                found += _or_none(partial(read, context.address), torn, missing) or ()
             return tuple(found)
 
         bottom_halves = each(reader.bottom_halves)

@@ -263,7 +263,7 @@ def _thread_local_of(program: Program, code: list[Instruction]) -> int | None:
 
 def _jobs(program: Program) -> dict[str, int]:
     """job_next_locked(job), job_start() and the small getters."""
-    found = {}
+    found: dict[str, int] = {}
     code = _function(program, "job_next_locked", NEAR) or _function(program, "job_next", NEAR)
     for i in code:
         place = i.place(1)

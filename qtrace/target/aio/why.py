@@ -76,9 +76,10 @@ def explain(look: Look, name: str = "") -> list[Finding]:
             and name in ("", half.name)
         ]
         runner = look.thread(context.tid)
-        if waiting and runner and is_blocked_off(look, runner, context.address):
-            if not polled_elsewhere(look, context.address, runner.tid):
-                findings.append(_stranded(look, context, waiting, runner))
+        if not waiting or runner is None or not is_blocked_off(runner, context.address):
+            continue
+        if not polled_elsewhere(look, context.address, runner.tid):
+            findings.append(_stranded(look, context, waiting, runner))
     told = {finding.thread.tid for finding in findings}
     if not name and look.main_loop:
         findings += [_stuck(look, t) for t in look.threads if t.tid not in told and _is_stuck(t)]
@@ -118,7 +119,7 @@ def same_wait(one: Thread, other: Thread) -> bool:
     return bool(one.frames) and same_place and (unmoved or bool(one.polls))
 
 
-def is_blocked_off(look: Look, thread: Thread, ctx: int) -> bool:
+def is_blocked_off(thread: Thread, ctx: int) -> bool:
     """Whether a thread sleeps where it cannot run a context's bottom halves.
 
     Its own main loop, and an aio_poll() of that very context, are where it can.
