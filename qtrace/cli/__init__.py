@@ -17,7 +17,7 @@ import click
 from qtrace import __version__
 from qtrace.errors import ExitStatus, QtraceError
 
-COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "lab")
+COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "inspect", "lab")
 
 
 class LazyGroup(click.Group):

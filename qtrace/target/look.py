@@ -26,6 +26,8 @@ T = TypeVar("T")
 WITHOUT_MAIN_LOOP = ("qemu-img", "qemu-nbd", "qemu-io")
 POLL = "aio_poll"
 TRIES = 3
+# Coroutines that entered one another.
+MAX_NESTED = 16
 
 
 class Looker:
@@ -41,6 +43,8 @@ class Looker:
         self._stack = Pages(source.memory)
         self.unwinder = Unwinder(source.space)
         self.unwinder.learn_jit(read_jit_code(source.memory, source.binary))
+        self._guard: int | None = None
+        self._pointers: dict[int, int] = {}
         self._roles: dict[int, Role] = {source.pid: "main"}
 
     def look(self) -> Look:
@@ -49,7 +53,8 @@ class Looker:
         missing = set(self.layout.missing())
         began = time.monotonic_ns()
         names = source.threads()
-        contexts = reader.contexts(source.pid, source.thread_pointers(), names)
+        self._pointers = source.thread_pointers()
+        contexts = reader.contexts(source.pid, self._pointers, names)
 
         def each(read: Callable[[int], Sequence[T]]) -> tuple[T, ...]:
             found: list[T] = []
@@ -87,10 +92,32 @@ class Looker:
             if state.registers is None:
                 break
             self._stack.forget()
-            chain = self.unwinder.unwind(state.registers, self._word)
+            chain = self._chain(tid, state.registers)
             if self.source.state(tid) == state:
                 return self._blocked(tid, name, owns_context, state, chain)
         return Thread(tid, name, self._role(tid, name, owns_context, []), "")
+
+    def _chain(self, tid: int, registers: dict[int, int]) -> Chain:
+        """A thread's whole chain: below a coroutine's own stack lies that of who entered it."""
+        chain = self.unwinder.unwind(registers, self._word)
+        tls, caller = self.layout.coroutine_tls, self.layout.co_caller
+        pointer = self._pointers.get(tid)
+        if chain.end != COROUTINE or None in (tls, caller, pointer):
+            return chain
+        assert tls is not None
+        assert caller is not None
+        assert pointer is not None
+        co = self._word(pointer + tls)
+        for _ in range(MAX_NESTED):
+            co = self._word(co + caller) if co else None
+            known = self._saved(co) if co else None
+            if known is None:
+                break
+            below = self.unwinder.unwind(known, self._word)
+            chain = Chain([*chain.frames, *below.frames], below.end)
+            if below.end != COROUTINE:
+                break
+        return chain
 
     def _blocked(
         self, tid: int, name: str, owns_context: bool, state: State, chain: Chain
@@ -132,16 +159,26 @@ class Looker:
 
     def coroutine_stack(self, co: int) -> tuple[str, ...]:
         """A sleeping coroutine's own stack, leaf first; empty when it cannot be read."""
-        env, guard = self.layout.co_env, self.source.pointer_guard()
-        if env is None or guard is None:
-            return ()
         self._stack.forget()
-        registers = saved_registers(self.source.memory, co, env, guard)
-        if registers is None:
+        known = self._saved(co)
+        if known is None:
             return ()
-        known = {DWARF_NUMBERS[name]: value for name, value in registers.items()}
-        chain = self.unwinder.unwind(known, self._word)
-        return tuple(self.unwinder.names(chain))
+        return tuple(self.unwinder.names(self.unwinder.unwind(known, self._word)))
+
+    def _saved(self, co: int) -> dict[int, int] | None:
+        """The registers with which a coroutine, or who entered one, went to sleep."""
+        if self._guard is None:
+            self._guard = self.source.pointer_guard()
+        if self.layout.co_env is None or self._guard is None:
+            return None
+        registers = saved_registers(self._stack, co, self.layout.co_env, self._guard)
+        if registers is None:
+            return None
+        return {DWARF_NUMBERS[name]: value for name, value in registers.items()}
+
+    def name(self, address: int) -> str:
+        """The name of a function's address, empty for 0."""
+        return self.unwinder.name(address, leaf=True) if address else ""
 
     def _word(self, address: int) -> int | None:
         return read_word(self._stack, address)
