@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import QEMUS, ROOT
 from tests.live.gdb_cases import COMMANDS, CONTEXTS, SAVE, STRANDED, Hung
-from tests.live.gdb_session import gdb, session
+from tests.live.gdb_session import Target, gdb, session
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
@@ -57,6 +57,18 @@ def test_without_a_stopped_qemu_every_command_says_what_it_needs(hung: Hung) -> 
         assert "the target is running: interrupt it first" in gdb_session.ask("aio bh")
         gdb_session.send("interrupt")
         gdb_session.read_until("SIGINT")
+
+
+def test_a_core_of_another_build_is_refused(hung: Hung) -> None:
+    """Read with the wrong file, all lists would look empty."""
+    executable, file = hung.any("core").arguments
+    other = str(next(Path(path) for path, _ in QEMUS[1:] if path).resolve())
+    said = gdb(Target((other, file), 0, Path(executable)), "aio bh", "aio why")
+    assert set(said.splitlines()) == {
+        f"{other} is another build than what ran here: file PATH-OF-THE-RIGHT-QEMU, then try again"
+    }
+    without = gdb(Target(("-c", file), 0, Path(executable)), "aio bh")
+    assert without.startswith("gdb does not know the program: file PATH-OF-THE-RIGHT-QEMU")
 
 
 def test_names_are_completed(hung: Hung) -> None:
