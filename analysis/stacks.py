@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qtrace.roles import VCPU
-from qtrace.trace.schema import COROUTINE, TRUNCATED, UNREADABLE
+from qtrace.trace.schema import COROUTINE, PARTIAL, TRUNCATED, UNREADABLE
 
 # aio_poll() runs bottom halves of its context itself; everything else goes through a GSource:
 # g_main_context_dispatch() -> aio_ctx_dispatch() -> aio_dispatch() -> aio_bh_poll().
@@ -20,7 +20,7 @@ DEVICE = re.compile(
     r"memory_region_(dispatch_)?(read|write)|address_space_|flatview_|"
     r"cpu_(in|out)[bwl]$|ide_|ahci_|pflash_|virtio_|scsi_|nvme_|fdctrl_"
 )
-ENDS = frozenset({TRUNCATED, UNREADABLE, COROUTINE})
+ENDS = frozenset({TRUNCATED, UNREADABLE, COROUTINE, PARTIAL})
 
 OFFSET = re.compile(r"\+0x[0-9a-f]+$")
 # Parts that the compiler split off a function bear its name with a suffix.

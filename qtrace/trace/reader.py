@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from qtrace.errors import TraceUnreadable
 from qtrace.trace import details
+from qtrace.trace.arrow import arrow_schema
 from qtrace.trace.broken import CONTROL, NOT_A_TRACE, explain, refuse
-from qtrace.trace.parquet import arrow_schema
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS, EventKind
 
 # The header is row 1, as in an editor and a spreadsheet; Parquet rows are numbered alike.
@@ -105,9 +105,9 @@ def _read_csv(path: Path, start: bytes, warnings: list[str]) -> pa.Table:
         raise TraceUnreadable(f"{path} is empty", NOT_A_TRACE)
     if b"\0" in start:
         raise TraceUnreadable(f"{path} is a binary file, no trace", NOT_A_TRACE)
-    _check_first_rows(path, start)
+    check_first_rows(path, start)
     mapped = pa.memory_map(str(path)).read_buffer()
-    end = _last_row_end(mapped)
+    end = last_row_end(mapped)
     if end == 0:
         raise TraceUnreadable(f"{path} is no trace: its first row has no end", NOT_A_TRACE)
     if end < len(mapped):
@@ -135,7 +135,7 @@ def _read_csv(path: Path, start: bytes, warnings: list[str]) -> pa.Table:
     return table
 
 
-def _check_first_rows(path: Path, start: bytes) -> None:
+def check_first_rows(path: Path, start: bytes) -> None:
     """The version first: another major version may have other columns."""
     text = start.decode("utf-8", "replace")
     rows = csv.reader(io.StringIO(text, newline=""))
@@ -152,17 +152,17 @@ def _check_first_rows(path: Path, start: bytes) -> None:
         raise TraceUnreadable(
             f"{path} is no trace: its first row does not name the columns of one", NOT_A_TRACE
         )
-    _check_names(path, names)
+    check_names(path, names)
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def check_names(path: Path, names: list[str]) -> None:
     for column in COLUMNS:
         if names.count(column) != 1:
             how = "is missing" if column not in names else "is there twice"
             raise refuse(path, f"column '{column}' {how}", row=1)
 
 
-def _last_row_end(data: pa.Buffer) -> int:
+def last_row_end(data: pa.Buffer) -> int:
     """Where the last whole row ends. Every row ends in a line end; one without was cut off."""
     end = len(data)
     while end:
@@ -177,7 +177,7 @@ def _last_row_end(data: pa.Buffer) -> int:
 def _read_parquet(path: Path, warnings: list[str]) -> pa.Table:
     try:
         names = pq.read_schema(path).names
-        _check_names(path, names)
+        check_names(path, names)
         table = pq.read_table(path)
         table = _known_columns(path, table, warnings)
         return table.cast(arrow_schema(pa.string())).cast(arrow_schema(TEXT)).unify_dictionaries()
