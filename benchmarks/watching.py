@@ -24,7 +24,7 @@ REQUESTS = 3000
 
 
 def run(pairs: int) -> list[Row]:
-    """The pflash guest's writes (one aio_poll() each at least), and qemu-img bench through a qemu-storage-daemon."""
+    """The pflash guest's writes (an aio_poll() each, at least), and a storage daemon's requests."""
     rows = []
     for version, qemu in qemus():
         for accel in ("tcg", "kvm"):

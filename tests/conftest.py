@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,40 @@ def qemu_binary(request: pytest.FixtureRequest) -> Path:
 def accel(request: pytest.FixtureRequest) -> str:
     """Each accelerator, as ``-accel`` takes it."""
     return str(request.param)
+
+
+SOAK_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+SOAK_TABLE = ROOT / "docs/soak.md"
+# Its lines before the first row.
+TABLE_STARTS = 7
+
+
+@pytest.fixture
+def soak_row(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds a row to docs/soak.md: what was counted, and the figures."""
+
+    def add(what: str, *figures: object) -> None:
+        case = re.search(r"\[(.*)\]", request.node.name)
+        row = (what, case[1] if case else "", *map(str, figures))
+        request.config.stash.setdefault(SOAK_ROWS, []).append(row)
+
+    return add
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table of a soak run; rows of counts that this run left out stay."""
+    rows = session.config.stash.get(SOAK_ROWS, [])
+    if not rows:
+        return
+    table = {row[:2]: "; ".join(row[2:]) for row in rows}
+    if SOAK_TABLE.exists():
+        for line in SOAK_TABLE.read_text().splitlines()[TABLE_STARTS:]:
+            what, case, result = (cell.strip() for cell in line.strip("|").split("|"))
+            table.setdefault((what, case), result)
+    SOAK_TABLE.write_text(
+        "# What `make soak` counted\n\n"
+        "The whole matrix and the large counts, on real QEMUs; the run itself writes the table.\n"
+        f"Kernel {platform.release().partition('-')[0]}, {os.cpu_count()} CPUs.\n\n"
+        "| what | case | result |\n|---|---|---|\n"
+        + "".join(f"| {what} | {case} | {table[what, case]} |\n" for what, case in sorted(table))
+    )

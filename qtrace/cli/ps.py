@@ -14,14 +14,14 @@ from qtrace.errors import ExitStatus
 @format_option
 def command(output_format: str) -> int:
     """List the QEMU processes here: pid, program, guest name, version, threads, what can attach."""
-    from qtrace.target.process import list_processes
+    from qtrace.target.listing import list_processes
 
     processes = list_processes()
     if output_format == "json":
         print_json({"processes": [asdict(process) for process in processes]})
         return ExitStatus.OK
     if not processes:
-        stderr().print("no QEMU process is running here that this user may look into")
+        stderr().print("no QEMU process is running here")
         return ExitStatus.OK
 
     from rich.table import Table
@@ -40,7 +40,7 @@ def command(output_format: str) -> int:
             Text(process.name or "-"),
             Text(process.version.partition(" ")[0] or "?"),
             str(process.threads),
-            process.attachable,
+            Text(", ".join([*process.attach, *filter(None, [process.hindrance])])),
         )
     stdout().print(table)
     return ExitStatus.OK

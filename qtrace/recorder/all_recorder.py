@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qtrace.recorder.all_program import load_all, slot_type
+from qtrace.recorder.busiest import Busy, busiest
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.program import Program
 from qtrace.recorder.rings import Rings, Slots
@@ -23,7 +24,8 @@ PERIOD_S = 0.02
 # From this fill on, read again at once.
 BUSY_FILL = 0.125
 MASK = 0xFFFFFFFF
-SAMPLE = 4096
+# What a live display looks at: so many records of each of the last blocks.
+SAMPLE, SAMPLES = 2048, 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class AllRecorder:
 
     Attributes:
         armed: its probes are set.
-        sample: the latest records, for a live display.
+        dropped: why and when they were taken off before the end; empty when they were not.
+        sampling: keep the latest records for ``busy_now``.
     """
 
     def __init__(self, plan: AllPlan, module: Module, uprobes: Uprobes, program: Program) -> None:
@@ -58,7 +61,9 @@ class AllRecorder:
         self._run_ip = 0
         self._bias = 0
         self.armed = False
-        self.sample: Slots = np.empty(0, self._slot)
+        self.dropped: dict[str, Any] = {}
+        self.sampling = False
+        self._sample: list[Slots] = []
 
     @classmethod
     def load(
@@ -72,7 +77,7 @@ class AllRecorder:
         self._checked_ns = time.monotonic_ns()
         for site in self.plan.sites:
             function = self._program.functions[site.program]
-            self._uprobes.attach(function, site.vaddr, f"{site.kind} in {site.function}()")
+            self._uprobes.attach(function, site.vaddr, f"{site.kind}, {site.where}")
         self.armed = True
 
     def begin(self, writer: RawWriter, meanings: Meanings, bias: int, watched: list[int]) -> None:
@@ -106,7 +111,7 @@ class AllRecorder:
         return [
             {
                 "kind": site.kind,
-                "function": site.function,
+                "where": site.where,
                 "address": f"{site.vaddr:#x}",
                 "instruction": site.instruction,
                 "emulated": site.emulated,
@@ -135,7 +140,8 @@ class AllRecorder:
                 writer.append_records(slots)
                 for key, found in meanings.of(slots, self._run_ip).items():
                     facts.setdefault(key, {}).update(found)
-                self.sample = slots[-SAMPLE:].copy()
+                if self.sampling:
+                    self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
                 ring.release(len(slots))
         # An unfinished record may be older than the mark: then the last one still holds.
         self._mark = mark if whole else self._mark
@@ -150,6 +156,24 @@ class AllRecorder:
         """The buffers fill quickly: do not wait before the next ``drain``."""
         return self._rings.fill > BUSY_FILL
 
+    def busy_now(self) -> tuple[list[tuple[str, float]], list[tuple[str, Busy]]]:
+        """Since the last time, from a sample: each context's share, the busiest bottom halves."""
+        blocks, self._sample = self._sample, []
+        if not blocks or self._meanings is None:
+            return [], []
+        sample = np.concatenate(blocks)
+        ips = {k: [(s.vaddr + self._bias) & MASK for s in self.plan.sites if s.kind == k]
+               for k in ("run", "return", "enqueue")}  # fmt: skip
+        rows = busiest(sample, ips["run"][0], ips["return"][0], ips["enqueue"])
+        names = self._meanings.names
+        found, counts = np.unique(sample["ctx"][sample["ctx"] != 0], return_counts=True)
+        total = max(int(counts.sum()), 1)
+        contexts: dict[str, float] = {}
+        for ctx, count in zip(found.tolist(), counts.tolist(), strict=True):
+            name = self._meanings.context(ctx)
+            contexts[name] = contexts.get(name, 0.0) + count / total
+        return list(contexts.items()), [(names.get(row.name, "?"), row) for row in rows]
+
     @property
     def counts(self) -> Counts:
         written = self._writer.records if self._writer else 0
@@ -160,6 +184,11 @@ class AllRecorder:
         """Take the probes off; records that are in the buffers stay."""
         self._uprobes.close()
         self.armed = False
+
+    def drop(self, reason: str) -> None:
+        """Disarm before the end; the trace says when and why."""
+        self.disarm()
+        self.dropped = {"dropped_ns": time.monotonic_ns(), "dropped": reason}
 
     def finish(self) -> list[Event]:
         """Disarm, take what is left. Raises OutputFailed."""
@@ -180,7 +209,12 @@ class AllRecorder:
             new = count - self._lost.get(ip, 0)
             if new:
                 self._lost[ip] = count
-                detail = {"count": new, "since_ns": self._checked_ns, "site": self._label(ip)}
+                detail = {
+                    "count": new,
+                    "since_ns": self._checked_ns,
+                    "site": self._label(ip),
+                    "probes": "all",
+                }
                 rows.append(Event(now, "lost", detail=detail))
         self._checked_ns = now
         return rows

@@ -79,9 +79,10 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
-    def send(self, number: int) -> None:
+    def pass_on(self, name: str) -> None:
+        """Send it a signal, by name. A terminal's Ctrl-C reached it by itself."""
         if self._status is None:
-            os.kill(self.pid, number)
+            os.kill(self.pid, signal.Signals[name])
 
     def wait(self) -> int:
         """Its wait status, when it has ended."""

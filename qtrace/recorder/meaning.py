@@ -21,7 +21,11 @@ LOOK_PERIOD_S, LOOKS = 0.05, 200
 
 
 class Meanings:
-    """Texts for names, code addresses, threads and contexts, each asked for once."""
+    """Texts for names, code addresses, threads and contexts, each asked for once.
+
+    Attributes:
+        names: of bottom halves, by pointer, as far as they were seen.
+    """
 
     def __init__(
         self, process: Process, unwinder: Unwinder, roles: ThreadRoles, contexts: ContextNames
@@ -32,6 +36,7 @@ class Meanings:
         self._contexts = contexts
         self._program = process.program[:15]
         self._fresh = {key: Fresh() for key in ("name", "callback", "inner", "outer", "tid", "ctx")}
+        self.names: dict[int, str] = {}
         self._nameless: set[int] = set()
         self._threads: dict[int, str] = {}
         self._unsure: dict[int, int] = {}
@@ -41,13 +46,19 @@ class Meanings:
         """Facts that are new with these records; empty when there are none."""
         self._look_again()
         fresh = self._fresh
+        named = {p: self._string(p) for p in fresh["name"].of(slots["name"])}
+        self.names.update(named)
         facts: dict[str, Any] = {
-            "names": {f"{p:x}": self._string(p) for p in fresh["name"].of(slots["name"])},
+            "names": {f"{p:x}": text for p, text in named.items()},
             "symbols": self._symbols(slots),
             "threads": {str(tid): self._thread(tid) for tid in fresh["tid"].of(slots["tid"])},
             "contexts": self._context_names(slots, run_ip),
         }
         return {key: value for key, value in facts.items() if value}
+
+    def context(self, ctx: int) -> str:
+        """A context's name, empty when it is not known."""
+        return self._contexts.name(ctx)
 
     def threads(self) -> dict[str, tuple[str, str]]:
         """All threads that were seen, with the roles as they are known by now."""

@@ -87,6 +87,11 @@ class Program:
         if self.library.bpf_update_elem(outer, ctypes.byref(key), ctypes.byref(value), 0) != 0:
             raise _os_error(f"map {name}")
 
+    def close(self) -> None:
+        """Let the kernel drop it, as far as nothing is attached."""
+        for fd in (*self.functions.values(), *self.maps.values()):
+            os.close(fd)
+
     def counts(self, name: str) -> Iterator[tuple[int, int]]:
         """The entries of a hash map from u64 to u64."""
         fd = self.maps[name]

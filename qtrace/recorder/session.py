@@ -44,6 +44,7 @@ class Recording:
         path: the CSV that grows with every ``poll``; with `--all` the raw file.
         everything: the probes of `--all`, if there are.
         ended: the target is gone; no more rows come.
+        header: the attach row.
         watched: the bottom halves' names.
     """
 
@@ -74,6 +75,7 @@ class Recording:
         self._surveyed = False
         self._stopped = False
         self.ended = False
+        self.header = Event(0, "attach")
         self.path = writer.path
         self.watched = tuple(half.name for half in plan.watched)
         if everything is not None and isinstance(writer, RawWriter):
@@ -159,7 +161,11 @@ class Recording:
                 probes.attach(plan.sites)
                 if everything is not None:
                     everything.attach()
-            writer.write([_attach_row(began_ns, process, scan, plan, everything)])
+                if recording._watcher.ended():
+                    # Its pid may be another process's by now.
+                    raise NoSuchProcess(process.pid)
+            recording.header = _attach_row(began_ns, process, scan, plan, everything)
+            writer.write([recording.header])
             writer.flush()
         except BaseException as error:
             probes.close()
@@ -196,6 +202,11 @@ class Recording:
         self._survey()
         return rows
 
+    def drop_all(self, reason: str) -> None:
+        """Take the probes of `--all` off; the watched bottom halves keep theirs."""
+        if self.everything is not None:
+            self.everything.drop(reason)
+
     def stop(self, reason: str) -> None:
         """Disarm, write what is left and the closing row. Calling it again does nothing."""
         if self._stopped:
@@ -221,7 +232,7 @@ class Recording:
             if every is not None:
                 counts = every.counts
                 detail["lost"] += counts.lost
-                detail["all"] = asdict(counts)
+                detail["all"] = asdict(counts) | every.dropped
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
         finally:
             if self.everything is not None:

@@ -38,7 +38,7 @@ class AllSite:
 
     Attributes:
         kind: what a hit means.
-        function: the function it lies in, as far as that has a name.
+        where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
         vaddr: link-time address.
         program: the function of probes/all.bpf.c that it runs.
         instruction: as the disassembler prints it.
@@ -47,7 +47,7 @@ class AllSite:
     """
 
     kind: Kind
-    function: str
+    where: str
     vaddr: int
     program: str
     instruction: str
@@ -98,7 +98,7 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
     }
     dear = [site for site in sites if not site.emulated]
     notes = [
-        f"{site.kind} in {site.function}(): no cheap instruction, each hit is single-stepped"
+        f"{site.kind} at {site.where}: no cheap instruction, each hit is single-stepped"
         for site in dear
     ]
     return AllPlan(sites, tuple(defines.items()), layout, returns_to, tuple(notes))
@@ -119,7 +119,7 @@ def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
         running = memory.read(site.vaddr + module.bias, len(in_file))
         if running[1:] != in_file[1:] or running[:1] not in (in_file[:1], bytes([BREAKPOINT])):
             raise CodeMismatch(
-                f"the code at {module.name}@{site.vaddr:#x} ({site.kind} in {site.function}) is "
+                f"the code at {module.name}@{site.vaddr:#x} ({site.kind}, {site.where}) is "
                 "not what the file says",
                 "no probe was set; attach to a QEMU that nothing has patched",
             )
@@ -290,10 +290,12 @@ class _Chooser:
         self, kind: Kind, function: Function, vaddr: int, program: str, new_flags: int = 0
     ) -> AllSite:
         instruction = function.instructions[vaddr]
-        named = self._module.function_name(function.start)
+        named = self._module.function_name(vaddr)
         text = f"{instruction.mnemonic} {instruction.op_str}".strip()
-        name = named[0] if named and named[1] == 0 else f"{self._module.name}@{function.start:#x}"
-        return AllSite(kind, name, vaddr, program, text, emulated(instruction), new_flags)
+        where = f"{self._module.name}@{vaddr:#x}"
+        if named:
+            where = f"{named[0]}+{named[1]:#x}" if named[1] else named[0]
+        return AllSite(kind, where, vaddr, program, text, emulated(instruction), new_flags)
 
     def _refuse(self, why: str) -> ScanFailed:
         return ScanFailed(

@@ -5,30 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from qtrace.errors import NoSuchProcess, NotQemu, PermissionMissing, TargetError
+from qtrace.errors import NoSuchProcess, NotQemu, PermissionMissing
 from qtrace.target.elf import Elf
 from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.memory import ProcessMemory
 
 # What --version prints: qemu-nbd's text differs from all others'.
 VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
-PROGRAMS = re.compile(rb"qemu-(system-|kvm|storage-daemon|img|nbd|io)|kvm$")
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A QEMU process as ``qtrace ps`` shows it."""
-
-    pid: int
-    program: str
-    name: str
-    version: str
-    threads: int
-    attachable: str
 
 
 class Process:
@@ -120,31 +106,3 @@ def read_version(elf: Elf) -> str:
     """The version as the program prints it ("7.2.22 (Debian ...)"), empty when not found."""
     match = VERSION.search(elf.data)
     return match[1].decode("utf-8", "backslashreplace") if match else ""
-
-
-def list_processes() -> list[Listed]:
-    """The QEMU processes on this machine, by pid."""
-    found = []
-    for entry in sorted(Path("/proc").iterdir(), key=lambda p: p.name.zfill(9)):
-        if not entry.name.isdigit():
-            continue
-        try:
-            link = os.fsencode(os.readlink(entry / "exe"))
-            if not PROGRAMS.search(link.rsplit(b"/", 1)[-1].removesuffix(b" (deleted)")):
-                continue
-            found.append(_list(Process(int(entry.name))))
-        except (OSError, TargetError, PermissionMissing):
-            continue
-    return found
-
-
-def _list(process: Process) -> Listed:
-    tracer = process.tracer()
-    return Listed(
-        pid=process.pid,
-        program=process.program,
-        name=process.vm_name(),
-        version=process.version,
-        threads=len(process.threads()),
-        attachable=f"ebpf (traced by {tracer})" if tracer else "ebpf, gdb",
-    )

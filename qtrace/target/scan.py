@@ -111,14 +111,16 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
         ScanFailed: it has one, but no call to it could be read.
     """
     scheduler, found_by = _find_scheduler(elf, symbols, frames)
-    getters = {a: n for n in GETTERS if (a := symbols.address(n)) is not None}
+    calls = _calls(elf, frames, {scheduler})
+    getters = {a: c for n, c in GETTERS.items() if (a := symbols.address(n)) is not None}
+    getters = getters or _getters_by_names(elf, symbols, calls)
     variables = {
-        GETTERS[name]: variable
-        for address, name in getters.items()
+        context: variable
+        for address, context in getters.items()
         if (variable := _loaded_first(elf, frames, address)) is not None
     }
     found: dict[tuple[str, int], list[CallSite]] = {}
-    for address, function, state in _calls(elf, frames, {scheduler}):
+    for address, function, state in calls:
         instruction = function.instructions[address]
         callback = state.get("rsi")
         target = callback.value if isinstance(callback, Constant) else 0
@@ -180,6 +182,23 @@ def _scheduler_by_names(elf: Elf, frames: CallFrames) -> int | None:
     return best[0]
 
 
+def _getters_by_names(
+    elf: Elf, symbols: SymbolTable, calls: list[tuple[int, Function, State]]
+) -> dict[int, str]:
+    """The functions that return the two contexts, told by who is scheduled with their result.
+
+    job_exit() goes into the main context in every QEMU that has jobs; do_qmp_dispatch_bh()
+    into the iohandler context since effd60c878 (9.0), before that into main.
+    """
+    getters: dict[int, str] = {}
+    for bottom_half, context in (("job_exit", "main"), ("do_qmp_dispatch_bh", "iohandler")):
+        for _address, _function, state in calls:
+            argument = state.get("rdi")
+            if isinstance(argument, Returned) and _name(elf, symbols, state, 0) == bottom_half:
+                getters.setdefault(argument.function, context)
+    return getters
+
+
 def _callee(function: Function, address: int) -> int | None:
     """The target of a direct call, or of a direct jump out of the function (a tail call)."""
     instruction = function.instructions[address]
@@ -233,7 +252,7 @@ def _context(
     argument = state.get("rdi")
     if isinstance(argument, Returned):
         if argument.function in getters:
-            return GETTERS[getters[argument.function]]
+            return getters[argument.function]
         symbol = symbols.lookup(argument.function)
         return f"{symbol[0]}()" if symbol else ""
     if isinstance(argument, Loaded):

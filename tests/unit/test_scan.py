@@ -62,6 +62,9 @@ def test_without_symbols_the_name_strings_lead_to_the_same_scan(qemu_binary: Pat
     assert [(h.name, h.callback) for h in blind.bottom_halves] == [
         (h.name, h.callback) for h in known.bottom_halves
     ]
+    assert blind.context_variables == known.context_variables
+    jobs = {h.name: h.sites[0].context for h in blind.bottom_halves}
+    assert {jobs[name] for name in JOBS} == {"main"}
 
 
 @pytest.mark.qemu
