@@ -143,6 +143,8 @@ class AllRecorder:
                 if self.sampling:
                     self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
                 ring.release(len(slots))
+        for key, found in meanings.again().items():
+            facts.setdefault(key, {}).update(found)
         # An unfinished record may be older than the mark: then the last one still holds.
         self._mark = mark if whole else self._mark
         losses = self._losses()
@@ -195,7 +197,7 @@ class AllRecorder:
         self.disarm()
         losses = self.drain(time.monotonic_ns())
         if self._writer is not None and self._meanings is not None:
-            self._writer.append_facts({"threads": self._meanings.threads()})
+            self._writer.append_facts(self._meanings.finish())
         return losses
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.session import Recording
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import plan_all
+from qtrace.target.contexts import ContextNames
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 from qtrace.target.process import Process
@@ -20,6 +21,8 @@ from qtrace.target.scan_cache import scan_module
 from qtrace.target.watch import plan_watch
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
+
+CONTEXTS_WAIT_S = 0.1
 
 
 def launch(
@@ -61,9 +64,13 @@ def launch(
             if every is not None:
                 every.attach()
             child.release()
+            process = Process(child.pid)
+            # Where its contexts lie can only be read while it lives: qemu-img may not for long.
+            contexts = ContextNames(scan, process.binary, process.memory)
+            contexts.wait(CONTEXTS_WAIT_S)
             recording = Recording.arm(
-                Process(child.pid), scan, plan, program.result(), uprobes, writer,
-                everything=every, armed=probes,
+                process, scan, plan, program.result(), uprobes, writer,
+                everything=every, armed=probes, contexts=contexts,
             )  # fmt: skip
         except BaseException:
             probes.close()

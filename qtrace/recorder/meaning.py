@@ -37,14 +37,13 @@ class Meanings:
         self._program = process.program[:15]
         self._fresh = {key: Fresh() for key in ("name", "callback", "inner", "outer", "tid", "ctx")}
         self.names: dict[int, str] = {}
-        self._nameless: set[int] = set()
+        self._runners: dict[int, set[int]] = {}
         self._threads: dict[int, str] = {}
         self._unsure: dict[int, int] = {}
         self._next_look = 0.0
 
     def of(self, slots: Slots, run_ip: int) -> dict[str, Any]:
         """Facts that are new with these records; empty when there are none."""
-        self._look_again()
         fresh = self._fresh
         named = {p: self._string(p) for p in fresh["name"].of(slots["name"])}
         self.names.update(named)
@@ -52,13 +51,19 @@ class Meanings:
             "names": {f"{p:x}": text for p, text in named.items()},
             "symbols": self._symbols(slots),
             "threads": {str(tid): self._thread(tid) for tid in fresh["tid"].of(slots["tid"])},
-            "contexts": self._context_names(slots, run_ip),
         }
+        self._runners_of_nameless(slots, run_ip)
         return {key: value for key, value in facts.items() if value}
 
     def context(self, ctx: int) -> str:
         """A context's name, empty when it is not known."""
         return self._contexts.name(ctx)
+
+    def finish(self) -> dict[str, Any]:
+        """A last look, while the process may still be there; all threads with their roles."""
+        self._next_look = 0.0
+        facts = self.again()
+        return facts | {"threads": self.threads()}
 
     def threads(self) -> dict[str, tuple[str, str]]:
         """All threads that were seen, with the roles as they are known by now."""
@@ -67,8 +72,12 @@ class Meanings:
         }
 
     def _string(self, address: int) -> str:
-        raw = self._process.memory.read(address, MAX_NAME).split(b"\0", 1)[0]
-        return raw.decode("utf-8", "surrogateescape")
+        raw = self._process.memory.read(address, MAX_NAME)
+        if not raw:
+            # The process is gone; a literal still lies in its file.
+            binary = self._process.binary
+            raw = binary.elf.read(address - binary.bias, MAX_NAME)
+        return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
     def _symbols(self, slots: Slots) -> dict[str, str]:
         fresh = self._fresh
@@ -104,21 +113,24 @@ class Meanings:
             else:
                 self._unsure[tid] = looks - 1
 
-    def _context_names(self, slots: Slots, run_ip: int) -> dict[str, str]:
-        self._nameless.update(self._fresh["ctx"].of(slots["ctx"]))
-        found = {}
-        for ctx in list(self._nameless):
-            name = self._contexts.name(ctx) or self._owner(slots, ctx, run_ip)
-            if name:
-                found[f"{ctx:x}"] = name
-                self._nameless.discard(ctx)
-        return found
+    def _runners_of_nameless(self, slots: Slots, run_ip: int) -> None:
+        """Remember which threads run the bottom halves of contexts that have no name yet."""
+        for ctx in self._fresh["ctx"].of(slots["ctx"]):
+            self._runners[ctx] = set()
+        for ctx, tids in self._runners.items():
+            runs = slots["tid"][(slots["ctx"] == ctx) & (slots["ip"] == np.uint32(run_ip))]
+            tids.update(np.unique(runs).tolist())
 
-    def _owner(self, slots: Slots, ctx: int, run_ip: int) -> str:
-        """The IOThread that runs a context's bottom halves."""
-        runs = slots["tid"][(slots["ctx"] == ctx) & (slots["ip"] == np.uint32(run_ip))]
-        for tid in np.unique(runs).tolist():
-            name = self._threads.get(tid, "")
-            if self._roles.role(tid, name) == "iothread":
-                self._contexts.learn(ctx, f"iothread:{self._roles.iothread_id(tid, name)}")
-        return self._contexts.name(ctx)
+    def again(self) -> dict[str, Any]:
+        """What is known by now and was not before: names of contexts."""
+        self._look_again()
+        found = {}
+        for ctx, tids in list(self._runners.items()):
+            for tid in tids:
+                name = self._threads.get(tid, "")
+                if self._roles.role(tid, name) == "iothread":
+                    self._contexts.learn(ctx, f"iothread:{self._roles.iothread_id(tid, name)}")
+            if text := self._contexts.name(ctx):
+                found[f"{ctx:x}"] = text
+                del self._runners[ctx]
+        return {"contexts": found} if found else {}

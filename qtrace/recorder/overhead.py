@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qtrace.recorder.all_program import load_all, slot_type
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.rings import Rings
@@ -20,7 +22,7 @@ from qtrace.target.all_sites import AllPlan
 LOOP = bytes.fromhex("89f1 55 5d ffc9 75fa c3")
 SITE = 2
 # Fewer than the records that one CPU's smallest ring buffer holds.
-ROUNDS, PAGES = 10_000, 256
+ROUNDS, REPEATS, PAGES = 2_000, 5, 256
 
 
 def cost_per_hit(plan: AllPlan) -> float:
@@ -33,9 +35,10 @@ def cost_per_hit(plan: AllPlan) -> float:
     with tempfile.NamedTemporaryFile(prefix="qtrace-loop-") as file:
         file.write(LOOP)
         file.flush()
-        access = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        # Not writable: such a mapping takes no uprobe.
+        access = mmap.PROT_READ | mmap.PROT_EXEC
         code = mmap.mmap(file.fileno(), len(LOOP), mmap.MAP_PRIVATE, access)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(code))
+        start = np.frombuffer(code, np.uint8).ctypes.data
         loop = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(start)
         bare = _timed(loop)
         name = f"qtrace_cost_{os.getpid()}".encode()
@@ -52,9 +55,13 @@ def cost_per_hit(plan: AllPlan) -> float:
 
 
 def _timed(loop: Any) -> float:
-    began = time.perf_counter()
-    loop(None, ROUNDS)
-    return time.perf_counter() - began
+    """The best of a few: whatever else runs here only adds."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        loop(None, ROUNDS)
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 class Meter:

@@ -57,6 +57,7 @@ class Recording:
         writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
         everything: AllRecorder | None = None,
+        contexts: ContextNames | None = None,
     ) -> None:
         self.everything = everything
         self._process = process
@@ -68,7 +69,7 @@ class Recording:
         self._unwinder = Unwinder(process.space)
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
-        contexts = ContextNames(scan, process.binary, process.memory)
+        contexts = contexts or ContextNames(scan, process.binary, process.memory)
         self._rows = RowMaker(self._sites, self._unwinder, roles, contexts)
         self._lost: dict[int, int] = {}
         self._loss_checked_ns = time.monotonic_ns()
@@ -139,11 +140,13 @@ class Recording:
         qmp_socket: Path | None = None,
         everything: AllRecorder | None = None,
         armed: EbpfProbes | None = None,
+        contexts: ContextNames | None = None,
     ) -> Recording:
         """Begin a recording whose sites are chosen and checked; see ``start``.
 
         Args:
             armed: the probes of ``plan``, when they (and those of ``everything``) are set.
+            contexts: the names of the contexts, when they were looked up before.
         """
         process.binary.static_names = {half.callback: half.name for half in scan.bottom_halves}
         known = {}
@@ -155,7 +158,7 @@ class Recording:
         probes = armed or EbpfProbes(uprobes, program)
         try:
             roles = ThreadRoles(process, known)
-            recording = cls(process, scan, plan, probes, writer, roles, everything)
+            recording = cls(process, scan, plan, probes, writer, roles, everything, contexts)
             began_ns = time.monotonic_ns()
             if armed is None:
                 probes.attach(plan.sites)
@@ -167,6 +170,9 @@ class Recording:
             recording.header = _attach_row(began_ns, process, scan, plan, everything)
             writer.write([recording.header])
             writer.flush()
+            if everything is not None:
+                # Before anybody is told: a thread that waits now may be busy soon.
+                recording._survey()
         except BaseException as error:
             probes.close()
             if everything is not None:

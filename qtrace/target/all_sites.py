@@ -29,6 +29,8 @@ Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
 PENDING, SCHEDULED, DELETED, ONESHOT, IDLE = 1, 2, 4, 8, 16
 # Call sites of qemu_bh_cancel() up to which each gets its own probe.
 MAX_CALLERS = 64
+# Prefixes that is_prefix_bad() of arch/x86/kernel/uprobes.c refuses: lock, es, cs, ss, ds.
+BAD_PREFIXES = frozenset({0xF0, 0x26, 0x2E, 0x36, 0x3E})
 CALLEE_SAVED = frozenset({"rbx", "rbp", "r12", "r13", "r14", "r15"})
 
 
@@ -220,27 +222,30 @@ class _Chooser:
         return run, self._site("return", poll, site, "ended"), offsets, called_end
 
     def cancels(self, imported: bool) -> list[AllSite]:
-        """The calls to qemu_bh_cancel(), which has no instruction that could be emulated.
+        """The calls to qemu_bh_cancel(): it has no instruction that could be emulated.
 
-        Its entry serves where a module calls it as well, or something takes its address.
+        Its first, a locked `and`, takes no probe at all: the kernel refuses that prefix. The
+        one after it serves where a module calls it as well, or something takes its address.
         """
         target = self._module.symbols.address("qemu_bh_cancel")
-        if target is None:
+        extent = self._module.frames.function(target) if target is not None else None
+        if target is None or extent is None:
             raise self._refuse("it has no symbol qemu_bh_cancel")
-        entry = self.entry("cancel", "qemu_bh_cancel", ("rdi",))
-        if entry.emulated or imported or _address_taken(self._elf, target):
-            return [entry]
+        function = Function(self._elf, *extent)
+        inside = self._site("cancel", function, _first_allowed(function), "cancel")
+        if imported or _address_taken(self._elf, target):
+            return [inside]
         sites = []
         for address in references_to(self._elf, {target}):
             extent = self._module.frames.function(address)
-            function = Function(self._elf, *extent) if extent else None
-            instruction = function.instructions.get(address) if function else None
-            if function is None or instruction is None or direct_target(instruction) != target:
+            caller = Function(self._elf, *extent) if extent else None
+            instruction = caller.instructions.get(address) if caller else None
+            if caller is None or instruction is None or direct_target(instruction) != target:
                 continue
             if instruction.id not in (x86.X86_INS_CALL, x86.X86_INS_JMP):
-                return [entry]
-            sites.append(self._site("cancel", function, address, "cancel"))
-        return sites if len(sites) <= MAX_CALLERS else [entry]
+                return [inside]
+            sites.append(self._site("cancel", caller, address, "cancel"))
+        return sites if len(sites) <= MAX_CALLERS else [inside]
 
     def entry(self, kind: Kind, symbol: str, arguments: tuple[str, ...]) -> AllSite:
         """The first emulated instruction of a function, its arguments still in registers."""
@@ -301,6 +306,16 @@ class _Chooser:
         return ScanFailed(
             f"{self._module.name} cannot be recorded with --all: {why}", "record without --all"
         )
+
+
+def _first_allowed(function: Function) -> int:
+    """The first instruction that takes a probe: none with a lock or segment prefix does."""
+    allowed = (
+        at
+        for at in sorted(function.instructions)
+        if bytes(function.instructions[at].bytes)[0] not in BAD_PREFIXES
+    )
+    return int(next(allowed, function.start))
 
 
 def _c(register: str) -> str:
