@@ -17,7 +17,9 @@ import click
 from qtrace import __version__
 from qtrace.errors import ExitStatus, QtraceError
 
-COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "inspect", "lab", "gdb-script")
+COMMANDS = (
+    "ps", "doctor", "scan", "attach", "run", "analyze", "convert", "inspect", "lab", "gdb-script",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from qtrace.errors import CodeMismatch
 from qtrace.recorder.program import Program, RingBuffer
+from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RETURN_ADDRESS, RSP
-from qtrace.target.process import Process
 from qtrace.target.watch import Site
-
-UPROBE_ENTRY = 0  # BPF_PROBE_ENTRY of libbcc
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +40,17 @@ class Hit:
 class EbpfProbes:
     """The armed probes of one process. Everything ends with ``close``, or with qtrace."""
 
-    def __init__(self, process: Process, program: Program) -> None:
-        self._process = process
+    def __init__(self, uprobes: Uprobes, program: Program) -> None:
+        self._uprobes = uprobes
         self._program = program
         self._layout = program.layout
-        self._fds: dict[Site, int] = {}
         self._hits: list[Hit] = []
         self._ring = RingBuffer(program, "events", self._receive)
 
     def attach(self, sites: Sequence[Site]) -> None:
         """Arm a probe at each site. Raises CodeMismatch when one cannot be set."""
         for site in sites:
-            offset = self._process.binary.elf.offset_of(site.vaddr)
-            fd = self._program.library.bpf_attach_uprobe(
-                self._program.functions["on_hit"],
-                UPROBE_ENTRY,
-                f"qtrace_{self._process.pid}_{site.vaddr:x}".encode(),
-                self._process.exe.encode(),
-                offset,
-                self._process.pid,
-                0,
-            )
-            if fd < 0:
-                reason = os.strerror(ctypes.get_errno())
-                raise CodeMismatch(
-                    f"the kernel refuses a probe at {site.label} ({reason})",
-                    "qtrace doctor --pid says what is missing",
-                )
-            self._fds[site] = fd
+            self._uprobes.attach(self._program.functions["on_hit"], site.vaddr, site.label)
 
     def poll(self, timeout_s: float) -> list[Hit]:
         """The hits of now, waiting for one at most so long."""
@@ -90,12 +68,7 @@ class EbpfProbes:
 
     def close(self) -> None:
         """Disarm all probes."""
-        if not self._fds:
-            return
-        # The kernel waits 0.1 s for each to be out of use: let it wait for all at once.
-        with ThreadPoolExecutor(len(self._fds)) as pool:
-            list(pool.map(self._program.library.bpf_close_perf_event_fd, self._fds.values()))
-        self._fds.clear()
+        self._uprobes.close()
 
     def _collected(self) -> list[Hit]:
         hits, self._hits = self._hits, []

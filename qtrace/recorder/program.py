@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.recorder.bcc_module import load_bcc
-from qtrace.recorder.bpf_image import Image, Source, get_image
+from qtrace.recorder.bpf_image import Image, MapSpec, Source, get_image
 
 KPROBE = 2  # BPF_PROG_TYPE_KPROBE, which uprobes use too
 LOG_BYTES = 1 << 16
+# linux/bpf.h; the system call's number on x86-64.
+ARRAY_OF_MAPS, BPF_MAP_CREATE, SYS_BPF = 12, 0, 321
 
 
 class Program:
@@ -23,6 +26,7 @@ class Program:
         functions: file descriptor of each function.
         maps: file descriptor of each map.
         layout: offset and size of each field of the event struct.
+        specs: how each map was made.
         library: libbcc, for what else its caller does with these descriptors.
 
     Raises RecorderUnavailable when bcc, its headers or the kernel refuse.
@@ -48,14 +52,11 @@ class Program:
         self.maps: dict[str, int] = {}
         self.functions: dict[str, int] = {}
         library = self.library
+        self.specs = image.maps
         for name, spec in image.maps.items():
-            fd = library.bcc_create_map(
-                spec.type, name.encode(), spec.key_size, spec.value_size, spec.max_entries,
-                spec.flags,
-            )  # fmt: skip
-            if fd < 0:
-                raise _os_error(f"map {name}")
-            self.maps[name] = fd
+            # Its inner map is declared before it.
+            inner = next(reversed(self.maps.values()), 0) if spec.type == ARRAY_OF_MAPS else 0
+            self.maps[name] = self.create_map(name, spec, inner)
         for name in image.functions:
             code = image.code(name, self.maps)
             log = ctypes.create_string_buffer(LOG_BYTES)
@@ -65,6 +66,31 @@ class Program:
             if fd < 0:
                 raise _os_error(f"function {name}")
             self.functions[name] = fd
+
+    def create_map(self, name: str, spec: MapSpec, inner: int = 0) -> int:
+        """One more map, its file descriptor. Raises OSError."""
+        if inner:
+            fd = _create_array_of_maps(spec, inner)
+        else:
+            fd = self.library.bcc_create_map(
+                spec.type, name.encode(), spec.key_size, spec.value_size, spec.max_entries,
+                spec.flags,
+            )  # fmt: skip
+        if fd < 0:
+            raise _os_error(f"map {name}")
+        return int(fd)
+
+    def set_inner_map(self, name: str, index: int, fd: int) -> None:
+        """Put a map into an array of maps. Raises OSError."""
+        key, value = ctypes.c_int(index), ctypes.c_int(fd)
+        outer = self.maps[name]
+        if self.library.bpf_update_elem(outer, ctypes.byref(key), ctypes.byref(value), 0) != 0:
+            raise _os_error(f"map {name}")
+
+    def close(self) -> None:
+        """Let the kernel drop it, as far as nothing is attached."""
+        for fd in (*self.functions.values(), *self.maps.values()):
+            os.close(fd)
 
     def counts(self, name: str) -> Iterator[tuple[int, int]]:
         """The entries of a hash map from u64 to u64."""
@@ -106,6 +132,15 @@ class RingBuffer:
     def consume(self) -> None:
         """Receive what is there, without waiting."""
         self._library.bpf_consume_ringbuf(self._ring)
+
+
+def _create_array_of_maps(spec: MapSpec, inner: int) -> int:
+    """BPF_MAP_CREATE itself: libbcc's function for it takes no inner map."""
+    attributes = struct.pack(
+        "<6I", spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, inner
+    ).ljust(128, b"\0")
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(SYS_BPF, BPF_MAP_CREATE, attributes, len(attributes)))
 
 
 def _os_error(what: str) -> OSError:

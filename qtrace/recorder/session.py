@@ -6,16 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from qtrace.errors import NoSuchProcess
+from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
 from qtrace.recorder.ebpf import EbpfProbes, Hit
 from qtrace.recorder.ending import Watcher
+from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
+from qtrace.recorder.uprobes import Uprobes
+from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
 from qtrace.target.contexts import ContextNames
 from qtrace.target.jit import read_jit_code
 from qtrace.target.process import Process
@@ -24,6 +29,7 @@ from qtrace.target.scan_cache import scan_module
 from qtrace.target.stack import Unwinder
 from qtrace.target.threads import ThreadRoles
 from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan, check_sites, plan_watch
+from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
 from qtrace.trace.writer import CsvWriter
 
@@ -35,8 +41,10 @@ class Recording:
     """A context manager that is armed from the start and disarmed at the end.
 
     Attributes:
-        path: the CSV that grows with every ``poll``.
+        path: the CSV that grows with every ``poll``; with `--all` the raw file.
+        everything: the probes of `--all`, if there are.
         ended: the target is gone; no more rows come.
+        header: the attach row.
         watched: the bottom halves' names.
     """
 
@@ -46,9 +54,12 @@ class Recording:
         scan: Scan,
         plan: WatchPlan,
         probes: EbpfProbes,
-        writer: CsvWriter,
+        writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
+        everything: AllRecorder | None = None,
+        contexts: ContextNames | None = None,
     ) -> None:
+        self.everything = everything
         self._process = process
         self._watcher = Watcher(process.pid)
         self._plan = plan
@@ -58,15 +69,20 @@ class Recording:
         self._unwinder = Unwinder(process.space)
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
-        contexts = ContextNames(scan, process.binary, process.memory)
+        contexts = contexts or ContextNames(scan, process.binary, process.memory)
         self._rows = RowMaker(self._sites, self._unwinder, roles, contexts)
         self._lost: dict[int, int] = {}
         self._loss_checked_ns = time.monotonic_ns()
         self._surveyed = False
         self._stopped = False
         self.ended = False
+        self.header = Event(0, "attach")
         self.path = writer.path
         self.watched = tuple(half.name for half in plan.watched)
+        if everything is not None and isinstance(writer, RawWriter):
+            callbacks = [half.callback + bias for half in plan.watched]
+            meanings = Meanings(process, self._unwinder, roles, contexts)
+            everything.begin(writer, meanings, bias, callbacks)
 
     @classmethod
     def start(
@@ -78,47 +94,91 @@ class Recording:
         force: bool = False,
         qmp_socket: Path | None = None,
         program: Future[Program] | None = None,
+        everything: bool = False,
+        ring_pages: int | None = None,
     ) -> Recording:
         """Arm every probe of a recording.
 
         Args:
-            output: the CSV to write.
+            output: the CSV to write; with ``everything`` a raw file.
             patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
             qmp_socket: a QMP socket of the target to ask for its threads.
             program: the BPF program, when its loading was begun before.
+            everything: record every bottom half beside the watched ones (`--all`).
+            ring_pages: of each CPU's ring buffer for them.
 
         Raises:
             QtraceError: whatever stands in the way; nothing is armed then.
         """
-        writer = CsvWriter(output, force)
+        writer = RawWriter(output, force) if everything else CsvWriter(output, force)
         process = Process(pid)
         program = program or load_ahead()
         module = process.binary
         scan = scan_module(module)
-        module.static_names = {half.callback: half.name for half in scan.bottom_halves}
-        plan = plan_watch(scan, module, patterns)
+        plan = plan_watch(scan, module, patterns, optional=everything)
         check_sites(plan, scan, module, process.memory)
+        every = None
+        if everything:
+            all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
+            check_all_sites(all_plan, module, process.memory)
+        library = program.result().library
+        if everything:
+            uprobes = Uprobes(library, pid, process.exe, module.elf)
+            every = AllRecorder.load(all_plan, module, uprobes, ring_pages)
+        uprobes = Uprobes(library, pid, process.exe, module.elf)
+        return cls.arm(process, scan, plan, program.result(), uprobes, writer, qmp_socket, every)
+
+    @classmethod
+    def arm(
+        cls,
+        process: Process,
+        scan: Scan,
+        plan: WatchPlan,
+        program: Program,
+        uprobes: Uprobes,
+        writer: CsvWriter | RawWriter,
+        qmp_socket: Path | None = None,
+        everything: AllRecorder | None = None,
+        armed: EbpfProbes | None = None,
+        contexts: ContextNames | None = None,
+    ) -> Recording:
+        """Begin a recording whose sites are chosen and checked; see ``start``.
+
+        Args:
+            armed: the probes of ``plan``, when they (and those of ``everything``) are set.
+            contexts: the names of the contexts, when they were looked up before.
+        """
+        process.binary.static_names = {half.callback: half.name for half in scan.bottom_halves}
         known = {}
         if qmp_socket is not None:
             from qtrace.target.qmp import QmpClient, thread_roles
 
             with QmpClient(qmp_socket) as client:
                 known = thread_roles(client)
-        probes = EbpfProbes(process, program.result())
+        probes = armed or EbpfProbes(uprobes, program)
         try:
-            recording = cls(process, scan, plan, probes, writer, ThreadRoles(process, known))
+            roles = ThreadRoles(process, known)
+            recording = cls(process, scan, plan, probes, writer, roles, everything, contexts)
             began_ns = time.monotonic_ns()
-            probes.attach(plan.sites)
-            if recording._watcher.ended():
-                # Its pid may be another process's by now.
-                raise NoSuchProcess(pid)
-            writer.write([_attach_row(began_ns, process, scan, plan)])
+            if armed is None:
+                probes.attach(plan.sites)
+                if everything is not None:
+                    everything.attach()
+                if recording._watcher.ended():
+                    # Its pid may be another process's by now.
+                    raise NoSuchProcess(process.pid)
+            recording.header = _attach_row(began_ns, process, scan, plan, everything)
+            writer.write([recording.header])
             writer.flush()
-        except ProcessLookupError as error:
+            if everything is not None:
+                # Before anybody is told: a thread that waits now may be busy soon.
+                recording._survey()
+        except BaseException as error:
             probes.close()
-            raise NoSuchProcess(pid) from error
-        except BaseException:
-            probes.close()
+            if everything is not None:
+                everything.close()
+            if isinstance(error, ProcessLookupError):
+                raise NoSuchProcess(process.pid) from error
             raise
         return recording
 
@@ -129,7 +189,10 @@ class Recording:
         """
         if self._stopped or self.ended:
             return []
-        self._survey()
+        every = self.everything
+        mark = time.monotonic_ns()
+        if every is not None:
+            timeout_s = 0 if every.busy else min(timeout_s, PERIOD_S)
         rows = self._take(self._probes.poll(timeout_s))
         if self._watcher.ended():
             self.ended = True
@@ -139,7 +202,16 @@ class Recording:
         if self.ended or time.monotonic_ns() - self._loss_checked_ns >= LOSS_CHECK_NS:
             rows += self._losses()
         self._write(rows)
+        if every is not None:
+            rows += every.drain(mark)
+        # It reads files: only now, when the buffers are empty.
+        self._survey()
         return rows
+
+    def drop_all(self, reason: str) -> None:
+        """Take the probes of `--all` off; the watched bottom halves keep theirs."""
+        if self.everything is not None:
+            self.everything.drop(reason)
 
     def stop(self, reason: str) -> None:
         """Disarm, write what is left and the closing row. Calling it again does nothing."""
@@ -148,18 +220,29 @@ class Recording:
         self._stopped = True
         try:
             self._probes.close()
+            every = self.everything
+            if every is not None:
+                every.disarm()
             self._write([*self._take(self._probes.drain()), *self._losses()])
+            if every is not None:
+                every.finish()
             hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
             for site, count in self._rows.hits.items():
                 hits[site.label] += count
-            detail = {
+            detail: dict[str, Any] = {
                 "reason": reason,
                 "lost": sum(self._lost.values()),
                 "hits": dict(hits),
                 "silent": _silent(self._plan, hits),
             }
+            if every is not None:
+                counts = every.counts
+                detail["lost"] += counts.lost
+                detail["all"] = asdict(counts) | every.dropped
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
         finally:
+            if self.everything is not None:
+                self.everything.close()
             self._writer.close()
             self._watcher.close()
 
@@ -173,6 +256,8 @@ class Recording:
         trace: TracebackType | None,
     ) -> None:
         self._probes.close()
+        if self.everything is not None:
+            self.everything.disarm()
         if error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
 
@@ -220,7 +305,9 @@ def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
     return silent
 
 
-def _attach_row(time_ns: int, process: Process, scan: Scan, plan: WatchPlan) -> Event:
+def _attach_row(
+    time_ns: int, process: Process, scan: Scan, plan: WatchPlan, everything: AllRecorder | None
+) -> Event:
     detail: dict[str, Any] = {
         "format": FORMAT,
         "version": [MAJOR, MINOR],
@@ -236,6 +323,8 @@ def _attach_row(time_ns: int, process: Process, scan: Scan, plan: WatchPlan) -> 
         "watched": [_watched(half) for half in plan.watched],
         "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
     }
+    if everything is not None:
+        detail["all"] = everything.describe()
     return Event(time_ns, "attach", detail=detail)
 
 
