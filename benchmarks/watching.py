@@ -15,6 +15,7 @@ from benchmarks.pairs import Row, interval, qemus, ratios
 from qtrace.lab.guest import Guest
 from qtrace.recorder.ebpf import EbpfProbes
 from qtrace.recorder.program import load_watch
+from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.process import Process
 from qtrace.target.scan_cache import scan_module
 from qtrace.target.watch import plan_watch
@@ -46,7 +47,9 @@ class _Watch:
         process = Process(pid)
         module = process.binary
         self._plan = plan_watch(scan_module(module), module, patterns)
-        self._probes = EbpfProbes(process, load_watch())
+        program = load_watch()
+        uprobes = Uprobes(program.library, pid, process.exe, module.elf.offset_of)
+        self._probes = EbpfProbes(uprobes, program)
         self.hits = 0
 
     def __call__(self, measure: Callable[[], float]) -> float:

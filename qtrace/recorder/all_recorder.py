@@ -75,9 +75,10 @@ class AllRecorder:
     def attach(self) -> None:
         """Arm every site. Raises CodeMismatch."""
         self._checked_ns = time.monotonic_ns()
-        for site in self.plan.sites:
-            function = self._program.functions[site.program]
-            self._uprobes.attach(function, site.vaddr, f"{site.kind}, {site.where}")
+        for program, function in self._program.functions.items():
+            sites = [site for site in self.plan.sites if site.program == program]
+            labels = {site.vaddr: f"{site.kind}, {site.where}" for site in sites}
+            self._uprobes.attach(function, labels)
         self.armed = True
 
     def begin(self, writer: RawWriter, meanings: Meanings, bias: int, watched: list[int]) -> None:

@@ -49,8 +49,8 @@ class EbpfProbes:
 
     def attach(self, sites: Sequence[Site]) -> None:
         """Arm a probe at each site. Raises CodeMismatch when one cannot be set."""
-        for site in sites:
-            self._uprobes.attach(self._program.functions["on_hit"], site.vaddr, site.label)
+        labels = {site.vaddr: site.label for site in sites}
+        self._uprobes.attach(self._program.functions["on_hit"], labels)
 
     def poll(self, timeout_s: float) -> list[Hit]:
         """The hits of now, waiting for one at most so long."""

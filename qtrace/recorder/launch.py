@@ -55,9 +55,9 @@ def launch(
         library = program.result().library
         every = None
         if everything:
-            uprobes = Uprobes(library, child.pid, child.path, module.elf)
+            uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
             every = AllRecorder.load(plan_all(module), module, uprobes, ring_pages)
-        uprobes = Uprobes(library, child.pid, child.path, module.elf)
+        uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
         probes = EbpfProbes(uprobes, program.result())
         try:
             probes.attach(plan.sites)

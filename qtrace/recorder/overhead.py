@@ -15,7 +15,7 @@ import numpy as np
 from qtrace.recorder.all_program import load_all, slot_type
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.rings import Rings
-from qtrace.recorder.uprobes import UPROBE_ENTRY
+from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import AllPlan
 
 # mov ecx, esi; again: push rbp; pop rbp; dec ecx; jnz again; ret
@@ -41,14 +41,10 @@ def cost_per_hit(plan: AllPlan) -> float:
         start = np.frombuffer(code, np.uint8).ctypes.data
         loop = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(start)
         bare = _timed(loop)
-        name = f"qtrace_cost_{os.getpid()}".encode()
-        fd = program.library.bpf_attach_uprobe(
-            program.functions["co_schedule"], UPROBE_ENTRY, name, file.name.encode(), SITE,
-            os.getpid(), 0,
-        )  # fmt: skip
-        probed = _timed(loop) if fd >= 0 else bare
-        if fd >= 0:
-            program.library.bpf_close_perf_event_fd(fd)
+        uprobes = Uprobes(program.library, os.getpid(), file.name, lambda offset: offset)
+        uprobes.attach(program.functions["co_schedule"], {SITE: "the loop that is timed"})
+        probed = _timed(loop)
+        uprobes.close()
     rings.close()
     program.close()
     return max(probed - bare, 0.0) / ROUNDS

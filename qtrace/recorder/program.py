@@ -7,16 +7,16 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple
 from typing import Any
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.recorder.bcc_module import load_bcc
 from qtrace.recorder.bpf_image import Image, MapSpec, Source, get_image
+from qtrace.recorder.uprobes import links_work
+from qtrace.target.bpf import MAP_CREATE, TRACE_UPROBE_MULTI, bpf, load_program
 
-KPROBE = 2  # BPF_PROG_TYPE_KPROBE, which uprobes use too
-LOG_BYTES = 1 << 16
-# linux/bpf.h; the system call's number on x86-64.
-ARRAY_OF_MAPS, BPF_MAP_CREATE, SYS_BPF = 12, 0, 321
+ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
 
 
 class Program:
@@ -51,7 +51,6 @@ class Program:
     def _load(self, image: Image) -> None:
         self.maps: dict[str, int] = {}
         self.functions: dict[str, int] = {}
-        library = self.library
         self.specs = image.maps
         for name, spec in image.maps.items():
             # Its inner map is declared before it.
@@ -59,26 +58,12 @@ class Program:
             self.maps[name] = self.create_map(name, spec, inner)
         for name in image.functions:
             code = image.code(name, self.maps)
-            log = ctypes.create_string_buffer(LOG_BYTES)
-            fd = library.bcc_prog_load(
-                KPROBE, name.encode(), code, len(code), b"GPL", 0, 0, log, LOG_BYTES
-            )
-            if fd < 0:
-                raise _os_error(f"function {name}")
-            self.functions[name] = fd
+            kind = TRACE_UPROBE_MULTI if links_work() else 0
+            self.functions[name] = load_program(code, name, kind)
 
     def create_map(self, name: str, spec: MapSpec, inner: int = 0) -> int:
         """One more map, its file descriptor. Raises OSError."""
-        if inner:
-            fd = _create_array_of_maps(spec, inner)
-        else:
-            fd = self.library.bcc_create_map(
-                spec.type, name.encode(), spec.key_size, spec.value_size, spec.max_entries,
-                spec.flags,
-            )  # fmt: skip
-        if fd < 0:
-            raise _os_error(f"map {name}")
-        return int(fd)
+        return bpf(MAP_CREATE, struct.pack("<7I16s", *astuple(spec), inner, 0, name.encode()[:15]))
 
     def set_inner_map(self, name: str, index: int, fd: int) -> None:
         """Put a map into an array of maps. Raises OSError."""
@@ -132,15 +117,6 @@ class RingBuffer:
     def consume(self) -> None:
         """Receive what is there, without waiting."""
         self._library.bpf_consume_ringbuf(self._ring)
-
-
-def _create_array_of_maps(spec: MapSpec, inner: int) -> int:
-    """BPF_MAP_CREATE itself: libbcc's function for it takes no inner map."""
-    attributes = struct.pack(
-        "<6I", spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, inner
-    ).ljust(128, b"\0")
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.syscall(SYS_BPF, BPF_MAP_CREATE, attributes, len(attributes)))
 
 
 def _os_error(what: str) -> OSError:
