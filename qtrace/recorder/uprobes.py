@@ -63,6 +63,8 @@ class Uprobes:
         Raises CodeMismatch when the kernel refuses.
         """
         offsets = {self._offset_of(vaddr) or 0: label for vaddr, label in labels.items()}
+        if not offsets:
+            return
         if not links_work():
             for offset, label in offsets.items():
                 self._attach_event(function, offset, label)
