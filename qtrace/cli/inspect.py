@@ -14,7 +14,7 @@ import click
 
 from qtrace.cli.options import DURATION
 from qtrace.cli.output import SCHEMA_VERSION, format_option, print_json, stderr, stdout
-from qtrace.errors import ExitStatus
+from qtrace.errors import ExitStatus, NoSuchProcess
 
 if TYPE_CHECKING:
     from qtrace.target.aio.model import Look
@@ -160,6 +160,8 @@ def _watch(
             time.sleep(max(0.0, at - time.monotonic()))
     except KeyboardInterrupt:
         pass
+    except NoSuchProcess:
+        click.echo(f"process {looker.source.pid} has ended", err=True)
     return ExitStatus.FINDING if found else ExitStatus.OK
 
 

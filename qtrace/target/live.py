@@ -54,9 +54,13 @@ class LiveSource:
     def threads(self) -> dict[int, str]:
         """Names by tid. Raises NoSuchProcess."""
         names = self._files.names()
-        if not names:
+        # A process that has ended stays, as a zombie, until its parent notices.
+        if not names or (list(names) == [self.pid] and self._is_zombie()):
             raise NoSuchProcess(self.pid)
         return names
+
+    def _is_zombie(self) -> bool:
+        return self._files.read(self.pid, "stat").rpartition(")")[2].split()[:1] in (["Z"], ["X"])
 
     def state(self, tid: int) -> State:
         """From /proc/PID/task/TID/syscall: also of a stopped thread that is in no call."""
