@@ -12,6 +12,7 @@ import click
 
 from qtrace.cli.options import DURATION, watch_options
 from qtrace.cli.output import format_option
+from qtrace.trace.schema import escape
 
 EXAMPLES = """\b
 Examples:
@@ -24,6 +25,10 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
 @watch_options
+@click.option(
+    "--stall-after", type=DURATION, default="2s", show_default=True, metavar="TIME",
+    help="Look who is in the way of a bottom half that is pending for longer.",
+)  # fmt: skip
 @click.option("--duration", type=DURATION, help="End after this time: 30s, 10m, 2h.")
 @format_option
 def command(
@@ -32,6 +37,7 @@ def command(
     output: Path | None,
     force: bool,
     qmp: Path | None,
+    stall_after: float,
     duration: float | None,
     output_format: str,
 ) -> int:
@@ -65,15 +71,23 @@ def command(
         else:
             path = output or Path(folder, "trace.csv")
         with Recording.start(
-            pid, output=path, patterns=patterns, force=force, qmp_socket=qmp, program=program
+            pid,
+            output=path,
+            patterns=patterns,
+            force=force,
+            qmp_socket=qmp,
+            program=program,
+            stall_after_s=stall_after,
         ) as recording:
             _say(f"recording {', '.join(recording.watched)} of process {pid}", duration)
             deadline = None if duration is None else time.monotonic() + duration
             while not reason and not recording.ended:
                 recording.poll(0.1)
+                _warn(recording.warnings())
                 if deadline is not None and time.monotonic() >= deadline:
                     reason = "duration"
             recording.stop("target exited" if recording.ended else reason)
+            _warn(recording.warnings())
         if output is not None and parquet:
             _to_parquet(path, output, force)
             path = output
@@ -83,6 +97,12 @@ def command(
 def _say(text: str, duration: float | None) -> None:
     hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
     click.echo(f"{text} ({hint})", err=True)
+
+
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences:
+        # Names in it come from the target.
+        click.echo(f"warning: {escape(sentence)}", err=True)
 
 
 def _to_parquet(path: Path, output: Path, force: bool) -> None:
