@@ -26,7 +26,7 @@ def run(pairs: int) -> list[Row]:
         for accel in ("tcg", "kvm"):
             with Guest(qemu, accel) as guest:
                 watch = _Watch(guest.pid, ())
-                rate = _polls(guest.pid)
+                rate = polls(guest.pid)
                 rows.append(_row(f"{version} {accel}: pflash polls/s", pairs, rate, watch))
         with _storage_daemon(qemu.with_name("qemu-storage-daemon")) as (pid, url):
             watch = _Watch(pid, ("*",))
@@ -71,7 +71,7 @@ def _row(name: str, pairs: int, measure: Callable[[], float], watch: _Watch) -> 
     )
 
 
-def _polls(pid: int) -> Callable[[], float]:
+def polls(pid: int) -> Callable[[], float]:
     """Polls per second: each byte that the guest programs is one pwrite64()."""
 
     def writes() -> int:
