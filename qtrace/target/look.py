@@ -51,6 +51,7 @@ class Looker:
         self.unwinder.learn_jit(read_jit_code(source.memory, source.binary))
         self._guard: int | None = None
         self._pointers: dict[int, int] = {}
+        self._seen: dict[int, tuple[State, Thread]] = {}
         self._roles: dict[int, Role] = {source.pid: "main"}
 
     def look(self) -> Look:
@@ -97,10 +98,16 @@ class Looker:
             state = self.source.state(tid)
             if state.registers is None:
                 break
+            seen = self._seen.get(tid)
+            if seen and seen[0] == state and state.cpu_ns and seen[1].name == name:
+                # It has not run since the last look.
+                return seen[1]
             self._stack.forget()
             chain = self._chain(tid, state.registers)
             if self.source.state(tid) == state:
-                return self._blocked(tid, name, owns_context, state, chain)
+                thread = self._blocked(tid, name, owns_context, state, chain)
+                self._seen[tid] = (state, thread)
+                return thread
         return Thread(tid, name, self._role(tid, name, owns_context, []), "")
 
     def _chain(self, tid: int, registers: dict[int, int]) -> Chain:
