@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from qtrace.analysis import judge
-from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.recorder.session import Recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attached, watched_half
@@ -100,6 +101,23 @@ def test_what_was_pending_before_and_ran_is_one_instance(qemu_binary: Path) -> N
         status, report, _err = attach.end()
     assert status == 0
     assert watched_half(report)["verdicts"] == {"main-loop": 1}
+
+
+def test_inspect_knows_the_age_from_the_growing_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    with (
+        guest_with_monitors(find_qemu(), "tcg") as guest,
+        attached(guest.pid, "-o", trace),
+        save_left_behind(guest),
+    ):
+        looked = subprocess.run(
+            [sys.executable, "-m", "qtrace", "inspect", "--pid", str(guest.pid), "--trace", trace,
+             "--format", "json"],
+            text=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+    halves = [half for c in json.loads(looked.stdout)["contexts"] for half in c["bottom_halves"]]
+    ages = {half["name"]: half["pending_ns"] for half in halves}
+    assert ages[SAVE] > 0
 
 
 def test_a_hang_that_was_there_before_is_judged(qemu_binary: Path, accel: Accelerator) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -368,6 +370,35 @@ def test_a_process_that_is_not_qemu() -> None:
     status, _document, err = inspect("--pid", os.getpid())
     assert status == 3
     assert "is not a QEMU program" in err
+
+
+def test_a_32_bit_process_is_refused(tmp_path: Path) -> None:
+    source, program = tmp_path / "pause.S", tmp_path / "pause"
+    source.write_text(".globl _start\n_start: mov $29, %eax\nint $0x80\njmp _start\n")
+    build = ["gcc", "-m32", "-nostdlib", "-static", "-no-pie", str(source), "-o", str(program)]
+    if shutil.which("gcc") is None or subprocess.run(build).returncode:
+        pytest.skip("no compiler for 32-bit programs: apt install gcc")
+    process = subprocess.Popen([program])
+    try:
+        while os.readlink(f"/proc/{process.pid}/exe") != str(program):
+            time.sleep(0.001)
+        status, _document, err = inspect("--pid", process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert status == 3
+    assert "32-bit" in err
+    assert "x86-64" in err
+
+
+def test_a_core_of_another_machine_is_refused(tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    core.write_bytes(
+        struct.pack("<4sBBBB8xHHI", b"\x7fELF", 2, 1, 1, 0, 4, 183, 1).ljust(128, b"\0")
+    )
+    status, _document, err = inspect("--core", core)
+    assert status == 3
+    assert "another machine" in err
 
 
 def test_without_privilege_the_remedy_is_named() -> None:
