@@ -122,6 +122,9 @@ class Stalls:
         return self._looker.look()
 
     def _rows(self, look: Look, *, at_end: bool) -> list[Event]:
+        if look.stopped:
+            self._stalls = {}
+            return []
         rows: list[Event] = []
         stalls: dict[tuple[int, Key], _Stall] = {}
         for half, finding in _stranded(look):

@@ -83,6 +83,7 @@ class Looker:
             jobs=jobs,
             threads=threads,
             bql_holder=source.outer_tid(holder) if holder else holder,
+            stopped=source.stopped(),
             main_loop=source.program not in WITHOUT_MAIN_LOOP,
             torn=tuple(torn),
             missing=tuple(sorted(missing)),

@@ -16,6 +16,7 @@ from qtrace.recorder.session import Recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attached, watched_half
 from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
+from tests.live.gdb_cases import everywhere
 from tests.live.hung import hung_guest
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 STALL_AFTER = ("--stall-after", "300ms")
 
 
+@everywhere
 def test_a_job_that_nobody_can_run_is_stranded(
     qemu_binary: Path, accel: Accelerator, tmp_path: Path
 ) -> None:
@@ -58,6 +60,7 @@ def test_a_job_that_nobody_can_run_is_stranded(
     assert json.loads(looks["detail"].iloc[-1])["end"]
 
 
+@everywhere
 def test_what_was_blocked_and_ran_later_is_not_stranded(
     qemu_binary: Path, accel: Accelerator, tmp_path: Path
 ) -> None:
@@ -75,6 +78,7 @@ def test_what_was_blocked_and_ran_later_is_not_stranded(
     assert watched_half(report)["verdicts"] == {"main-loop": 1}
 
 
+@everywhere
 def test_what_was_pending_before_the_recording_is_judged_too(
     qemu_binary: Path, accel: Accelerator
 ) -> None:
@@ -90,9 +94,9 @@ def test_what_was_pending_before_the_recording_is_judged_too(
     assert finding["scheduled_by_tid"] is None
 
 
-def test_what_was_pending_before_and_ran_is_one_instance(qemu_binary: Path) -> None:
+def test_what_was_pending_before_and_ran_is_one_instance() -> None:
     with (
-        guest_with_monitors(qemu_binary, "tcg") as guest,
+        guest_with_monitors(find_qemu(), "tcg") as guest,
         save_left_behind(guest) as release,
         attached(guest.pid, "-b", SAVE) as attach,
     ):
@@ -120,6 +124,7 @@ def test_inspect_knows_the_age_from_the_growing_trace(tmp_path: Path) -> None:
     assert ages[SAVE] > 0
 
 
+@everywhere
 def test_a_hang_that_was_there_before_is_judged(qemu_binary: Path, accel: Accelerator) -> None:
     with (
         hung_guest(qemu_binary, accel) as guest,
@@ -136,6 +141,7 @@ def test_a_hang_that_was_there_before_is_judged(qemu_binary: Path, accel: Accele
     assert f"warning: {finding['sentence']}" in err
 
 
+@everywhere
 def test_a_busy_guest_is_not_accused(qemu_binary: Path, accel: Accelerator, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     with (

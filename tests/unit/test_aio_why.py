@@ -182,6 +182,11 @@ def test_outside_of_a_poll_the_thread_must_not_have_run() -> None:
     assert confirm(unknown, later(unknown)) == []
 
 
+def test_that_nothing_moves_in_a_stopped_process_confirms_nothing() -> None:
+    assert confirm(STRANDED, later(STRANDED, stopped=True)) == []
+    assert confirm(replace(STRANDED, stopped=True), later(STRANDED)) == []
+
+
 def test_behind_a_thread_that_moves_it_is_starved_not_stuck() -> None:
     seen = look(main_thread(PAUSING), vcpu(), bql_holder=VCPU_TID)
     assert len(confirm(seen, later(seen))) == 1

@@ -92,7 +92,9 @@ def explain(look: Look, name: str = "") -> list[Finding]:
 
 def confirm(before: Look, now: Look, name: str = "") -> list[Finding]:
     """The findings of the second look that the first one shows too: same thread, same frames,
-    the same bottom halves still pending."""
+    the same bottom halves still pending. Looks at a stopped process confirm nothing."""
+    if before.stopped or now.stopped:
+        return []
     earlier = {(f.kind, f.thread.tid, f.context.address): f for f in explain(before, name)}
     seconds = (now.time_ns - before.time_ns) / 1e9
     found = []
