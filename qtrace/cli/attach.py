@@ -9,7 +9,7 @@ import click
 
 from qtrace.cli.options import DURATION, watch_options
 from qtrace.cli.output import format_option
-from qtrace.cli.record import Files, Limits, all_options, announce, ending, record, verdict
+from qtrace.cli.record import Files, Limits, all_options, announce, ending, record, verdict, warn
 
 EXAMPLES = """\b
 Examples:
@@ -24,6 +24,10 @@ Examples:
 @click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
 @watch_options
 @all_options
+@click.option(
+    "--stall-after", type=DURATION, default="2s", show_default=True, metavar="TIME",
+    help="Look who is in the way of a bottom half that is pending for longer.",
+)  # fmt: skip
 @click.option("--duration", type=DURATION, help="End after this time: 30s, 10m, 2h.")
 @format_option
 def command(
@@ -37,6 +41,7 @@ def command(
     until_finding: bool,
     max_overhead: float | None,
     live: bool,
+    stall_after: float,
     duration: float | None,
     output_format: str,
 ) -> int:
@@ -58,8 +63,9 @@ def command(
         files = Files(output, force, everything, Path(folder))
         with Recording.start(
             pid, output=files.growing, patterns=patterns, force=force, qmp_socket=qmp,
-            program=program, everything=everything,
+            program=program, everything=everything, stall_after_s=stall_after,
         ) as recording:  # fmt: skip
             announce(recording, f"process {pid}", duration)
             recording.stop(record(recording, limits, reasons))
+            warn(recording)
         return verdict(files.settle(), recording, output is not None, output_format)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qtrace.cli.options import SIZE
+from qtrace.trace.schema import escape
 
 if TYPE_CHECKING:
     from qtrace.recorder.session import Recording
@@ -126,6 +127,7 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
     with LiveView(recording, limits.live) as view:
         while not reasons and not recording.ended:
             rows = recording.poll(0.1)
+            warn(recording)
             now = time.monotonic()
             if limits.until_finding and any(is_finding(recording, row) for row in rows):
                 return "finding"
@@ -151,6 +153,13 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
                     )
                     meter = None
     return "target exited" if recording.ended else reasons[0]
+
+
+def warn(recording: Recording) -> None:
+    """Say what cannot run, as soon as it is seen, and again at the end."""
+    for sentence in recording.warnings():
+        # Names in it come from the target.
+        click.echo(f"warning: {escape(sentence)}", err=True)
 
 
 def size_of(recording: Recording) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,10 +19,13 @@ from qtrace.recorder.ending import Watcher
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
+from qtrace.recorder.stall import Stalls
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
 from qtrace.target.contexts import ContextNames
 from qtrace.target.jit import read_jit_code
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
 from qtrace.target.process import Process
 from qtrace.target.scan import BottomHalf, Scan
 from qtrace.target.scan_cache import scan_module
@@ -33,6 +36,7 @@ from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
 from qtrace.trace.writer import CsvWriter
 
+STALL_AFTER_S = 2.0
 # How often the kernel's loss counters are read: the width of a loss's interval.
 LOSS_CHECK_NS = 100_000_000
 
@@ -56,6 +60,7 @@ class Recording:
         probes: EbpfProbes,
         writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
+        stalls: Stalls,
         everything: AllRecorder | None = None,
         contexts: ContextNames | None = None,
     ) -> None:
@@ -66,6 +71,7 @@ class Recording:
         self._probes = probes
         self._writer = writer
         self._roles = roles
+        self._stalls = stalls
         self._unwinder = Unwinder(process.space)
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
@@ -96,6 +102,7 @@ class Recording:
         program: Future[Program] | None = None,
         everything: bool = False,
         ring_pages: int | None = None,
+        stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Arm every probe of a recording.
 
@@ -106,6 +113,7 @@ class Recording:
             program: the BPF program, when its loading was begun before.
             everything: record every bottom half beside the watched ones (`--all`).
             ring_pages: of each CPU's ring buffer for them.
+            stall_after_s: after how long a pending bottom half is looked at.
 
         Raises:
             QtraceError: whatever stands in the way; nothing is armed then.
@@ -126,7 +134,10 @@ class Recording:
             uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
             every = AllRecorder.load(all_plan, module, uprobes, ring_pages)
         uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
-        return cls.arm(process, scan, plan, program.result(), uprobes, writer, qmp_socket, every)
+        return cls.arm(
+            process, scan, plan, program.result(), uprobes, writer, qmp_socket, every,
+            stall_after_s=stall_after_s,
+        )  # fmt: skip
 
     @classmethod
     def arm(
@@ -141,6 +152,7 @@ class Recording:
         everything: AllRecorder | None = None,
         armed: EbpfProbes | None = None,
         contexts: ContextNames | None = None,
+        stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Begin a recording whose sites are chosen and checked; see ``start``.
 
@@ -158,7 +170,13 @@ class Recording:
         probes = armed or EbpfProbes(uprobes, program)
         try:
             roles = ThreadRoles(process, known)
-            recording = cls(process, scan, plan, probes, writer, roles, everything, contexts)
+            stalls = Stalls(
+                lambda: Looker(LiveSource(process)), plan.watched, process.binary.bias,
+                int(stall_after_s * 1e9),
+            )  # fmt: skip
+            recording = cls(
+                process, scan, plan, probes, writer, roles, stalls, everything, contexts
+            )
             began_ns = time.monotonic_ns()
             if armed is None:
                 probes.attach(plan.sites)
@@ -172,7 +190,7 @@ class Recording:
             writer.flush()
             if everything is not None:
                 # Before anybody is told: a thread that waits now may be busy soon.
-                recording._survey()
+                recording._write(recording._survey())
         except BaseException as error:
             probes.close()
             if everything is not None:
@@ -193,7 +211,10 @@ class Recording:
         mark = time.monotonic_ns()
         if every is not None:
             timeout_s = 0 if every.busy else min(timeout_s, PERIOD_S)
-        rows = self._take(self._probes.poll(timeout_s))
+        rows = self._survey()
+        taken = self._take(self._probes.poll(0 if rows else timeout_s))
+        self._stalls.saw(taken)
+        rows += [*taken, *self._look(self._stalls.check)]
         if self._watcher.ended():
             self.ended = True
             rows += self._take(self._probes.drain())
@@ -204,9 +225,11 @@ class Recording:
         self._write(rows)
         if every is not None:
             rows += every.drain(mark)
-        # It reads files: only now, when the buffers are empty.
-        self._survey()
         return rows
+
+    def warnings(self) -> list[str]:
+        """What cannot run, in a sentence each: once when it is seen, and again after ``stop``."""
+        return self._stalls.warnings()
 
     def drop_all(self, reason: str) -> None:
         """Take the probes of `--all` off; the watched bottom halves keep theirs."""
@@ -224,6 +247,7 @@ class Recording:
             if every is not None:
                 every.disarm()
             self._write([*self._take(self._probes.drain()), *self._losses()])
+            self._write([] if self.ended else self._look(self._stalls.end))
             if every is not None:
                 every.finish()
             hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
@@ -261,16 +285,26 @@ class Recording:
         if error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
 
-    def _survey(self) -> None:
-        """Learn what stacks need and the threads' roles; after arming, as it reads files."""
-        if not self._surveyed:
-            self._surveyed = True
-            process = self._process
-            self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
-            try:
-                self._roles.survey(self._unwinder)
-            except NoSuchProcess:
-                return
+    def _survey(self) -> list[Event]:
+        """Learn what stacks need and the threads' roles, and what is pending already; after
+        arming, as it reads files."""
+        if self._surveyed:
+            return []
+        self._surveyed = True
+        process = self._process
+        self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
+        try:
+            self._roles.survey(self._unwinder)
+        except NoSuchProcess:
+            return []
+        return self._look(lambda: self._stalls.begin(lambda: self._take(self._probes.poll(0))))
+
+    def _look(self, take: Callable[[], list[Event]]) -> list[Event]:
+        """Rows of a look; none when the process ends under it, which the watcher will tell."""
+        try:
+            return take()
+        except NoSuchProcess:
+            return []
 
     def _take(self, hits: list[Hit]) -> list[Event]:
         # CPUs reserve and take the time in two steps: neighbours may be swapped.
