@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import arming, first_stack, watching
+from benchmarks import all_events, arming, first_stack, watching
 from benchmarks.pairs import Row
 
 BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "arming": arming.run,
     "stacks": first_stack.run,
     "watching": watching.run,
+    "all": all_events.run,
 }
 
 
