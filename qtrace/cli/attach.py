@@ -55,7 +55,7 @@ def command(
     """
     from qtrace.recorder.program import load_ahead
 
-    program = load_ahead()
+    program = load_ahead(everything=everything)
     from qtrace.recorder.session import Recording
 
     limits = Limits(duration, max_size, until_finding, max_overhead, live)

@@ -48,7 +48,7 @@ def command(
         raise click.UsageError("--qmp: the program has no socket yet when its recording begins")
     from qtrace.recorder.program import load_ahead
 
-    program = load_ahead()
+    program = load_ahead(everything=everything)
     from qtrace.recorder.launch import launch
 
     limits = Limits(duration, max_size, until_finding, max_overhead, live)

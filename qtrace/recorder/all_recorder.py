@@ -24,6 +24,8 @@ PERIOD_S = 0.02
 # From this fill on, read again at once.
 BUSY_FILL = 0.125
 MASK = 0xFFFFFFFF
+# Records that are looked at together: their columns fit in a cache.
+STEP = 1 << 14
 # What a live display looks at: so many records of each of the last blocks.
 SAMPLE, SAMPLES = 2048, 15
 
@@ -135,14 +137,13 @@ class AllRecorder:
         whole = True
         facts: dict[str, Any] = {}
         for ring in self._rings.rings:
-            slots, complete = ring.peek()
-            whole = whole and complete
-            if len(slots):
-                writer.append_records(slots)
-                for key, found in meanings.of(slots, self._run_ip).items():
-                    facts.setdefault(key, {}).update(found)
-                if self.sampling:
-                    self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
+            last = False
+            while not last:
+                slots, last = ring.peek()
+                if not len(slots):
+                    whole = whole and last
+                    break
+                self._take(slots, writer, meanings, facts)
                 ring.release(len(slots))
         for key, found in meanings.again().items():
             facts.setdefault(key, {}).update(found)
@@ -204,6 +205,16 @@ class AllRecorder:
     def close(self) -> None:
         self._uprobes.close()
         self._rings.close()
+
+    def _take(
+        self, slots: Slots, writer: RawWriter, meanings: Meanings, facts: dict[str, Any]
+    ) -> None:
+        writer.append_records(slots)
+        for at in range(0, len(slots), STEP):
+            for key, found in meanings.of(slots[at : at + STEP], self._run_ip).items():
+                facts.setdefault(key, {}).update(found)
+        if self.sampling:
+            self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
 
     def _losses(self) -> list[Event]:
         now = time.monotonic_ns()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,21 +46,29 @@ class EbpfProbes:
         self._program = program
         self._layout = program.layout
         self._hits: list[Hit] = []
-        self._ring = RingBuffer(program, "events", self._receive)
+        self._ring: RingBuffer | None = None
 
     def attach(self, sites: Sequence[Site]) -> None:
         """Arm a probe at each site. Raises CodeMismatch when one cannot be set."""
+        if not sites:
+            return
+        if self._ring is None:
+            self._ring = RingBuffer(self._program, "events", self._receive)
         labels = {site.vaddr: site.label for site in sites}
         self._uprobes.attach(self._program.functions["on_hit"], labels)
 
     def poll(self, timeout_s: float) -> list[Hit]:
         """The hits of now, waiting for one at most so long."""
+        if self._ring is None:
+            time.sleep(timeout_s)
+            return []
         self._ring.poll(max(int(timeout_s * 1000), 0))
         return self._collected()
 
     def drain(self) -> list[Hit]:
         """What is still in the ring buffer, without waiting."""
-        self._ring.consume()
+        if self._ring is not None:
+            self._ring.consume()
         return self._collected()
 
     def lost(self) -> dict[int, int]:

@@ -47,7 +47,7 @@ def launch(
     writer = RawWriter(output, force) if everything else CsvWriter(output, force)
     child = Child(command, output_fd)
     try:
-        program = program or load_ahead()
+        program = program or load_ahead(everything=everything)
         # Its own code is the file's: there is no process yet that could differ.
         module = Module(Elf(child.path), 0)
         scan = scan_module(module)

@@ -126,6 +126,7 @@ def _os_error(what: str) -> OSError:
 
 # 32 MiB: some 850 hits may wait while Python unwinds one.
 RING_PAGES = 8192
+RING_PAGES_BESIDE_ALL = 1024
 
 
 def load_watch(ring_pages: int = RING_PAGES) -> Program:
@@ -135,8 +136,12 @@ def load_watch(ring_pages: int = RING_PAGES) -> Program:
     )
 
 
-def load_ahead(ring_pages: int = RING_PAGES) -> Future[Program]:
-    """Start loading in the background: clang, if need be, runs while Python scans."""
+def load_ahead(ring_pages: int = RING_PAGES, *, everything: bool = False) -> Future[Program]:
+    """Start loading in the background: clang, if need be, runs while Python scans.
+
+    ``everything``: beside the probes of `--all`, whose loop comes by fifty times a second.
+    """
+    ring_pages = min(ring_pages, RING_PAGES_BESIDE_ALL) if everything else ring_pages
     pool = ThreadPoolExecutor(1, "qtrace-bpf")
     future = pool.submit(load_watch, ring_pages)
     pool.shutdown(wait=False)

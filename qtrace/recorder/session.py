@@ -120,7 +120,7 @@ class Recording:
         """
         writer = RawWriter(output, force) if everything else CsvWriter(output, force)
         process = Process(pid)
-        program = program or load_ahead()
+        program = program or load_ahead(everything=everything)
         module = process.binary
         scan = scan_module(module)
         plan = plan_watch(scan, module, patterns, optional=everything)

@@ -26,7 +26,7 @@ from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
 from qtrace.trace.writer import Replacing, output_failed
 
 # Records of one step, and rows of one row group.
-CHUNK = 1 << 17
+CHUNK, GROUP = 1 << 15, 1 << 16
 SCHEMA = arrow_schema(pa.string())
 Progress = Callable[[int, int], None]
 
@@ -180,13 +180,13 @@ class RawTables:
         records = np.concatenate(waiting) if waiting else np.empty(0, self._reader.slot)
         early = records["time_ns"] < np.uint64(mark)
         waiting[:] = [] if early.all() else [records[~early]]
-        records = records[early]
-        records = records[np.argsort(records["time_ns"], kind="stable")]
+        order = np.flatnonzero(early)
+        order = order[np.argsort(records["time_ns"][order], kind="stable")]
         due = [row for row in rows if int(row[0]) < mark]
         rows[:] = [row for row in rows if int(row[0]) >= mark]
-        tables = [
-            self.maker.table(records[at : at + CHUNK]) for at in range(0, len(records), CHUNK)
-        ]
+        tables = (
+            self.maker.table(records[order[at : at + CHUNK]]) for at in range(0, len(order), CHUNK)
+        )
         if not due:
             yield from tables
         else:
@@ -227,7 +227,7 @@ class ParquetOutput:
     def write(self, table: pa.Table) -> None:
         self._waiting.append(_plain(table))
         self._rows += table.num_rows
-        if self._rows >= CHUNK:
+        if self._rows >= GROUP:
             self._flush()
 
     def close(self) -> None:
