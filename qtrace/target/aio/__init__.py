@@ -1,0 +1,30 @@
+"""QEMU's AioContexts and what waits in them, read over a ``Memory``.
+
+Everything in this package uses the standard library only, in Python 3.9's syntax, and
+imports nothing of qtrace but this package, ``qtrace.target.memory`` and ``qtrace.roles``: gdb
+runs the very same code in its own Python. Nothing here writes to a target or stops it.
+
+``instructions``
+    ``Instruction``, ``Operand``, ``Register``, ``Immediate``, ``Place``; the protocol ``Program``
+    (``address(symbol) -> int | None``, ``instructions(address, count) -> list[Instruction]``),
+    which capstone serves outside gdb (``qtrace.target.aio_code.ModuleProgram``);
+    ``parse_att(address, size, text)`` makes an Instruction of a line of gdb's disassembly
+    (default flavour, as ``architecture().disassemble()`` gives in ``asm``).
+``layout``
+    ``calibrate(program) -> Layout``: all addresses and offsets, each None where the code does
+    not show it; ``Layout.missing()`` names those.
+``walk``
+    ``AioReader(memory, layout)``: ``main()``, ``iohandler()``, ``is_context(ctx)``,
+    ``contexts(pid, thread_pointers) -> list[Context]``, ``bottom_halves(ctx)``,
+    ``handlers(ctx)``, ``scheduled_coroutines(ctx)``, ``coroutine(address)``, ``jobs()``,
+    ``bql_holder()``, ``waiters()``, ``string(address)``. Raises ``Missing`` (``.fact``) and
+    ``Torn`` (``.what``). On a stopped target nothing is ever torn.
+``tls``
+    ``find_thread_pointers(memory, tids, areas) -> {tid: fs_base}`` for who has no registers.
+``coroutine``
+    ``saved_registers(memory, co, layout.co_env, guard)`` of a sleeping coroutine (names as in
+    gdb: rbx rbp r12-r15 rsp rip); ``guard_of_thread(memory, fs_base)``, ``guard_of_auxv()``.
+``model``
+    The data: ``Context``, ``BottomHalf``, ``Handler``, ``Coroutine``, ``Job``, ``Poll``,
+    ``Thread``, and ``Look``, which holds all of one look.
+"""

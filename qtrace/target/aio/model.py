@@ -1,0 +1,163 @@
+"""What a look at a QEMU finds: plain data, the same for a live process, a core and gdb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# QEMUBH flags (util/async.c; unchanged from 5.2 to 10.2).
+PENDING, SCHEDULED, DELETED, ONESHOT, IDLE = 1, 2, 4, 8, 16
+FLAG_NAMES = (
+    (PENDING, "PENDING"), (SCHEDULED, "SCHEDULED"), (DELETED, "DELETED"), (ONESHOT, "ONESHOT"),
+    (IDLE, "IDLE"),
+)  # fmt: skip
+JOB_TYPES = (
+    "commit", "stream", "mirror", "backup", "create", "amend", "snapshot-load", "snapshot-save",
+    "snapshot-delete",
+)  # fmt: skip
+JOB_STATUSES = (
+    "undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending",
+    "aborting", "concluded", "null",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Context:
+    """An AioContext. ``name``: ``main``, ``iohandler``, ``iothread:<id>``, or empty.
+
+    ``tid`` is the thread whose loop owns it, 0 when not known.
+    """
+
+    address: int
+    name: str
+    tid: int = 0
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.address:#x}"
+
+
+@dataclass(frozen=True)
+class BottomHalf:
+    """A queued QEMUBH. ``name`` is as in QEMU's source, empty before QEMU 6.2.
+
+    ``in_slice``: an aio_bh_poll() has taken it from the list and not run it yet.
+    """
+
+    address: int
+    ctx: int
+    name: str
+    cb: int
+    opaque: int
+    flags: int
+    in_slice: bool = False
+
+    @property
+    def will_run(self) -> bool:
+        """It is neither cancelled nor deleted: its callback is called when it is dequeued."""
+        return self.flags & (SCHEDULED | DELETED) == SCHEDULED
+
+    @property
+    def flag_names(self) -> str:
+        return "|".join(name for bit, name in FLAG_NAMES if self.flags & bit)
+
+
+@dataclass(frozen=True)
+class Handler:
+    """An AioHandler: callbacks (0 for none) on a file descriptor."""
+
+    address: int
+    ctx: int
+    fd: int
+    events: int
+    io_read: int
+    io_write: int
+    opaque: int
+    deleted: bool
+
+
+@dataclass(frozen=True)
+class Coroutine:
+    """A Coroutine. ``caller`` is 0 when it is not entered (it sleeps), ``ctx`` where it runs."""
+
+    address: int
+    entry: int
+    entry_arg: int
+    caller: int | None
+    ctx: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job: ``kind`` and ``status`` as in QAPI, empty when not known; ``co`` its coroutine."""
+
+    address: int
+    id: str
+    kind: str
+    status: str
+    co: int
+
+
+@dataclass(frozen=True)
+class Poll:
+    """One aio_poll() on a thread's stack: of which context, at which frame (0 is the leaf)."""
+
+    ctx: int
+    frame: int
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A thread at one moment.
+
+    Attributes:
+        tid, name, role: see ``qtrace.roles.Role``; the name may be empty (cores).
+        blocked_in: the system call it sleeps in (``ppoll``), empty when it runs.
+        frames: function names with offsets (``aio_poll+0x356``), leaf first; empty when it runs.
+        whole: the chain was read consistently and reaches the thread's first function.
+        polls: the aio_poll() frames, innermost first; ctx 0 where it cannot be told.
+        waits_at: stack pointer and pc, what tells two waits apart.
+    """
+
+    tid: int
+    name: str
+    role: str
+    blocked_in: str
+    frames: tuple[str, ...] = ()
+    whole: bool = False
+    polls: tuple[Poll, ...] = ()
+    waits_at: tuple[int, int] = (0, 0)
+
+    @property
+    def functions(self) -> list[str]:
+        """The frames without offsets."""
+        return [frame.split("+0x")[0] for frame in self.frames]
+
+    @property
+    def label(self) -> str:
+        return f"{self.tid} ({self.name or self.role or 'thread'})"
+
+
+@dataclass(frozen=True)
+class Look:
+    """All of one look. ``torn`` names what changed too fast to be read, ``missing`` the facts
+    of the layout that the binary does not show."""
+
+    time_ns: int
+    contexts: tuple[Context, ...] = ()
+    bottom_halves: tuple[BottomHalf, ...] = ()
+    handlers: tuple[Handler, ...] = ()
+    scheduled: tuple[Coroutine, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    threads: tuple[Thread, ...] = ()
+    # Tid of the BQL's holder, 0 when nobody holds it, None when not known.
+    bql_holder: int | None = None
+    torn: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    # The coroutine's own stack, leaf first, by its address.
+    coroutine_frames: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def context(self, ctx: int) -> Context:
+        return next((c for c in self.contexts if c.address == ctx), Context(ctx, ""))
+
+    def thread(self, tid: int) -> Thread | None:
+        return next((t for t in self.threads if t.tid == tid), None)
