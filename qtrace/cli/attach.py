@@ -7,11 +7,18 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from qtrace.cli.options import DURATION, watch_options
 from qtrace.cli.output import format_option
+
+if TYPE_CHECKING:
+    from qtrace.recorder.probes import Backend
+    from qtrace.recorder.session import Recording
+
+RECORDERS = {"ebpf": "eBPF", "gdb": "gdb"}
 
 EXAMPLES = """\b
 Examples:
@@ -24,6 +31,13 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
 @watch_options
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "ebpf", "gdb"]),
+    default="auto",
+    show_default=True,
+    help="gdb stops the guest for some milliseconds, eBPF never; auto is eBPF where it works.",
+)
 @click.option("--duration", type=DURATION, help="End after this time: 30s, 10m, 2h.")
 @format_option
 def command(
@@ -32,19 +46,22 @@ def command(
     output: Path | None,
     force: bool,
     qmp: Path | None,
+    backend: Backend,
     duration: float | None,
     output_format: str,
 ) -> int:
     """Record which threads run the watched bottom halves of a live QEMU.
 
     Two probes per watched bottom half (where it is scheduled, where it runs), none on a
-    hot path; the guest is never stopped. Watched by default: the snapshot jobs', which
+    hot path; eBPF never stops the guest. Watched by default: the snapshot jobs', which
     need the guest stopped (QEMU issue 2111). Ends on Ctrl-C, SIGTERM, after --duration or
     with the target, and prints the verdict.
     """
     from qtrace.recorder.program import load_ahead
+    from qtrace.target.host import capabilities
 
-    program = load_ahead()
+    likely = backend == "ebpf" or (backend == "auto" and "CAP_SYS_ADMIN" in capabilities())
+    program = load_ahead() if likely else None
     from qtrace.recorder.session import Recording
 
     reason = ""
@@ -65,24 +82,44 @@ def command(
         else:
             path = output or Path(folder, "trace.csv")
         with Recording.start(
-            pid, output=path, patterns=patterns, force=force, qmp_socket=qmp, program=program
+            pid,
+            output=path,
+            patterns=patterns,
+            force=force,
+            qmp_socket=qmp,
+            backend=backend,
+            program=program,
         ) as recording:
-            _say(f"recording {', '.join(recording.watched)} of process {pid}", duration)
+            _say(recording, pid, duration)
             deadline = None if duration is None else time.monotonic() + duration
             while not reason and not recording.ended:
                 recording.poll(0.1)
                 if deadline is not None and time.monotonic() >= deadline:
                     reason = "duration"
             recording.stop("target exited" if recording.ended else reason)
+            _say_end(recording)
         if output is not None and parquet:
             _to_parquet(path, output, force)
             path = output
         return _judge(path, output is not None, output_format)
 
 
-def _say(text: str, duration: float | None) -> None:
+def _say(recording: Recording, pid: int, duration: float | None) -> None:
+    watched, recorder = ", ".join(recording.watched), RECORDERS[recording.recorder]
     hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
-    click.echo(f"{text} ({hint})", err=True)
+    click.echo(f"recording {watched} of process {pid} by {recorder} ({hint})", err=True)
+    if recording.why:
+        click.echo(f"by gdb, as eBPF cannot be used: {recording.why}", err=True)
+    for ms in recording.pauses_ms().values():
+        click.echo(f"the guest was paused for {ms:.1f} ms at the start", err=True)
+
+
+def _say_end(recording: Recording) -> None:
+    pauses = recording.pauses_ms()
+    if "end" in pauses:
+        click.echo(f"the guest was paused for {pauses['end']:.1f} ms at the end", err=True)
+    for problem in recording.problems():
+        click.echo(f"warning: {problem}", err=True)
 
 
 def _to_parquet(path: Path, output: Path, force: bool) -> None:

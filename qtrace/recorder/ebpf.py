@@ -7,43 +7,21 @@ import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from qtrace.errors import CodeMismatch
+from qtrace.recorder.hit import Hit
 from qtrace.recorder.program import Program, RingBuffer
-from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RETURN_ADDRESS, RSP
+from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RSP
 from qtrace.target.process import Process
 from qtrace.target.watch import Site
 
 UPROBE_ENTRY = 0  # BPF_PROBE_ENTRY of libbcc
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One hit of a site, as the kernel copied it.
-
-    Attributes:
-        registers: by DWARF number, ``RETURN_ADDRESS`` being the site itself.
-        candidates: 64 bytes behind each callee-saved register, one of which is the
-            QEMUBH when a callback is entered.
-        stack: the stack's bytes from ``stack_base`` on.
-    """
-
-    time_ns: int
-    tid: int
-    thread: str
-    registers: dict[int, int]
-    candidates: bytes
-    stack_base: int
-    stack: bytes
-
-    @property
-    def address(self) -> int:
-        return self.registers[RETURN_ADDRESS]
-
-
 class EbpfProbes:
-    """The armed probes of one process. Everything ends with ``close``, or with qtrace."""
+    """The armed uprobes of one process; see ``qtrace.recorder.probes.Probes``."""
+
+    name = "ebpf"
 
     def __init__(self, process: Process, program: Program) -> None:
         self._process = process
@@ -96,6 +74,12 @@ class EbpfProbes:
         with ThreadPoolExecutor(len(self._fds)) as pool:
             list(pool.map(self._program.library.bpf_close_perf_event_fd, self._fds.values()))
         self._fds.clear()
+
+    def pauses_ms(self) -> dict[str, float]:
+        return {}
+
+    def problems(self) -> list[str]:
+        return []
 
     def _collected(self) -> list[Hit]:
         hits, self._hits = self._hits, []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 
-from qtrace.recorder.ebpf import Hit
+from qtrace.recorder.hit import QEMUBH_BYTES, Hit
 from qtrace.target import stack
 from qtrace.target.arch_x86_64 import ARGUMENTS, CALLEE_SAVED
 from qtrace.target.contexts import ContextNames
@@ -20,7 +20,6 @@ ROOT_MARKS = {
     stack.TRUNCATED: TRUNCATED,
     stack.UNREADABLE: UNREADABLE,
 }
-QEMUBH_BYTES = 64
 
 
 class RowMaker:

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qtrace.errors import NoSuchProcess
-from qtrace.recorder.ebpf import EbpfProbes, Hit
+from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.ending import Watcher
-from qtrace.recorder.program import Program, load_ahead
+from qtrace.recorder.hit import Hit
+from qtrace.recorder.probes import Backend, Probes, open_probes
+from qtrace.recorder.program import Program
 from qtrace.recorder.rows import RowMaker
 from qtrace.target.contexts import ContextNames
 from qtrace.target.jit import read_jit_code
@@ -38,6 +39,8 @@ class Recording:
         path: the CSV that grows with every ``poll``.
         ended: the target is gone; no more rows come.
         watched: the bottom halves' names.
+        recorder: ``ebpf`` or ``gdb``.
+        why: why it is gdb, where eBPF would have been taken.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Recording:
         process: Process,
         scan: Scan,
         plan: WatchPlan,
-        probes: EbpfProbes,
+        probes: Probes,
         writer: CsvWriter,
         roles: ThreadRoles,
     ) -> None:
@@ -66,6 +69,8 @@ class Recording:
         self._stopped = False
         self.ended = False
         self.path = writer.path
+        self.recorder = probes.name
+        self.why = ""
         self.watched = tuple(half.name for half in plan.watched)
 
     @classmethod
@@ -77,6 +82,7 @@ class Recording:
         patterns: Sequence[str] = (),
         force: bool = False,
         qmp_socket: Path | None = None,
+        backend: Backend = "ebpf",
         program: Future[Program] | None = None,
     ) -> Recording:
         """Arm every probe of a recording.
@@ -85,6 +91,7 @@ class Recording:
             output: the CSV to write.
             patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
             qmp_socket: a QMP socket of the target to ask for its threads.
+            backend: what to record with; ``auto`` is eBPF where it works, else gdb.
             program: the BPF program, when its loading was begun before.
 
         Raises:
@@ -92,7 +99,6 @@ class Recording:
         """
         writer = CsvWriter(output, force)
         process = Process(pid)
-        program = program or load_ahead()
         module = process.binary
         scan = scan_module(module)
         module.static_names = {half.callback: half.name for half in scan.bottom_halves}
@@ -104,12 +110,13 @@ class Recording:
 
             with QmpClient(qmp_socket) as client:
                 known = thread_roles(client)
-        probes = EbpfProbes(process, program.result())
+        probes, why = open_probes(backend, process, program)
         try:
             recording = cls(process, scan, plan, probes, writer, ThreadRoles(process, known))
+            recording.why = why
             began_ns = time.monotonic_ns()
             probes.attach(plan.sites)
-            writer.write([_attach_row(began_ns, process, scan, plan)])
+            writer.write([_attach_row(began_ns, probes.name, process, scan, plan)])
             writer.flush()
         except ProcessLookupError as error:
             probes.close()
@@ -155,10 +162,20 @@ class Recording:
                 "hits": dict(hits),
                 "silent": _silent(self._plan, hits),
             }
+            if pauses := self._probes.pauses_ms():
+                detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses.items()}
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
         finally:
             self._writer.close()
             self._watcher.close()
+
+    def pauses_ms(self) -> dict[str, float]:
+        """How long the guest stood still for the recorder, by phase; empty with eBPF."""
+        return self._probes.pauses_ms()
+
+    def problems(self) -> list[str]:
+        """What was not as before when the recording had ended, in words."""
+        return self._probes.problems()
 
     def __enter__(self) -> Recording:
         return self
@@ -170,7 +187,12 @@ class Recording:
         trace: TracebackType | None,
     ) -> None:
         self._probes.close()
-        if error is None or not isinstance(error, OSError):
+        if isinstance(error, RecorderFailed) and not self._stopped:
+            # Since the last look it may have missed anything.
+            detail = {"count": 1, "since_ns": self._loss_checked_ns}
+            self._write([Event(time.monotonic_ns(), "lost", detail=detail)])
+            self.stop("the recorder failed")
+        elif error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
 
     def _survey(self) -> None:
@@ -217,12 +239,14 @@ def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
     return silent
 
 
-def _attach_row(time_ns: int, process: Process, scan: Scan, plan: WatchPlan) -> Event:
+def _attach_row(
+    time_ns: int, recorder: str, process: Process, scan: Scan, plan: WatchPlan
+) -> Event:
     detail: dict[str, Any] = {
         "format": FORMAT,
         "version": [MAJOR, MINOR],
         "wall_clock": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "recorder": "ebpf",
+        "recorder": recorder,
         "target": {
             "pid": process.pid,
             "program": escape(process.program),
