@@ -7,6 +7,7 @@ and returns what `qtrace analyze` prints.
 
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.load import load
+from qtrace.analysis.pending import pending_since
 from qtrace.analysis.report import exit_status, judge
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY, classify, worst
 from qtrace.trace.reader import Trace, read_trace
@@ -20,6 +21,7 @@ __all__ = [
     "judge",
     "load",
     "pair_instances",
+    "pending_since",
     "read_trace",
     "worst",
 ]

@@ -1,15 +1,26 @@
-"""Thread roles, and the functions that prove one by being on a thread's stack.
+"""Thread roles, and what proves one: a thread's name, or the functions on its stack.
 
-Recorders and the analysis both need them, and may not know each other.
+Recorders and the analysis both need them and may not know each other; gdb needs them too, so
+that this is the standard library only.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
 Role = Literal["main", "vcpu", "iothread", "migration", "worker", "other", ""]
 
+# Names that QEMU gives its threads with debug-threads=on. One thread runs all vCPUs of a
+# single-threaded TCG ("ALL CPUs/TCG").
+NAMES: tuple[tuple[re.Pattern[str], Role], ...] = (
+    (re.compile(r"(CPU \d+|ALL CPUs)/"), "vcpu"),
+    (re.compile(r"IO "), "iothread"),
+    (re.compile(r"(live_)?migration|mig/|multifd|bg_snapshot|postcopy|colo"), "migration"),
+    (re.compile(r"worker$|thread-pool"), "worker"),
+    (re.compile(r"call_rcu|gmain|gdbus|pool-|dconf|vnc_worker|SPICE|iou-"), "other"),
+)
 # Only a vCPU thread has these (accel/*, system/cpus.c; QEMU 5.2 to 10.2), whatever its name.
 VCPU = frozenset({
     "cpu_exec", "kvm_cpu_exec", "hvf_vcpu_exec", "whpx_vcpu_exec", "nvmm_vcpu_exec",
@@ -20,6 +31,11 @@ VCPU = frozenset({
 })  # fmt: skip
 MAIN = frozenset({"main_loop_wait", "qemu_main_loop", "main"})
 MIGRATION = frozenset({"migration_thread", "bg_migration_thread", "qemu_savevm_state_iterate"})
+
+
+def role_of_name(name: str) -> Role | None:
+    """The role that a thread's name tells, None for a name that tells nothing."""
+    return next((role for pattern, role in NAMES if pattern.match(name)), None)
 
 
 def role_of_functions(names: Iterable[str]) -> Role:

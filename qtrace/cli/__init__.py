@@ -1,7 +1,7 @@
 """The command line: one module per command, loaded when it is called.
 
 Adding a command is one module with a click command named ``command``, and one line in
-``COMMANDS``.
+``COMMANDS`` (the module of ``gdb-script`` is ``gdb_script``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 from qtrace import __version__
 from qtrace.errors import ExitStatus, QtraceError
 
-COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "lab")
+COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "inspect", "lab", "gdb-script")
 
 
 class LazyGroup(click.Group):
@@ -29,7 +29,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"qtrace.cli.{cmd_name}")
+        module = importlib.import_module(f"qtrace.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -20,6 +20,21 @@ REGISTER_NAMES = (
 ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
 CALLEE_SAVED = (RBX, RBP, R12, R13, R14, R15)
 
+# As debuggers spell the registers that survive a call.
+DWARF_NUMBERS = {
+    "rbx": RBX, "rbp": RBP, "rsp": RSP, "r12": R12, "r13": R13, "r14": R14, "r15": R15,
+    "rip": RETURN_ADDRESS,
+}  # fmt: skip
+
+# struct user_regs_struct, as a core's NT_PRSTATUS has it.
+PRSTATUS_REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
+    "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds",
+    "es", "fs", "gs",
+)  # fmt: skip
+# After it a thread in a system call goes on.
+SYSCALL_INSTRUCTION = b"\x0f\x05"
+
 PAGE = 4096
 
 

@@ -8,6 +8,7 @@ import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from qtrace.errors import NoSuchProcess, PermissionMissing, QtraceError
 from qtrace.target.cfi import CallFrames
@@ -72,6 +73,16 @@ class Module:
             if function and function[0] in self.static_names:
                 return self.static_names[function[0]], vaddr - function[0]
         return found
+
+
+class Space(Protocol):
+    """The code in a target's memory: of a live process, or of a core."""
+
+    def find(self, address: int) -> tuple[Module | None, str] | None:
+        """The module mapped at an address (None without a file) and the mapping's name."""
+
+    def refresh(self) -> None:
+        """Look for code that is new."""
 
 
 class AddressSpace:

@@ -6,6 +6,8 @@ import os
 import struct
 from typing import Protocol
 
+PAGE = 4096
+
 
 class Memory(Protocol):
     """Whatever has the target's bytes: a live process, a core file, a debugger."""
@@ -30,6 +32,29 @@ class ProcessMemory:
             return os.pread(self._fd, size, address)
         except (OSError, OverflowError):
             return b""
+
+
+class Pages:
+    """A Memory that reads each page of another one once, until it is told to ``forget``.
+
+    What lies close together (a stack, a list's nodes) costs one read.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._pages: dict[int, bytes] = {}
+
+    def forget(self) -> None:
+        """From here on everything is read anew."""
+        self._pages.clear()
+
+    def read(self, address: int, size: int) -> bytes:
+        start = address & -PAGE
+        if address + size > start + PAGE:
+            return self._memory.read(address, size)
+        if start not in self._pages:
+            self._pages[start] = self._memory.read(start, PAGE)
+        return self._pages[start][address - start : address - start + size]
 
 
 def read_word(memory: Memory, address: int) -> int | None:

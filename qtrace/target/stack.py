@@ -10,7 +10,7 @@ from qtrace.target.arch_x86_64 import CALLEE_SAVED, RETURN_ADDRESS, RSP, follows
 from qtrace.target.cfi import Rule
 from qtrace.target.jit import NAME as JIT_NAME
 from qtrace.target.jit import JitCode
-from qtrace.target.maps import AddressSpace, Module
+from qtrace.target.maps import Module, Space
 
 MAX_FRAMES = 256
 
@@ -58,7 +58,7 @@ class CopiedStack:
 class Unwinder:
     """Unwinds by .eh_frame, and names what it finds."""
 
-    def __init__(self, space: AddressSpace) -> None:
+    def __init__(self, space: Space) -> None:
         self._space = space
         self._jit: list[JitCode] = []
         self._rules: dict[int, tuple[Rule | None, bool]] = {}

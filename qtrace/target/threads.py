@@ -7,31 +7,16 @@ functions on its stack.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from qtrace.roles import Role, role_of_functions
+from qtrace.roles import Role, role_of_functions, role_of_name
 from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
 from qtrace.target.memory import read_word
 from qtrace.target.process import Process
 from qtrace.target.stack import COMPLETE, Chain, Unwinder
 
-# Names that QEMU gives its threads with debug-threads=on. One thread runs all vCPUs of a
-# single-threaded TCG ("ALL CPUs/TCG").
-NAMES: tuple[tuple[re.Pattern[str], Role], ...] = (
-    (re.compile(r"(CPU \d+|ALL CPUs)/"), "vcpu"),
-    (re.compile(r"IO "), "iothread"),
-    (re.compile(r"(live_)?migration|mig/|multifd|bg_snapshot|postcopy|colo"), "migration"),
-    (re.compile(r"worker$|thread-pool"), "worker"),
-    (re.compile(r"call_rcu|gmain|gdbus|pool-|dconf|vnc_worker|SPICE|iou-"), "other"),
-)
 IOCTL, KVM_RUN = 16, 0xAE80
-
-
-def role_of_name(name: str) -> Role | None:
-    """The role that a thread's name tells, None for a name that tells nothing."""
-    return next((role for pattern, role in NAMES if pattern.match(name)), None)
 
 
 def role_of_stack(frames: Iterable[str]) -> Role | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -81,7 +82,7 @@ def trace(tmp_path: Path) -> Path:
 
 def test_the_wheel_holds_the_linked_folders_as_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("analysis", "probes"):
+    for folder in ("analysis", "gdbscripts", "probes"):
         files = {
             f"qtrace/{folder}/{p.relative_to(ROOT / folder)}"
             for p in (ROOT / folder).rglob("*")
@@ -106,6 +107,22 @@ def test_analyze_works_from_the_wheel_without_bcc_or_gdb(
     )  # fmt: skip
     assert run.returncode == 1, run.stderr
     assert json.loads(run.stdout)["verdict"] == "vcpu-poll"
+
+
+@pytest.mark.gdb
+def test_gdb_runs_the_commands_of_the_wheel(environment: Path, tmp_path: Path) -> None:
+    """gdb's own Python has neither the environment nor its dependencies."""
+    script = subprocess.run(
+        [environment / "bin/qtrace", "gdb-script"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    assert Path(script).is_relative_to(environment)
+    run = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", f"source {script}", "-ex", "help aio", "-ex", "aio bh"],
+        cwd=tmp_path, env={"PATH": os.defpath, "HOME": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "aio why -- " in run.stdout
+    assert run.stderr.splitlines() == ["no process and no core: attach PID, or start gdb QEMU CORE"]
 
 
 def test_the_environment_knows_neither_the_clone_nor_bcc(environment: Path, tmp_path: Path) -> None:

@@ -27,4 +27,10 @@ runs the very same code in its own Python. Nothing here writes to a target or st
 ``model``
     The data: ``Context``, ``BottomHalf``, ``Handler``, ``Coroutine``, ``Job``, ``Poll``,
     ``Thread``, and ``Look``, which holds all of one look.
+``why``
+    ``explain(look, name="") -> list[Finding]``: who is in the way of what is pending, one sentence
+    each (``Finding.sentence``); ``confirm(before, now)``: what two looks show alike; pure functions
+    over ``Look``. A ``Thread``'s frames are names with offsets, leaf first; its ``polls`` are its
+    aio_poll() frames: ``Layout.poll_register`` in such a frame is the context that it polls
+    (check with ``AioReader.is_context``).
 """

@@ -263,7 +263,7 @@ def _thread_local_of(program: Program, code: list[Instruction]) -> int | None:
 
 def _jobs(program: Program) -> dict[str, int]:
     """job_next_locked(job), job_start() and the small getters."""
-    found = {}
+    found: dict[str, int] = {}
     code = _function(program, "job_next_locked", NEAR) or _function(program, "job_next", NEAR)
     for i in code:
         place = i.place(1)
@@ -316,7 +316,7 @@ def _frame_registers(program: Program) -> dict[str, str]:
 
     It must not be written again, or the frame would show something else.
     """
-    found = {}
+    found: dict[str, str] = {}
     for fact, symbol in (("poll_register", "aio_poll"), ("dispatch_register", "aio_bh_poll")):
         code = _function(program, symbol, 60)
         for n, i in enumerate(code):

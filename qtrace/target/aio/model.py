@@ -116,6 +116,8 @@ class Thread:
         whole: the chain was read consistently and reaches the thread's first function.
         polls: the aio_poll() frames, innermost first; ctx 0 where it cannot be told.
         waits_at: stack pointer and pc, what tells two waits apart.
+        cpu_ns: the processor time it has used so far; equal in two looks when it did not run
+            between them. 0 where it is not known.
     """
 
     tid: int
@@ -126,6 +128,7 @@ class Thread:
     whole: bool = False
     polls: tuple[Poll, ...] = ()
     waits_at: tuple[int, int] = (0, 0)
+    cpu_ns: int = 0
 
     @property
     def functions(self) -> list[str]:
@@ -134,7 +137,8 @@ class Thread:
 
     @property
     def label(self) -> str:
-        return f"{self.tid} ({self.name or self.role or 'thread'})"
+        known = self.role if self.role == "main" else self.name or self.role
+        return f"{self.tid} ({known or 'thread'})"
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ class Look:
     threads: tuple[Thread, ...] = ()
     # Tid of the BQL's holder, 0 when nobody holds it, None when not known.
     bql_holder: int | None = None
+    # The program's main thread has a main loop (qemu-img and its like only poll).
+    main_loop: bool = True
     torn: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     # The coroutine's own stack, leaf first, by its address.

@@ -21,7 +21,7 @@ from qtrace.target.aio.model import (
     Handler,
     Job,
 )
-from qtrace.target.memory import Memory, read_word
+from qtrace.target.memory import Memory, Pages, read_word
 
 # Longer lists are taken for loops. A QEMU has a handful of bottom halves and a few hundred fds.
 MAX_NODES = 4096
@@ -60,7 +60,7 @@ class AioReader:
     """
 
     def __init__(self, memory: Memory, layout: Layout) -> None:
-        self._memory = memory
+        self._memory = Pages(memory)
         self.layout = layout
         self._strings: dict[int, str] = {}
 
@@ -68,10 +68,12 @@ class AioReader:
 
     def main(self) -> int:
         """qemu_aio_context, 0 before QEMU has made it."""
+        self._memory.forget()
         return self._word(self._fact("main_variable"))
 
     def iohandler(self) -> int:
         """iohandler_ctx, 0 before QEMU has made it."""
+        self._memory.forget()
         return self._word(self._fact("iohandler_variable"))
 
     def is_context(self, ctx: int) -> bool:
@@ -80,13 +82,17 @@ class AioReader:
         functions = read_word(self._memory, main + SOURCE_FUNCS) if main else None
         return bool(functions) and read_word(self._memory, ctx + SOURCE_FUNCS) == functions
 
-    def contexts(self, pid: int, thread_pointers: Mapping[int, int]) -> list[Context]:
+    def contexts(
+        self, pid: int, thread_pointers: Mapping[int, int], names: Mapping[int, str] | None = None
+    ) -> list[Context]:
         """The main loop's two contexts, and those that threads have as their own.
 
         Args:
             pid: the main thread's tid.
             thread_pointers: fs_base by tid (``qtrace.target.aio.tls``), as far as known.
+            names: thread names by tid, as far as known.
         """
+        self._memory.forget()
         found: dict[int, Context] = {}
         for name, variable in (("main", "main_variable"), ("iohandler", "iohandler_variable")):
             address = getattr(self.layout, variable)
@@ -97,7 +103,9 @@ class AioReader:
         for tid, pointer in thread_pointers.items():
             ctx = read_word(self._memory, pointer + offset) if offset else None
             if ctx and ctx not in found and self.is_context(ctx):
-                found[ctx] = Context(ctx, f"iothread:{self.iothread_id(ctx) or tid}", tid)
+                thread = (names or {}).get(tid, "")
+                by_thread = thread[3:] if thread.startswith("IO ") else str(tid)
+                found[ctx] = Context(ctx, f"iothread:{self.iothread_id(ctx) or by_thread}", tid)
         return list(found.values())
 
     def iothread_id(self, ctx: int) -> str:
@@ -232,6 +240,7 @@ class AioReader:
 
     def bql_holder(self) -> int:
         """Tid of the thread that holds the BQL, as its mutex tells; 0 for none."""
+        self._memory.forget()
         raw = self._memory.read(self._fact("bql"), MUTEX_OWNER + 4)
         if len(raw) < MUTEX_OWNER + 4:
             raise Torn("BQL")
@@ -240,6 +249,7 @@ class AioReader:
 
     def waiters(self) -> int:
         """How many threads sit in AIO_WAIT_WHILE (global_aio_wait.num_waiters)."""
+        self._memory.forget()
         raw = self._memory.read(self._fact("waiters"), 4)
         return int(struct.unpack("<I", raw)[0]) if len(raw) == 4 else 0
 
@@ -301,6 +311,7 @@ class AioReader:
     def _settled(self, what: str, read: Callable[[], T]) -> T:
         before: T | None = None
         for _ in range(TRIES):
+            self._memory.forget()
             try:
                 now = read()
             except _Inconsistent:

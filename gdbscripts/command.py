@@ -1,0 +1,85 @@
+"""The frame of every ``aio`` command: preconditions, errors, completion, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import gdb
+
+from qtrace.gdbscripts.target import require_target, selection_kept
+from qtrace.target.aio.walk import Missing, Torn
+
+
+class AioCommand(gdb.Command):
+    """A command under the prefix ``aio``; a subclass's docstring is its help.
+
+    Whatever goes wrong becomes one line. The thread and frame that the user selected are
+    selected again afterwards.
+    """
+
+    name = ""
+    # As in "usage: aio bh [NAME]".
+    arguments = ""
+
+    def __init__(self) -> None:
+        super().__init__("aio " + self.name, gdb.COMMAND_DATA)
+
+    def run(self, arguments: list[str]) -> None:
+        raise NotImplementedError
+
+    def candidates(self, words: list[str]) -> Iterable[str]:
+        """What may stand after these words."""
+        return ()
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        self.dont_repeat()
+        require_target()
+        try:
+            with selection_kept():
+                self.run(gdb.string_to_argv(argument))
+        except gdb.error as error:
+            raise gdb.GdbError(f"aio {self.name}: {error}") from None
+        except Missing as error:
+            raise gdb.GdbError(
+                f"aio {self.name}: the code of this QEMU does not show {error.fact}"
+            ) from None
+        except Torn as error:
+            raise gdb.GdbError(f"aio {self.name}: memory is damaged: {error.what}") from None
+
+    def complete(self, text: str, word: str) -> list[str]:
+        words = text.split()
+        # gdb breaks words at '-' and ':' too: ``word`` is the end of what is being typed.
+        typed = words.pop() if words and not text[-1:].isspace() else ""
+        try:
+            require_target()
+            with selection_kept():
+                found = {one for one in self.candidates(words) if one.startswith(typed)}
+        except (gdb.error, gdb.GdbError, Missing, Torn):
+            return []
+        return sorted(one[len(typed) - len(word) :] for one in found)
+
+    def usage(self) -> gdb.GdbError:
+        return gdb.GdbError(f"usage: aio {self.name} {self.arguments}".rstrip())
+
+    def at_most_one(self, arguments: list[str]) -> str:
+        """The only argument, empty without one."""
+        if len(arguments) > 1:
+            raise self.usage()
+        return arguments[0] if arguments else ""
+
+
+def say(line: str = "") -> None:
+    """A line of output, as far as it is printable: names come from the target."""
+    gdb.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], nothing: str) -> None:
+    """Columns as wide as they need; the line ``nothing`` when there are no rows."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    if not lines:
+        say(nothing)
+        return
+    lines.insert(0, list(titles))
+    widths = [max(len(line[n]) for line in lines) for n in range(len(titles))]
+    for line in lines:
+        say("  ".join(cell.ljust(widths[n]) for n, cell in enumerate(line)).rstrip())

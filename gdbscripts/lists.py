@@ -1,0 +1,205 @@
+"""``aio contexts``, ``bh``, ``handlers``, ``threads`` and ``jobs``: what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import gdb
+
+from qtrace.gdbscripts.command import AioCommand, say, table
+from qtrace.gdbscripts.look import Qemu
+from qtrace.gdbscripts.stacks import code_name
+from qtrace.target.aio.model import Context, Look, Thread
+from qtrace.target.aio.walk import Missing
+from qtrace.target.aio.why import TOLD, named_frames, polled_context, wait_of
+
+# poll(2); the rest of the mask is printed as a number.
+EVENTS = ((1, "IN"), (2, "PRI"), (4, "OUT"), (8, "ERR"), (16, "HUP"))
+
+
+class Contexts(AioCommand):
+    """List the AioContexts: main, iohandler and one of each IOThread.
+
+    aio contexts
+
+    THREAD is the home thread, whose loop owns the context. The counts are of the bottom halves
+    that are pending, the fd handlers, and the coroutines that were scheduled to go on there.
+    """
+
+    name = "contexts"
+
+    def run(self, arguments: list[str]) -> None:
+        if arguments:
+            raise self.usage()
+        qemu = Qemu()
+        names = {thread.ptid[1]: thread.name for thread in gdb.selected_inferior().threads()}
+        reader = qemu.reader
+        rows = []
+        for context in qemu.contexts():
+            name = names.get(context.tid)
+            home = f"{context.tid} ({name})" if name else str(context.tid)
+            counts = []
+            for read in (reader.bottom_halves, reader.handlers, reader.scheduled_coroutines):
+                try:
+                    counts.append(str(len(read(context.address))))
+                except Missing:
+                    counts.append("?")
+            rows.append((context.label, f"{context.address:#x}", home, *counts))
+        table(
+            ("CONTEXT", "ADDRESS", "THREAD", "BOTTOM HALVES", "HANDLERS", "COROUTINES"),
+            rows, "this QEMU has not made its AioContexts yet",
+        )  # fmt: skip
+        missing = qemu.layout.missing()
+        if missing:
+            say(f"not shown by the code of this QEMU: {', '.join(missing)}")
+
+
+class BottomHalves(AioCommand):
+    """List the pending bottom halves of all AioContexts.
+
+    aio bh [NAME]
+
+    They stand in the order in which they will run. A flag SLICE marks those that a running
+    aio_bh_poll() has already taken from the context's list.
+    """
+
+    name = "bh"
+    arguments = "[NAME]"
+
+    def candidates(self, words: list[str]) -> Iterable[str]:
+        return () if words else (half.name for half in Qemu().bottom_halves())
+
+    def run(self, arguments: list[str]) -> None:
+        name = self.at_most_one(arguments)
+        qemu = Qemu()
+        labels = {context.address: context.label for context in qemu.contexts()}
+        rows = [
+            (
+                half.name or "?", labels[half.ctx], code_name(half.cb), f"{half.opaque:#x}",
+                half.flag_names + ("|SLICE" if half.in_slice else ""), f"{half.address:#x}",
+            )
+            for half in qemu.bottom_halves()
+            if name in ("", half.name)
+        ]  # fmt: skip
+        table(
+            ("BOTTOM HALF", "CONTEXT", "CALLBACK", "OPAQUE", "FLAGS", "ADDRESS"),
+            rows, f"{name} is not pending" if name else "no bottom half is pending",
+        )  # fmt: skip
+
+
+class Handlers(AioCommand):
+    """List the fd handlers of all AioContexts, or of one.
+
+    aio handlers [CONTEXT]
+
+    CONTEXT is a name or an address as aio contexts shows it.
+    """
+
+    name = "handlers"
+    arguments = "[CONTEXT]"
+
+    def candidates(self, words: list[str]) -> Iterable[str]:
+        return () if words else (context.label for context in Qemu().contexts())
+
+    def run(self, arguments: list[str]) -> None:
+        qemu = Qemu()
+        contexts = chosen(qemu.contexts(), self.at_most_one(arguments))
+        rows = [
+            (
+                context.label, "-" if handler.fd < 0 else handler.fd, _events(handler.events),
+                code_name(handler.io_read), code_name(handler.io_write),
+                f"{handler.opaque:#x}", "deleted" if handler.deleted else "",
+            )
+            for context in contexts
+            for handler in qemu.reader.handlers(context.address)
+        ]  # fmt: skip
+        table(
+            ("CONTEXT", "FD", "EVENTS", "READ", "WRITE", "OPAQUE", ""), rows, "no fd handlers"
+        )  # fmt: skip
+
+
+class Threads(AioCommand):
+    """List the threads: what each is for, what it waits in, which AioContext it polls.
+
+    aio threads
+
+    "polling" names the context of the innermost aio_poll() on a thread's stack. For whole stacks
+    there is gdb's own: thread apply all bt.
+    """
+
+    name = "threads"
+
+    def run(self, arguments: list[str]) -> None:
+        if arguments:
+            raise self.usage()
+        look = Qemu().look()
+        table(
+            ("TID", "NAME", "ROLE", "BQL", "STATE"),
+            [
+                (
+                    thread.tid, thread.name or "-", thread.role,
+                    "holds" if look.bql_holder == thread.tid else "", state(look, thread),
+                )
+                for thread in look.threads
+            ],
+            "no threads",
+        )  # fmt: skip
+
+
+class Jobs(AioCommand):
+    """List the jobs, each with the stack of its coroutine.
+
+    aio jobs
+    """
+
+    name = "jobs"
+
+    def run(self, arguments: list[str]) -> None:
+        if arguments:
+            raise self.usage()
+        qemu = Qemu()
+        jobs = qemu.reader.jobs()
+        if not jobs:
+            say("no jobs")
+        for job in jobs:
+            coroutine = f"coroutine {job.co:#x}" if job.co else "no coroutine"
+            say(f"{job.id or '(internal)'}  {job.kind}  {job.status}  {coroutine}")
+            stack = qemu.stacks.of_coroutine(job.co) if job.co else None
+            if stack is not None:
+                functions = (name.partition("+")[0] for name in stack.names)
+                say("    " + " < ".join(name.replace("?@", "") for name in functions))
+
+
+def chosen(contexts: list[Context], wanted: str) -> list[Context]:
+    """The context of that name or address; all of them without one.
+
+    Raises gdb.GdbError when there is no such context.
+    """
+    if not wanted:
+        return contexts
+    found = [c for c in contexts if wanted in (c.name, f"{c.address:#x}")]
+    if not found:
+        raise gdb.GdbError(
+            f"no AioContext is called {wanted}; there are "
+            + ", ".join(context.label for context in contexts)
+        )
+    return found
+
+
+def state(look: Look, thread: Thread) -> str:
+    """What a thread does, in a few words."""
+    if not thread.frames:
+        return "the kernel's own"
+    if thread.blocked_in:
+        return wait_of(look, thread)
+    frames = named_frames(thread)[:TOLD]
+    polls = polled_context(look, thread)
+    return (f"runs in {' < '.join(frames)}" if frames else "runs") + (
+        f", polling `{polls.label}`" if polls else ""
+    )
+
+
+def _events(mask: int) -> str:
+    names = [name for bit, name in EVENTS if mask & bit]
+    rest = mask & ~sum(bit for bit, _ in EVENTS)
+    return "|".join([*names, f"{rest:#x}"] if rest else names) or "-"

@@ -1,0 +1,172 @@
+"""One look at the QEMU that gdb has before it, as ``qtrace.target.aio.model`` describes it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import gdb
+
+from qtrace.gdbscripts.stacks import Stack, Stacks
+from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, register
+from qtrace.roles import role_of_functions, role_of_name
+from qtrace.target.aio.coroutine import guard_of_thread
+from qtrace.target.aio.layout import Layout, calibrate
+from qtrace.target.aio.model import BottomHalf, Context, Look, Thread
+from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.memory import read_word
+from qtrace.target.syscalls import RUNNING_GUEST, syscall_name
+
+T = TypeVar("T")
+SYSCALL = b"\x0f\x05"
+RESTART_SYSCALL = "restart_syscall"
+# Those with a time-out; a name before any that it contains.
+RESTARTED = ("futex", "clock_nanosleep", "nanosleep", "poll")
+
+_layouts: dict[tuple[str, int | None], Layout] = {}
+
+
+def layout() -> Layout:
+    """The layout of the program, read from its code once."""
+    program = GdbProgram()
+    key = (str(gdb.current_progspace().filename), program.address(PROOF))
+    if key not in _layouts:
+        _layouts[key] = calibrate(program)
+    return _layouts[key]
+
+
+class Qemu:
+    """Reads the stopped QEMU (or the core) that gdb has before it."""
+
+    def __init__(self) -> None:
+        self.memory = GdbMemory()
+        self.layout = layout()
+        self.reader = AioReader(self.memory, self.layout)
+        self._inferior = gdb.selected_inferior()
+        self.thread_pointers = self._thread_pointers()
+        pointer = next(iter(self.thread_pointers.values()), None)
+        guard = guard_of_thread(self.memory, pointer) if pointer else None
+        self.stacks = Stacks(self.reader, guard)
+
+    @property
+    def pid(self) -> int:
+        return int(self._inferior.pid)
+
+    def contexts(self) -> list[Context]:
+        names = {thread.ptid[1]: thread.name or "" for thread in self._inferior.threads()}
+        return self.reader.contexts(self.pid, self.thread_pointers, names)
+
+    def bottom_halves(self) -> list[BottomHalf]:
+        return [half for ctx in self.contexts() for half in self.reader.bottom_halves(ctx.address)]
+
+    def threads(self) -> list[Thread]:
+        """All threads with their stacks, in the order in which gdb numbers them."""
+        owners = {context.tid: context for context in self.contexts()}
+        found = []
+        for thread in self._by_number():
+            thread.switch()
+            tid = thread.ptid[1]
+            frame = gdb.newest_frame()
+            # Without a pc it is the kernel's worker: it runs no code of QEMU's.
+            nothing = Stack((), False)
+            stack = self.stacks.of_thread(self.current_coroutine(tid)) if frame.pc() else nothing
+            frame = gdb.newest_frame()
+            at = register(frame, "rsp") or 0, register(frame, "rip") or 0
+            name = thread.name or ""
+            found.append(
+                Thread(
+                    tid, name, self._role(tid, name, stack, owners),
+                    _system_call(self.memory, stack), stack.names, stack.whole, stack.polls, at,
+                )
+            )  # fmt: skip
+        return found
+
+    def current_coroutine(self, tid: int) -> int:
+        """The coroutine that a thread is in, 0 for none."""
+        offset, pointer = self.layout.coroutine_tls, self.thread_pointers.get(tid)
+        current = read_word(self.memory, pointer + offset) if pointer and offset else None
+        if not current:
+            return 0
+        try:
+            # Outside any coroutine the variable holds the thread's own leader: nobody entered it.
+            return current if self.reader.coroutine(current).caller else 0
+        except (Missing, Torn):
+            return 0
+
+    def look(self) -> Look:
+        """Everything at once; what cannot be read is named in ``missing``."""
+        missing = set(self.layout.missing())
+        torn: list[str] = []
+
+        def attempt(read: Callable[[], list[T]]) -> tuple[T, ...]:
+            try:
+                return tuple(read())
+            except Missing as error:
+                missing.add(error.fact)
+            except Torn as error:
+                torn.append(error.what)
+            return ()
+
+        def each(read: Callable[[int], list[T]]) -> tuple[T, ...]:
+            return tuple(
+                item
+                for context in contexts
+                for item in attempt(functools.partial(read, context.address))
+            )
+
+        reader = self.reader
+        contexts = attempt(self.contexts)
+        jobs = attempt(reader.jobs)
+        holder = attempt(lambda: [reader.bql_holder()])
+        frames = {job.co: self.stacks.of_coroutine(job.co) for job in jobs if job.co}
+        return Look(
+            time_ns=time.monotonic_ns(),
+            contexts=contexts,
+            bottom_halves=each(reader.bottom_halves),
+            handlers=each(reader.handlers),
+            scheduled=each(reader.scheduled_coroutines),
+            jobs=jobs,
+            threads=attempt(self.threads),
+            bql_holder=holder[0] if holder else None,
+            torn=tuple(torn),
+            missing=tuple(sorted(missing)),
+            coroutine_frames={co: stack.names for co, stack in frames.items() if stack},
+        )
+
+    def _by_number(self) -> list[gdb.InferiorThread]:
+        return sorted(self._inferior.threads(), key=lambda thread: int(thread.num))
+
+    def _thread_pointers(self) -> dict[int, int]:
+        pointers = {}
+        for thread in self._by_number():
+            thread.switch()
+            frame = gdb.newest_frame()
+            pointer = register(frame, "fs_base")
+            # A kernel's worker in the process (KVM's) has no pc, and its maker's registers.
+            if pointer and frame.pc():
+                pointers[thread.ptid[1]] = pointer
+        return pointers
+
+    def _role(self, tid: int, name: str, stack: Stack, owners: dict[int, Context]) -> str:
+        if tid == self.pid:
+            return "main"
+        if tid in owners:
+            return "iothread"
+        functions = [frame.split("+0x")[0] for frame in stack.names]
+        return role_of_name(name) or role_of_functions(functions) or "other"
+
+
+def _system_call(memory: GdbMemory, stack: Stack) -> str:
+    """The system call that the selected thread is in, empty when it runs."""
+    frame = gdb.newest_frame()
+    number, pc = register(frame, "orig_rax"), register(frame, "rip")
+    if number is None or pc is None or number >> 63 or memory.read(pc - 2, 2) != SYSCALL:
+        return ""
+    name = syscall_name(number, register(frame, "rsi") or 0)
+    if name == RESTART_SYSCALL and stack.names:
+        # A debugger's stop interrupted it; the C library's function tells what it was.
+        function = stack.names[0].partition("+")[0]
+        return next((call for call in RESTARTED if call in function), name)
+    return "" if name == RUNNING_GUEST else name

@@ -1,0 +1,232 @@
+"""``qtrace inspect``: now, what is pending in which context, and who is in the way."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtrace.cli.options import DURATION
+from qtrace.cli.output import SCHEMA_VERSION, format_option, print_json, stderr, stdout
+from qtrace.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from qtrace.target.aio.model import Look
+    from qtrace.target.aio.why import Finding
+    from qtrace.target.look import Looker
+
+# A wait that is still the same after this long is told as a finding.
+APART_S = 0.5
+EXAMPLES = """\b
+Examples:
+  qtrace inspect --pid 1234
+  qtrace inspect --pid 1234 --watch 1s       every second, until Ctrl-C
+  qtrace inspect --core core.1234 --exe /usr/bin/qemu-system-x86_64"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--pid", type=int, help="The QEMU process (qtrace ps lists them).")
+@click.option(
+    "--core", type=click.Path(path_type=Path), help="A core file, of gcore or the kernel."
+)
+@click.option(
+    "--exe", type=click.Path(path_type=Path),
+    help="The executable of the core; by default the one at the path where it ran.",
+)  # fmt: skip
+@click.option("--watch", type=DURATION, metavar="TIME", help="Look again and again: 1s, 100ms.")
+@click.option("--duration", type=DURATION, help="End --watch after this time.")
+@click.option(
+    "--gdb", "stop", is_flag=True, help="Stop it with gdb for a moment, to see threads that run."
+)
+@click.option(
+    "--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The file that a running qtrace attach writes: it knows since when something is pending.",
+)  # fmt: skip
+@format_option
+def command(
+    pid: int | None,
+    core: Path | None,
+    exe: Path | None,
+    watch: float | None,
+    duration: float | None,
+    stop: bool,
+    trace: Path | None,
+    output_format: str,
+) -> int:
+    """Show what is pending in each AioContext of a QEMU, and who is in the way.
+
+    Reads a live QEMU through /proc: it is never stopped (but for --gdb, which says how
+    long). When something seems stuck, a second look half a second later shows whether it
+    stays so.
+
+    \b
+    Exit status: 0 nothing is stuck, 1 a finding that two looks (or a circle of waiting)
+    prove, 4 what one look at a core shows but cannot prove.
+    """
+    if (pid is None) == (core is None):
+        raise click.UsageError("name a process with --pid, or a core file with --core")
+    if core is not None and (watch or stop or trace):
+        raise click.UsageError("--watch, --gdb and --trace are for a live process")
+    if exe is not None and core is None:
+        raise click.UsageError("--exe belongs to --core")
+    from qtrace.target.look import Looker
+
+    if core is not None:
+        return _inspect_core(core, exe, output_format)
+    from qtrace.target.live import LiveSource
+    from qtrace.target.process import Process
+
+    assert pid is not None
+    process = Process(pid)
+    looker = Looker(LiveSource(process))
+    if watch is not None:
+        return _watch(looker, watch, duration, trace, output_format)
+    paused_ms = None
+    if stop:
+        from qtrace.target.stopped import look_while_stopped
+
+        look, paused_ms = look_while_stopped(process)
+        findings = _prove(looker, look)
+    else:
+        look = looker.look()
+        findings = _prove(looker, look)
+    _show(looker, look, findings, _ages(trace, look), output_format, paused_ms=paused_ms)
+    return ExitStatus.FINDING if findings else ExitStatus.OK
+
+
+def _prove(looker: Looker, first: Look) -> list[Finding]:
+    """The findings of a look that a second one shows too."""
+    from qtrace.target.aio.why import confirm, explain
+
+    if not explain(first):
+        return []
+    time.sleep(APART_S)
+    return confirm(first, looker.look())
+
+
+def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:
+    from qtrace.target.aio.why import explain
+    from qtrace.target.core import CoreFile, CoreSource
+    from qtrace.target.look import Looker
+
+    source = CoreSource(CoreFile(core), exe)
+    if not source.checked:
+        stderr().print(f"warning: {core} has no build id to compare with the executable's")
+    looker = Looker(source)
+    look = looker.look()
+    findings = explain(look)
+    for path in sorted(source.space.unmatched):
+        stderr().print(f"warning: {path} is not the file that was mapped: not used")
+    _show(looker, look, findings, {}, output_format, core=core)
+    if any(finding.proof for finding in findings):
+        return ExitStatus.FINDING
+    return ExitStatus.INCONCLUSIVE if findings else ExitStatus.OK
+
+
+def _watch(
+    looker: Looker, every: float, duration: float | None, trace: Path | None, output_format: str
+) -> int:
+    """Looks at a steady pace; a line each. The findings compare looks ``APART_S`` apart."""
+    from qtrace.cli.look import finding_json, look_json, summary
+    from qtrace.target.aio.why import confirm
+
+    looks: deque[Look] = deque()
+    ends = None if duration is None else time.monotonic() + duration
+    found = False
+    at = time.monotonic()
+    try:
+        while ends is None or at < ends:
+            look = looker.look()
+            while len(looks) > 1 and look.time_ns - looks[1].time_ns >= APART_S * 1e9:
+                looks.popleft()
+            old_enough = looks and look.time_ns - looks[0].time_ns >= APART_S * 1e9
+            findings = confirm(looks[0], look) if old_enough else []
+            looks.append(look)
+            found = found or bool(findings)
+            if output_format == "json":
+                document = look_json(look, looker.name, _ages(trace, look))
+                document["findings"] = [finding_json(finding) for finding in findings]
+                print(json.dumps({"schema_version": SCHEMA_VERSION, **document}), flush=True)
+            else:
+                click.echo(f"{time.strftime('%H:%M:%S')} {summary(look, findings)}")
+                sys.stdout.flush()
+            at = max(at + every, time.monotonic())
+            time.sleep(max(0.0, at - time.monotonic()))
+    except KeyboardInterrupt:
+        pass
+    return ExitStatus.FINDING if found else ExitStatus.OK
+
+
+def _show(
+    looker: Looker,
+    look: Look,
+    findings: Sequence[Finding],
+    ages_ns: dict[int, int],
+    output_format: str,
+    *,
+    core: Path | None = None,
+    paused_ms: float | None = None,
+) -> None:
+    from qtrace.cli.look import finding_json, look_json, print_findings, print_look, worst
+
+    target = _target(looker, core)
+    if output_format == "json":
+        print_json(
+            {
+                "verdict": worst(findings),
+                "target": target,
+                "paused_ms": paused_ms,
+                "findings": [finding_json(finding) for finding in findings],
+                **look_json(look, looker.name, ages_ns),
+            }
+        )
+        return
+    from rich.text import Text
+
+    console = stdout()
+    where = f"core {core}" if core else f"pid {target['pid']}"
+    version = f" {target['version']}" if target["version"] else ""
+    build_id = str(target["build_id"])[:12]
+    console.print(Text(f"{target['program']}{version}, {where}, build id {build_id or 'none'}"))
+    print_look(console, look, looker.name, ages_ns)
+    if paused_ms is not None:
+        console.print(Text(f"the guest was paused for {paused_ms:.0f} ms at most"))
+    console.print()
+    print_findings(console, findings)
+    if not findings:
+        console.print(Text("clear: nothing is stuck", style="green"))
+
+
+def _target(looker: Looker, core: Path | None) -> dict[str, Any]:
+    from qtrace.cli.report import inert
+    from qtrace.target.process import read_version
+
+    elf = looker.source.binary.elf
+    return {
+        "pid": looker.source.pid,
+        "core": inert(core) if core else None,
+        "program": inert(looker.source.program),
+        "version": read_version(elf),
+        "build_id": elf.build_id,
+    }
+
+
+def _ages(trace: Path | None, look: Look) -> dict[int, int]:
+    """How long bottom halves have been pending, as a recording that is being written knows."""
+    if trace is None:
+        return {}
+    from qtrace.analysis import pending_since
+
+    since = pending_since(trace)
+    keys = {half.address: (half.cb, half.ctx, half.opaque) for half in look.bottom_halves}
+    return {
+        address: look.time_ns - since[key]
+        for address, key in keys.items()
+        if key in since and since[key] <= look.time_ns
+    }

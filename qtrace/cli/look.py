@@ -1,0 +1,218 @@
+"""A look at a QEMU, for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from qtrace.cli.report import inert
+from qtrace.target.aio.model import BottomHalf, Context, Look, Thread
+from qtrace.target.aio.why import STRANDED, Finding, named_frames
+
+Name = Callable[[int], str]
+Document = dict[str, Any]
+
+FINDING, NOTE = "bold red", "yellow"
+
+
+def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
+    """Everything of a look; addresses in hex, stacks from the leaf.
+
+    Args:
+        name: the name of an address in the target.
+        ages_ns: how long a bottom half has been pending, by its address, where it is known.
+    """
+    return {
+        "time_ns": look.time_ns,
+        "contexts": [
+            {
+                "name": inert(context.name),
+                "ctx": f"{context.address:#x}",
+                "tid": context.tid or None,
+                "bottom_halves": [
+                    _bottom_half(half, name, ages_ns)
+                    for half in look.bottom_halves
+                    if half.ctx == context.address
+                ],
+                "handlers": [
+                    {
+                        "fd": handler.fd,
+                        "io_read": name(handler.io_read) or None,
+                        "io_write": name(handler.io_write) or None,
+                        "opaque": f"{handler.opaque:#x}",
+                        "deleted": handler.deleted,
+                    }
+                    for handler in look.handlers
+                    if handler.ctx == context.address
+                ],
+                "scheduled_coroutines": [
+                    {"co": f"{co.address:#x}", "entry": name(co.entry)}
+                    for co in look.scheduled
+                    if co.ctx == context.address
+                ],
+            }
+            for context in look.contexts
+        ],
+        "threads": [_thread(look, thread) for thread in look.threads],
+        "jobs": [
+            {
+                "id": inert(job.id),
+                "type": job.kind,
+                "status": job.status,
+                "co": f"{job.co:#x}" if job.co else None,
+                "stack": [inert(f) for f in look.coroutine_frames.get(job.co, ())],
+            }
+            for job in look.jobs
+        ],
+        "bql": {"known": look.bql_holder is not None, "holder": look.bql_holder or None},
+        "torn": list(look.torn),
+        "missing": list(look.missing),
+    }
+
+
+def finding_json(finding: Finding) -> Document:
+    """A finding with its evidence."""
+    return {
+        "verdict": finding.kind,
+        "sentence": inert(finding.sentence),
+        "context": inert(finding.context.name) or None,
+        "bottom_halves": [inert(half.name or f"{half.cb:#x}") for half in finding.bottom_halves],
+        "tid": finding.thread.tid,
+        "role": finding.thread.role,
+        "polls": inert(finding.polls.label) if finding.polls else None,
+        "waits_in": [inert(function) for function in finding.waits_in],
+        "looks": finding.looks,
+        "proof": inert(finding.proof) or None,
+    }
+
+
+def _bottom_half(half: BottomHalf, name: Name, ages_ns: dict[int, int]) -> Document:
+    return {
+        "name": inert(half.name),
+        "bh": f"{half.address:#x}",
+        "callback": f"{half.cb:#x}",
+        "callback_name": name(half.cb),
+        "opaque": f"{half.opaque:#x}",
+        "flags": half.flag_names.split("|"),
+        "in_slice": half.in_slice,
+        "pending_ns": ages_ns.get(half.address),
+    }
+
+
+def _thread(look: Look, thread: Thread) -> Document:
+    return {
+        "tid": thread.tid,
+        "name": inert(thread.name),
+        "role": thread.role,
+        "blocked_in": thread.blocked_in or None,
+        "polls": [
+            {"context": inert(look.context(p.ctx).label) if p.ctx else None, "frame": p.frame}
+            for p in thread.polls
+        ],
+        "complete": thread.whole,
+        "stack": [inert(frame) for frame in thread.frames],
+    }
+
+
+def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]) -> None:
+    """All of a look."""
+    console.print(Text("contexts", style="bold"))
+    for context in look.contexts:
+        _print_context(console, look, context, name, ages_ns)
+    console.print(Text("threads", style="bold"))
+    for thread in look.threads:
+        _print_thread(console, look, thread)
+    if look.jobs:
+        console.print(Text("jobs", style="bold"))
+    for job in look.jobs:
+        facts = " ".join(part for part in (job.kind, job.status) if part)
+        console.print(Text(inert(f"  {job.id}: {facts}, coroutine {job.co:#x}")))
+        for frame in look.coroutine_frames.get(job.co, ()):
+            console.print(Text(inert(f"      {frame}")))
+    console.print(Text(inert(_big_lock(look))))
+    for what in look.torn:
+        console.print(Text(f"not shown, it changes too fast: {what}", style=NOTE))
+    if look.missing:
+        facts = ", ".join(look.missing)
+        console.print(Text(f"not found in this binary's code: {facts}", style=NOTE))
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """The sentences; what one look alone cannot prove says so."""
+    for finding in findings:
+        text = Text(f"{finding.kind}: ", style=FINDING if finding.proof else NOTE)
+        console.print(text.append(inert(finding.sentence), style=""))
+        proof = finding.proof or "one look cannot show whether it stays so"
+        console.print(Text(inert(f"  {proof}")))
+
+
+def summary(look: Look, findings: Sequence[Finding]) -> str:
+    """One line: how much is pending where, what the main thread does, the finding."""
+    counts = ", ".join(
+        f"{context.label} {sum(half.ctx == context.address for half in look.bottom_halves)}"
+        for context in look.contexts
+    )
+    main = next((t for t in look.threads if t.role == "main"), None)
+    doing = _doing(main) if main else "no main thread"
+    line = f"pending: {counts}; main thread {doing}"
+    return inert("; ".join([line, *(f.sentence for f in findings)]))
+
+
+def _print_context(
+    console: Console, look: Look, context: Context, name: Name, ages_ns: dict[int, int]
+) -> None:
+    runner = look.thread(context.tid)
+    handlers = [h for h in look.handlers if h.ctx == context.address and not h.deleted]
+    whose = f", run by {runner.label}" if runner else ""
+    text = f"  {context.label} {context.address:#x}{whose}, {len(handlers)} fd handlers"
+    console.print(Text(inert(text)))
+    for half in look.bottom_halves:
+        if half.ctx == context.address:
+            age = ages_ns.get(half.address)
+            since = f", pending for {age / 1e9:.3f} s" if age is not None else ""
+            called = "" if name(half.cb) == half.name else f" calls {name(half.cb)}"
+            line = f"      {half.name or '?'}{called} {half.flag_names}{since}"
+            console.print(Text(inert(line), style=NOTE))
+    for co in look.scheduled:
+        if co.ctx == context.address:
+            console.print(Text(inert(f"      coroutine {co.address:#x} of {name(co.entry)}")))
+    for handler in handlers:
+        called = ", ".join(name(cb) for cb in (handler.io_read, handler.io_write) if cb)
+        console.print(Text(inert(f"      fd {handler.fd}: {called}")))
+
+
+def _print_thread(console: Console, look: Look, thread: Thread) -> None:
+    polled = [look.context(poll.ctx).label if poll.ctx else "?" for poll in thread.polls]
+    nested = f", polls {' inside '.join(f'`{label}`' for label in polled)}" if polled else ""
+    name = f" {thread.name}" if thread.name else ""
+    line = f"  {thread.tid}{name} ({thread.role}): {_doing(thread)}{nested}"
+    console.print(Text(inert(line), style="bold" if nested and thread.role != "iothread" else ""))
+    for frame in thread.frames:
+        console.print(Text(inert(f"      {frame}")))
+    if thread.frames and not thread.whole:
+        console.print(Text("      ? (the chain breaks off here)"))
+
+
+def _doing(thread: Thread) -> str:
+    if not thread.blocked_in:
+        return "runs" if not thread.frames else f"in {(named_frames(thread) or ['?'])[0]}"
+    frames = named_frames(thread)
+    return f"{thread.blocked_in} in {frames[0]}" if frames else thread.blocked_in
+
+
+def _big_lock(look: Look) -> str:
+    if look.bql_holder is None:
+        return "BQL: its holder does not show"
+    holder = look.thread(look.bql_holder)
+    if not look.bql_holder:
+        return "BQL: free"
+    return f"BQL: held by {holder.label if holder else look.bql_holder}"
+
+
+def worst(findings: Sequence[Finding]) -> str:
+    """The verdict of a look: ``stranded``, ``stuck`` or ``clear``."""
+    kinds = [finding.kind for finding in findings]
+    return STRANDED if STRANDED in kinds else kinds[0] if kinds else "clear"

@@ -1,0 +1,258 @@
+"""Who is in the way of each pending bottom half: pure functions over a ``Look``.
+
+One look shows how things stand; that they stay so needs a second one (``confirm``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from qtrace.target.aio.model import IDLE, BottomHalf, Context, Job, Look, Thread
+
+# How many named frames of a wait are told.
+TOLD = 4
+# How a thread waits, not why: left out where a wait is told.
+MECHANICS = re.compile(
+    r"_*(ppoll|poll|g_poll|epoll_p?wait|syscall|futex|clone|start_thread|lll_)|_*pthread_|"
+    r"qemu_(poll_ns|cond_(timed)?wait|mutex_lock|rec_mutex_lock|sem_)|fdmon_|aio_poll$|"
+    r"(qemu_mutex_lock_iothread_impl|bql_lock_impl|qemu_cond_wait_(iothread|bql))$|"
+    r"_*(libc_start|GI_)|[^@]*@0x|\?|(__)?(ioctl|read|write|nanosleep|clock_nanosleep)$"
+)
+BIG_LOCK = frozenset({"bql_lock_impl", "qemu_mutex_lock_iothread_impl"})
+LOOP = "main_loop_wait"
+STARTS = frozenset({"main", "_start", "qemu_default_main", "qemu_main"})
+JOB_WAITS = frozenset({
+    "job_finish_sync_locked", "job_finish_sync", "job_cancel_sync_all", "job_cancel_sync",
+    "job_cancel_sync_locked", "job_complete_sync", "job_complete_sync_locked",
+})  # fmt: skip
+
+STRANDED, STUCK = "stranded", "stuck"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why something does not go on.
+
+    Attributes:
+        kind: ``stranded`` (bottom halves that nobody can run) or ``stuck`` (a thread that waits
+            inside a nested poll or for others, with nothing pending to show for it).
+        sentence: all of it, for people.
+        context: the bottom halves' context, or the one that the stuck thread polls.
+        bottom_halves: those that are stranded; empty for ``stuck``.
+        thread: the only thread that could run them.
+        waits_in: the named functions of its wait, leaf first.
+        polls: the context that it polls meanwhile, None when it polls none.
+        looks: how many looks show it; what one look shows may be over in a moment.
+        proof: what shows that it stays so, empty while nothing does.
+    """
+
+    kind: str
+    sentence: str
+    context: Context
+    bottom_halves: tuple[BottomHalf, ...]
+    thread: Thread
+    waits_in: tuple[str, ...]
+    polls: Context | None
+    looks: int = 1
+    proof: str = ""
+
+
+def explain(look: Look, name: str = "") -> list[Finding]:
+    """What is in the way now; empty when nothing is.
+
+    Args:
+        name: only bottom halves of that name (every context's, and stuck threads, when empty).
+    """
+    findings = []
+    for context in look.contexts:
+        waiting = [
+            half
+            for half in look.bottom_halves
+            if half.ctx == context.address
+            and half.will_run
+            and not half.flags & IDLE
+            and name in ("", half.name)
+        ]
+        runner = look.thread(context.tid)
+        if not waiting or runner is None or not is_blocked_off(runner, context.address):
+            continue
+        if not polled_elsewhere(look, context.address, runner.tid):
+            findings.append(_stranded(look, context, waiting, runner))
+    told = {finding.thread.tid for finding in findings}
+    if not name and look.main_loop:
+        findings += [_stuck(look, t) for t in look.threads if t.tid not in told and _is_stuck(t)]
+    return findings
+
+
+def confirm(before: Look, now: Look, name: str = "") -> list[Finding]:
+    """The findings of the second look that the first one shows too: same thread, same frames,
+    the same bottom halves still pending."""
+    earlier = {(f.kind, f.thread.tid, f.context.address): f for f in explain(before, name)}
+    seconds = (now.time_ns - before.time_ns) / 1e9
+    found = []
+    for finding in explain(now, name):
+        first = earlier.get((finding.kind, finding.thread.tid, finding.context.address))
+        if first is None or not same_wait(first.thread, finding.thread):
+            continue
+        still = {(h.address, h.cb, h.opaque) for h in first.bottom_halves}
+        halves = [h for h in finding.bottom_halves if (h.address, h.cb, h.opaque) in still]
+        if finding.kind == STRANDED and not halves:
+            continue
+        if finding.kind == STRANDED:
+            finding = _stranded(now, finding.context, halves, finding.thread)
+        proof = f"seen twice, {seconds:.1f} s apart, with the same waiting frames"
+        found.append(replace(finding, looks=2, proof=proof))
+    return found
+
+
+def same_wait(one: Thread, other: Thread) -> bool:
+    """Whether a thread sat in one and the same wait at two moments.
+
+    The same place of the same chain is not enough: a thread that takes a lock again and again
+    is always found there. Unless it polls (a nested poll wakes up and goes on polling), it
+    must not have run at all.
+    """
+    same_place = one.waits_at == other.waits_at and one.frames == other.frames
+    unmoved = bool(one.cpu_ns) and one.cpu_ns == other.cpu_ns
+    return bool(one.frames) and same_place and (unmoved or bool(one.polls))
+
+
+def is_blocked_off(thread: Thread, ctx: int) -> bool:
+    """Whether a thread sleeps where it cannot run a context's bottom halves.
+
+    Its own main loop, and an aio_poll() of that very context, are where it can.
+    """
+    if not thread.blocked_in or not thread.frames or not thread.whole:
+        return False
+    if thread.polls:
+        return thread.polls[0].ctx not in (ctx, 0)
+    return not _in_main_loop(thread)
+
+
+def polled_elsewhere(look: Look, ctx: int, besides: int) -> bool:
+    """Whether another thread polls a context just now, and so will run what is pending there."""
+    return any(
+        thread.tid != besides and thread.polls and thread.polls[0].ctx in (ctx, 0)
+        for thread in look.threads
+    )
+
+
+def _in_main_loop(thread: Thread) -> bool:
+    """The loop's own wait: ppoll() called by qemu_poll_ns() called by main_loop_wait().
+
+    Any other named function in between is a callback, or the wait for the BQL.
+    """
+    functions = thread.functions
+    if LOOP not in functions:
+        return False
+    inner = functions[: functions.index(LOOP)]
+    return "qemu_poll_ns" in inner and all(
+        MECHANICS.match(function) and function not in BIG_LOCK for function in inner
+    )
+
+
+def _is_stuck(thread: Thread) -> bool:
+    """A main thread that is not in its loop's wait: what it waits for stops everything."""
+    return (
+        thread.role == "main"
+        and bool(thread.blocked_in)
+        and thread.whole
+        and not _in_main_loop(thread)
+    )
+
+
+def _stranded(look: Look, context: Context, halves: list[BottomHalf], runner: Thread) -> Finding:
+    names = _listed([half.name or f"{half.cb:#x}" for half in halves])
+    verb = "is" if len({half.name for half in halves}) == 1 else "are"
+    told = wait_of(look, runner)
+    it = "it" if verb == "is" else "them"
+    sentence = (
+        f"{names} {verb} stranded in `{context.label}`: the only thread that runs {it}, "
+        f"{runner.label}, {told}"
+    )
+    job = _job_in_circle(look, halves, runner)
+    proof = ""
+    if job is not None:
+        sentence += f"; job '{job.id}', which it waits for, needs just this bottom half to go on"
+        proof = f"a circle: {runner.label} waits for job '{job.id}', whose next step is pending"
+    return Finding(
+        STRANDED, sentence, context, tuple(halves), runner, tuple(named_frames(runner)),
+        polled_context(look, runner), proof=proof,
+    )  # fmt: skip
+
+
+def _stuck(look: Look, thread: Thread) -> Finding:
+    polls = polled_context(look, thread)
+    sentence = f"the main loop does not run: {thread.label} {wait_of(look, thread)}"
+    return Finding(
+        STUCK, sentence, polls or Context(0, ""), (), thread, tuple(named_frames(thread)), polls
+    )
+
+
+def wait_of(look: Look, thread: Thread, depth: int = 2) -> str:
+    """What a thread waits in, for whom, and what it polls meanwhile, as half a sentence."""
+    if not thread.blocked_in:
+        return "runs"
+    frames = named_frames(thread)[:TOLD]
+    text = f"waits in {' < '.join(frames)}" if frames else f"sleeps in {thread.blocked_in}()"
+    polls = polled_context(look, thread)
+    if polls is not None:
+        text += f", polling `{polls.label}`"
+    for other, why in waited_for(look, thread):
+        more = wait_of(look, other, depth - 1) if depth > 1 else ""
+        text += f", for {why} {other.label}" + (f", which {more}" if more else "")
+    if look.bql_holder == thread.tid and thread.polls and thread.role != "main":
+        text += ", holding the BQL"
+    return text
+
+
+def waited_for(look: Look, thread: Thread) -> list[tuple[Thread, str]]:
+    """The threads that hold a waiting one up, with what they are to it, where it shows."""
+    functions = set(thread.functions)
+    found: list[tuple[Thread, str]] = []
+    if functions & BIG_LOCK and look.bql_holder:
+        holder = look.thread(look.bql_holder)
+        if holder is not None and holder.tid != thread.tid:
+            found.append((holder, "the BQL of"))
+    elif "pause_all_vcpus" in functions and not thread.polls:
+        # Each vCPU thread stops by itself when it gets back to its loop (cpus.c).
+        found += [(t, "vCPU thread") for t in look.threads if t.role == "vcpu" and t.polls][:2]
+    return found
+
+
+def polled_context(look: Look, thread: Thread) -> Context | None:
+    """The context of a thread's innermost aio_poll(), None when it is in none."""
+    if not thread.polls:
+        return None
+    ctx = thread.polls[0].ctx
+    return look.context(ctx) if ctx else Context(0, "a context that cannot be told")
+
+
+def named_frames(thread: Thread) -> list[str]:
+    """The functions that tell why a thread waits: without the machinery, libc and the start."""
+    functions = [f for f in thread.functions if not MECHANICS.match(f)]
+    stop = next((n for n, f in enumerate(functions) if f in STARTS), len(functions))
+    return functions[:stop]
+
+
+def _job_in_circle(look: Look, halves: Iterable[BottomHalf], runner: Thread) -> Job | None:
+    """The job that the runner waits for and whose next step is one of these bottom halves.
+
+    Such a bottom half has its job as argument (job.c, migration/savevm.c). With several jobs
+    it does not show which one the runner waits for.
+    """
+    if not JOB_WAITS.intersection(runner.functions) or len(look.jobs) != 1:
+        return None
+    arguments = {half.opaque for half in halves}
+    return next((job for job in look.jobs if job.address in arguments), None)
+
+
+def _listed(names: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``; what occurs several times with its number."""
+    counted: dict[str, int] = {}
+    for name in names:
+        counted[name] = counted.get(name, 0) + 1
+    parts = [f"{name} ({count} times)" if count > 1 else name for name, count in counted.items()]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

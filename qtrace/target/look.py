@@ -1,0 +1,195 @@
+"""One look at a QEMU: its contexts, what is pending in them, and what every thread does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from qtrace.roles import Role, role_of_name
+from qtrace.target.aio.coroutine import saved_registers
+from qtrace.target.aio.layout import calibrate
+from qtrace.target.aio.model import Job, Look, Poll, Thread
+from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.aio_code import ModuleProgram
+from qtrace.target.arch_x86_64 import DWARF_NUMBERS
+from qtrace.target.jit import read_jit_code
+from qtrace.target.memory import Pages, read_word
+from qtrace.target.source import Source, State
+from qtrace.target.stack import COMPLETE, COROUTINE, Chain, Unwinder
+from qtrace.target.syscalls import RUNNING_GUEST
+from qtrace.target.threads import role_of_stack
+
+T = TypeVar("T")
+# Their main thread polls instead of running a main loop.
+WITHOUT_MAIN_LOOP = ("qemu-img", "qemu-nbd", "qemu-io")
+POLL = "aio_poll"
+TRIES = 3
+# Coroutines that entered one another.
+MAX_NESTED = 16
+
+
+class Looker:
+    """Takes looks at one QEMU; what it learns of code and threads is kept between them.
+
+    Raises NotQemu when the program has no AioContext code.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.layout = calibrate(ModuleProgram(source.binary))
+        self.reader = AioReader(source.memory, self.layout)
+        self._stack = Pages(source.memory)
+        self.unwinder = Unwinder(source.space)
+        self.unwinder.learn_jit(read_jit_code(source.memory, source.binary))
+        self._guard: int | None = None
+        self._pointers: dict[int, int] = {}
+        self._roles: dict[int, Role] = {source.pid: "main"}
+
+    def look(self) -> Look:
+        """Everything there is to see now. Raises NoSuchProcess when the process is gone."""
+        source, reader, torn = self.source, self.reader, list[str]()
+        missing = set(self.layout.missing())
+        began = time.monotonic_ns()
+        names = source.threads()
+        self._pointers = source.thread_pointers()
+        contexts = reader.contexts(source.pid, self._pointers, names)
+
+        def each(read: Callable[[int], Sequence[T]]) -> tuple[T, ...]:
+            found: list[T] = []
+            for context in contexts:
+                found += _or_none(partial(read, context.address), torn, missing) or ()
+            return tuple(found)
+
+        bottom_halves = each(reader.bottom_halves)
+        owners = {c.tid for c in contexts if c.name.startswith("iothread:")}
+        threads = tuple(self.thread(tid, name, tid in owners) for tid, name in names.items())
+        jobs = tuple(_or_none(reader.jobs, torn, missing) or ())
+        holder = _or_none(reader.bql_holder, torn, missing)
+        look = Look(
+            time_ns=began,
+            contexts=tuple(contexts),
+            bottom_halves=bottom_halves,
+            handlers=each(reader.handlers),
+            scheduled=each(reader.scheduled_coroutines),
+            jobs=jobs,
+            threads=threads,
+            bql_holder=source.outer_tid(holder) if holder else holder,
+            main_loop=source.program not in WITHOUT_MAIN_LOOP,
+            torn=tuple(torn),
+            missing=tuple(sorted(missing)),
+            coroutine_frames=self._job_stacks(jobs),
+        )
+        # A process that ends in mid-look has memory that reads as nothing.
+        source.threads()
+        return look
+
+    def thread(self, tid: int, name: str, owns_context: bool = False) -> Thread:
+        """One thread, unwound when it does not run."""
+        for _ in range(TRIES):
+            state = self.source.state(tid)
+            if state.registers is None:
+                break
+            self._stack.forget()
+            chain = self._chain(tid, state.registers)
+            if self.source.state(tid) == state:
+                return self._blocked(tid, name, owns_context, state, chain)
+        return Thread(tid, name, self._role(tid, name, owns_context, []), "")
+
+    def _chain(self, tid: int, registers: dict[int, int]) -> Chain:
+        """A thread's whole chain: below a coroutine's own stack lies that of who entered it."""
+        chain = self.unwinder.unwind(registers, self._word)
+        tls, caller = self.layout.coroutine_tls, self.layout.co_caller
+        pointer = self._pointers.get(tid)
+        if chain.end != COROUTINE or None in (tls, caller, pointer):
+            return chain
+        assert tls is not None
+        assert caller is not None
+        assert pointer is not None
+        co = self._word(pointer + tls)
+        for _ in range(MAX_NESTED):
+            co = self._word(co + caller) if co else None
+            known = self._saved(co) if co else None
+            if known is None:
+                break
+            below = self.unwinder.unwind(known, self._word)
+            chain = Chain([*chain.frames, *below.frames], below.end)
+            if below.end != COROUTINE:
+                break
+        return chain
+
+    def _blocked(
+        self, tid: int, name: str, owns_context: bool, state: State, chain: Chain
+    ) -> Thread:
+        frames = self.unwinder.names(chain)
+        assert state.registers is not None
+        pc, stack_pointer = chain.frames[0].pc, state.registers[DWARF_NUMBERS["rsp"]]
+        return Thread(
+            tid=tid,
+            name=name,
+            role=self._role(tid, name, owns_context, frames),
+            blocked_in="" if state.blocked_in == RUNNING_GUEST else state.blocked_in,
+            frames=tuple(frames),
+            whole=chain.end in (COMPLETE, COROUTINE),
+            polls=self._polls(chain, frames),
+            waits_at=(stack_pointer, pc),
+            cpu_ns=state.cpu_ns,
+        )
+
+    def _polls(self, chain: Chain, frames: list[str]) -> tuple[Poll, ...]:
+        register = DWARF_NUMBERS.get(self.layout.poll_register or "", -1)
+        found = []
+        for number, frame in enumerate(frames):
+            if frame.split("+0x")[0] == POLL:
+                ctx = chain.frames[number].registers.get(register, 0)
+                found.append(Poll(ctx if ctx and self.reader.is_context(ctx) else 0, number))
+        return tuple(found)
+
+    def _role(self, tid: int, name: str, owns_context: bool, frames: list[str]) -> Role:
+        role = self._roles.get(tid) or role_of_name(name) or role_of_stack(frames)
+        if role is None and owns_context:
+            role = "iothread"
+        if frames and role:
+            self._roles[tid] = role
+        return role or "other"
+
+    def _job_stacks(self, jobs: Sequence[Job]) -> dict[int, tuple[str, ...]]:
+        return {job.co: self.coroutine_stack(job.co) for job in jobs if job.co}
+
+    def coroutine_stack(self, co: int) -> tuple[str, ...]:
+        """A sleeping coroutine's own stack, leaf first; empty when it cannot be read."""
+        self._stack.forget()
+        known = self._saved(co)
+        if known is None:
+            return ()
+        return tuple(self.unwinder.names(self.unwinder.unwind(known, self._word)))
+
+    def _saved(self, co: int) -> dict[int, int] | None:
+        """The registers with which a coroutine, or who entered one, went to sleep."""
+        if self._guard is None:
+            self._guard = self.source.pointer_guard()
+        if self.layout.co_env is None or self._guard is None:
+            return None
+        registers = saved_registers(self._stack, co, self.layout.co_env, self._guard)
+        if registers is None:
+            return None
+        return {DWARF_NUMBERS[name]: value for name, value in registers.items()}
+
+    def name(self, address: int) -> str:
+        """The name of a function's address, empty for 0."""
+        return self.unwinder.name(address, leaf=True) if address else ""
+
+    def _word(self, address: int) -> int | None:
+        return read_word(self._stack, address)
+
+
+def _or_none(read: Callable[[], T], torn: list[str], missing: set[str]) -> T | None:
+    """What a reader reads; what it cannot is noted, and is no reason to show nothing."""
+    try:
+        return read()
+    except Torn as error:
+        torn.append(error.what)
+    except Missing as error:
+        missing.add(error.fact)
+    return None

@@ -1,0 +1,49 @@
+"""What a look needs of its target: a live process and a core file both have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from qtrace.target.maps import Module, Space
+from qtrace.target.memory import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A thread's state: the system call it sleeps in (empty when in none), its registers by
+    DWARF number (None while it runs), and the processor time it has used (0: not known)."""
+
+    blocked_in: str
+    registers: dict[int, int] | None
+    cpu_ns: int = 0
+
+
+class Source(Protocol):
+    """A QEMU to look at. ``pid`` is the main thread's tid."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def program(self) -> str: ...
+    @property
+    def memory(self) -> Memory: ...
+    @property
+    def space(self) -> Space: ...
+    @property
+    def binary(self) -> Module: ...
+
+    def threads(self) -> dict[int, str]:
+        """Names by tid, empty names where they are not known. Raises NoSuchProcess."""
+
+    def state(self, tid: int) -> State:
+        """A thread's state now."""
+
+    def thread_pointers(self) -> dict[int, int]:
+        """fs_base by tid, as far as known."""
+
+    def pointer_guard(self) -> int | None:
+        """What glibc mangles saved pointers with."""
+
+    def outer_tid(self, tid: int) -> int:
+        """The tid here of a thread that calls itself ``tid`` (pid namespaces)."""

@@ -1,0 +1,26 @@
+"""Names of the system calls that QEMU's threads sleep in (x86-64 numbers)."""
+
+from __future__ import annotations
+
+KVM_RUN = 0xAE80
+IOCTL = 16
+# A vCPU thread in this one is not waiting: its guest runs, or is halted.
+RUNNING_GUEST = "ioctl(KVM_RUN)"
+
+NAMES = {
+    0: "read", 1: "write", 7: "poll", 16: "ioctl", 17: "pread64", 18: "pwrite64", 19: "readv",
+    20: "writev", 23: "select", 34: "pause", 35: "nanosleep", 42: "connect", 43: "accept",
+    44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 61: "wait4", 74: "fsync",
+    75: "fdatasync", 77: "ftruncate", 128: "rt_sigtimedwait", 130: "rt_sigsuspend", 202: "futex",
+    208: "io_getevents", 219: "restart_syscall", 230: "clock_nanosleep", 232: "epoll_wait",
+    270: "pselect6", 271: "ppoll", 281: "epoll_pwait", 285: "fallocate", 288: "accept4",
+    295: "preadv", 296: "pwritev", 299: "recvmmsg", 307: "sendmmsg", 327: "preadv2",
+    328: "pwritev2", 333: "io_pgetevents", 426: "io_uring_enter", 441: "epoll_pwait2",
+}  # fmt: skip
+
+
+def syscall_name(number: int, second_argument: int = 0) -> str:
+    """The call's name; ``syscall 600`` when it is none that QEMU is known to sleep in."""
+    if number == IOCTL and second_argument == KVM_RUN:
+        return RUNNING_GUEST
+    return NAMES.get(number, f"syscall {number}")
