@@ -18,6 +18,7 @@ from qtrace.target.memory import ProcessMemory
 
 WORD = 0xFFFFFFFFFFFFFFFF
 LARGEST_CONFIG = 1 << 20
+PAGE = 4096
 
 
 class Channel:
@@ -46,6 +47,12 @@ class Target:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.memory = ProcessMemory(pid)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Behind gdb's back."""
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as file:
+            file.seek(address)
+            file.write(data)
 
     def thread_name(self, tid: int) -> str:
         try:
@@ -99,9 +106,31 @@ class Plan:
         """Called once, while everything is stopped."""
         raise NotImplementedError
 
+    def capture(self, tid: int) -> tuple[dict[str, Any], bytes]:
+        """The stopped thread: facts about it, and bytes of its stack (``qtrace.gdb.capture``)."""
+        config, read = self.config["capture"], self.target.memory.read
+        facts = {"time_ns": now_ns(), "tid": tid, "thread": self.target.thread_name(tid)}
+        values = registers(config["registers"])
+        size = config["candidate_bytes"]
+        raw = b"".join(read(values[name], size).ljust(size, b"\0") for name in config["candidates"])
+        # To the end of the page, then page by page until there is none.
+        address = values["rsp"]
+        for _ in range(config["stack_pages"]):
+            wanted = PAGE - address % PAGE
+            part = read(address, wanted)
+            raw += part
+            if len(part) < wanted:
+                break
+            address += wanted
+        return {**facts, "registers": list(values.values())}, raw
+
     def stopped(self, event: gdb.StopEvent) -> None:
         """Everything has stopped, and it was not qtrace that wanted it."""
-        self.channel.send({"kind": "stopped", "signal": getattr(event, "stop_signal", "")})
+        signalled = getattr(event, "stop_signal", "")
+        if signalled == "SIGURG":
+            gdb.post_event(go_on)
+        else:
+            self.channel.send({"kind": "stopped", "signal": signalled})
 
 
 plan: Plan
@@ -120,6 +149,12 @@ def arm() -> None:
     """Set every stop; everything is stopped."""
     plan.arm()
     plan.armed = True
+
+
+def go_on() -> None:
+    """Let everything run. To be posted from ``stopped``: from a stop it could come too early."""
+    if not plan.ending:
+        gdb.execute("continue &", to_string=True)
 
 
 def begin_end() -> None:

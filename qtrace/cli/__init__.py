@@ -17,7 +17,18 @@ import click
 from qtrace import __version__
 from qtrace.errors import ExitStatus, QtraceError
 
-COMMANDS = ("ps", "doctor", "scan", "attach", "analyze", "inspect", "lab", "gdb-script")
+COMMANDS = (
+    "ps",
+    "doctor",
+    "scan",
+    "attach",
+    "analyze",
+    "inspect",
+    "steer",
+    "reroute",
+    "lab",
+    "gdb-script",
+)
 
 
 class LazyGroup(click.Group):

@@ -63,7 +63,7 @@ class Mi:
             env=environment | {"LC_ALL": "C.UTF-8"},
             pass_fds=pass_fds,
             start_new_session=True,
-            preexec_fn=_hang_up_with_parent,
+            preexec_fn=_begin,
             bufsize=0,
         )
         assert self._process.stdin is not None
@@ -193,5 +193,8 @@ class Mi:
                 self._records.append(parse_response(text))
 
 
-def _hang_up_with_parent() -> None:
+def _begin() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
+    # The guest stands still while gdb waits for a processor: it goes first.
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)

@@ -183,8 +183,8 @@ class GdbSession:
         """What the script has sent, waiting for a first message at most so long.
 
         Raises:
-            RecorderFailed: gdb has died; the watchdog has put the target back. What was sent
-                before comes first.
+            RecorderFailed: gdb has died, and the watchdog has put the target back; or somebody
+                has stopped the target. What was sent before comes first.
         """
         if self._failure is not None:
             raise self._failure
@@ -199,8 +199,16 @@ class GdbSession:
             messages += self.close()
             state = "; ".join(self.ending.problems) or "nothing was left to put back"
             self._failure = RecorderFailed(f"gdb has died ({state})", REMEDY)
-            if not messages:
-                raise self._failure
+        elif self.stopped_by_user:
+            # Going on would let it run again.
+            messages += self.close()
+            pid = self._process.pid
+            self._failure = RecorderFailed(
+                f"process {pid} was stopped by SIGSTOP; gdb has left it so",
+                f"kill -CONT {pid} lets it run on",
+            )
+        if self._failure is not None and not messages:
+            raise self._failure
         return messages
 
     def _heard(self, speaks: bool) -> bool:

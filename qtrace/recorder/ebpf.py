@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from qtrace.errors import CodeMismatch
-from qtrace.recorder.hit import Hit
 from qtrace.recorder.program import Program, RingBuffer
 from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RSP
+from qtrace.target.hit import Hit
 from qtrace.target.process import Process
 from qtrace.target.watch import Site
 

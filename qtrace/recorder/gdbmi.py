@@ -7,18 +7,13 @@ when gdb attaches and detaches, and for less than one at each hit; the watched s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from qtrace.errors import RecorderFailed
+from qtrace.gdb.capture import CAPTURE, hit_of
 from qtrace.gdb.checks import check_usable
 from qtrace.gdb.session import GdbSession, Message
-from qtrace.recorder.hit import QEMUBH_BYTES, Hit
-from qtrace.target.arch_x86_64 import CALLEE_SAVED, REGISTER_NAMES, RSP
+from qtrace.target.hit import Hit
 from qtrace.target.process import Process
 from qtrace.target.watch import Site
-
-# As much as probes/event.h has room for: the rest of the first page, and eight more.
-STACK_PAGES = 9
 
 
 class GdbProbes:
@@ -40,14 +35,7 @@ class GdbProbes:
         self._session = GdbSession(
             self._process,
             "record",
-            {
-                "kind": "record",
-                "stops": stops,
-                "registers": REGISTER_NAMES,
-                "candidates": [REGISTER_NAMES[register] for register in CALLEE_SAVED],
-                "candidate_bytes": QEMUBH_BYTES,
-                "stack_pages": STACK_PAGES,
-            },
+            {"kind": "record", "stops": stops, "capture": CAPTURE},
         )
         self._session.attach()
 
@@ -55,13 +43,6 @@ class GdbProbes:
         if self._session is None:
             return []
         self._take(self._session.receive(timeout_s))
-        if self._session.stopped_by_user:
-            # Going on would let it run again.
-            self.close()
-            raise RecorderFailed(
-                f"process {self._process.pid} was stopped by SIGSTOP, which ends the recording",
-                f"kill -CONT {self._process.pid} lets it run on; eBPF records beside that",
-            )
         return self._collected()
 
     def drain(self) -> list[Hit]:
@@ -91,17 +72,4 @@ class GdbProbes:
             if "lost" in message.facts:
                 self._lost = {int(site): n for site, n in message.facts["lost"].items()}
             if message.facts["kind"] == "hit":
-                self._hits.append(_hit(message.facts, message.raw))
-
-
-def _hit(facts: dict[str, Any], raw: bytes) -> Hit:
-    registers = dict(enumerate(facts["registers"]))
-    return Hit(
-        time_ns=facts["time_ns"],
-        tid=facts["tid"],
-        thread=facts["thread"],
-        registers=registers,
-        candidates=raw[: facts["candidates"]],
-        stack_base=registers[RSP],
-        stack=raw[facts["candidates"] :],
-    )
+                self._hits.append(hit_of(message))

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from typing import Literal, Protocol
 
 from qtrace.errors import RecorderUnavailable
-from qtrace.recorder.hit import Hit
 from qtrace.recorder.program import Program, load_ahead
+from qtrace.target.hit import Hit
 from qtrace.target.host import (
     Check,
     check_bpf_syscall,

@@ -13,11 +13,11 @@ from typing import Any
 
 from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.ending import Watcher
-from qtrace.recorder.hit import Hit
 from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program
 from qtrace.recorder.rows import RowMaker
 from qtrace.target.contexts import ContextNames
+from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
 from qtrace.target.process import Process
 from qtrace.target.scan import BottomHalf, Scan
