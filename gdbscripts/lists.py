@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import gdb
 
 from qtrace.gdbscripts.command import AioCommand, say, table
-from qtrace.gdbscripts.look import Qemu
+from qtrace.gdbscripts.look import Qemu, disagreements
 from qtrace.gdbscripts.stacks import code_name
 from qtrace.target.aio.model import Context, Look, Thread
 from qtrace.target.aio.walk import Missing
@@ -52,6 +52,8 @@ class Contexts(AioCommand):
         missing = qemu.layout.missing()
         if missing:
             say(f"not shown by the code of this QEMU: {', '.join(missing)}")
+        if disagreements():
+            say(f"debug info, not the code, is believed on: {', '.join(disagreements())}")
 
 
 class BottomHalves(AioCommand):

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import gdb
 
+from qtrace.gdbscripts.debug_info import with_debug_info
 from qtrace.gdbscripts.stacks import Stack, Stacks
 from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, register
-from qtrace.roles import role_of_functions, role_of_name
+from qtrace.roles import Role, role_of_functions, role_of_name
 from qtrace.target.aio.coroutine import guard_of_thread
 from qtrace.target.aio.layout import Layout, calibrate
 from qtrace.target.aio.model import BottomHalf, Context, Look, Thread
@@ -25,15 +26,24 @@ RESTART_SYSCALL = "restart_syscall"
 # Those with a time-out; a name before any that it contains.
 RESTARTED = ("futex", "clock_nanosleep", "nanosleep", "poll")
 
-_layouts: dict[tuple[str, int | None], Layout] = {}
+_layouts: dict[tuple[str, int | None], tuple[Layout, list[str]]] = {}
 
 
 def layout() -> Layout:
-    """The layout of the program, read from its code once."""
+    """The layout of the program, read from its code and its debug info once."""
+    return _found()[0]
+
+
+def disagreements() -> list[str]:
+    """The facts on which code and debug info differ; debug info is used."""
+    return _found()[1]
+
+
+def _found() -> tuple[Layout, list[str]]:
     program = GdbProgram()
     key = (str(gdb.current_progspace().filename), program.address(PROOF))
     if key not in _layouts:
-        _layouts[key] = calibrate(program)
+        _layouts[key] = with_debug_info(calibrate(program))
     return _layouts[key]
 
 
@@ -149,7 +159,7 @@ class Qemu:
                 pointers[thread.ptid[1]] = pointer
         return pointers
 
-    def _role(self, tid: int, name: str, stack: Stack, owners: dict[int, Context]) -> str:
+    def _role(self, tid: int, name: str, stack: Stack, owners: dict[int, Context]) -> Role:
         if tid == self.pid:
             return "main"
         if tid in owners:

@@ -17,6 +17,7 @@ from qtrace.target.memory import PAGE
 ARCHITECTURE = "i386:x86-64"
 # In every QEMU program's dynamic symbols, or else in its debug info.
 PROOF = "aio_poll"
+BUILD_ID = ".note.gnu.build-id"
 
 
 class GdbMemory:
@@ -128,12 +129,38 @@ def require_target() -> None:
     if architecture != ARCHITECTURE:
         raise gdb.GdbError("only x86-64 QEMUs can be read, this is " + architecture)
     if gdb.current_progspace().filename is None:
-        raise gdb.GdbError("gdb does not know the program: file PATH-OF-QEMU, then try again")
+        raise gdb.GdbError(f"gdb does not know the program: {_remedy()}, then try again")
     if GdbProgram().address(PROOF) is None:
         raise gdb.GdbError(
             f"{gdb.current_progspace().filename} has no {PROOF}(): not a QEMU program, or one "
             "without any symbols (symbol-file its debug file)"
         )
+    if not _is_the_program():
+        raise gdb.GdbError(
+            f"{gdb.current_progspace().filename} is another build than what ran here: "
+            f"{_remedy()}, then try again"
+        )
+
+
+def _remedy() -> str:
+    """The command that gives gdb the right file; a live process has its own, even if deleted."""
+    pid = gdb.selected_inferior().pid
+    return "file PATH-OF-THE-RIGHT-QEMU" if is_core() else f"file /proc/{pid}/exe"
+
+
+def _is_the_program() -> bool:
+    """Whether gdb's file is that of the process: with a wrong one all lists would look empty."""
+    entry = re.search(r"Entry point: (0x\w+)", gdb.execute("info files", to_string=True))
+    try:
+        started = re.search(r"AT_ENTRY .*(0x\w+)$", gdb.execute("info auxv", to_string=True), re.M)
+    except gdb.error:
+        started = None
+    if entry and started and int(entry[1], 16) != int(started[1], 16):
+        return False
+    start, end = GdbProgram().sections().get(BUILD_ID, (0, 0))
+    in_memory = GdbMemory().read(start, end - start)
+    with file_code():
+        return in_memory == GdbMemory().read(start, end - start)
 
 
 def is_core() -> bool:

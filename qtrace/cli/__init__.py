@@ -67,7 +67,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Entry point: every error becomes two lines and an exit status."""
     try:
-        result = cli.main(standalone_mode=False)
+        result = cli.main(prog_name="qtrace", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -77,9 +77,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        # `| head` is silent: what is still buffered goes nowhere.
+        # `| head` is silent: what is still buffered goes nowhere. The status is a shell's
+        # for SIGPIPE; none of ours would be true.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitStatus.OK)
+        sys.exit(128 + signal.SIGPIPE)
     except QtraceError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

@@ -30,7 +30,12 @@ def stdout() -> Console:
     """Results go here. Names from the target are untrusted: no markup, no highlighting."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would end with status 1, which means a finding here.
+            raise BrokenPipeError
+
+    return Stdout(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:

@@ -116,6 +116,9 @@ class Recording:
             recording.why = why
             began_ns = time.monotonic_ns()
             probes.attach(plan.sites)
+            if recording._watcher.ended():
+                # Its pid may be another process's by now.
+                raise NoSuchProcess(pid)
             writer.write([_attach_row(began_ns, probes.name, process, scan, plan)])
             writer.flush()
         except ProcessLookupError as error:

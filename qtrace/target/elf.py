@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
@@ -22,6 +22,22 @@ from elftools.elf.segments import NoteSegment
 from qtrace.errors import TargetError, UnsupportedBinary
 
 PF_X = 1
+
+
+T = TypeVar("T")
+
+
+def absent_when_damaged(read: Callable[[Elf], T | None]) -> Callable[[Elf], T | None]:
+    """What cannot be parsed is not there: pyelftools raises whatever damage leads to."""
+
+    @wraps(read)
+    def tolerant(elf: Elf) -> T | None:
+        try:
+            return read(elf)
+        except Exception:
+            return None
+
+    return tolerant
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +86,8 @@ class Elf:
                 Segment(s["p_vaddr"], s["p_offset"], s["p_filesz"], s["p_flags"])
                 for s in self._elf.iter_segments("PT_LOAD")
             )
-        except (ELFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        except Exception as error:
+            # pyelftools raises whatever a damaged header leads to.
             raise UnsupportedBinary(
                 f"{self.name} is not an ELF executable ({error})", "name a QEMU executable"
             ) from error
@@ -125,11 +142,15 @@ class Elf:
     @cached_property
     def build_id(self) -> str:
         """The GNU build id in hex, empty when the file has none."""
+        return self._build_id() or ""
+
+    @absent_when_damaged
+    def _build_id(self) -> str | None:
         for segment in self._elf.iter_segments("PT_NOTE"):
             for note in cast(NoteSegment, segment).iter_notes():
                 if note["n_type"] == "NT_GNU_BUILD_ID":
                     return str(note["n_desc"])
-        return ""
+        return None
 
     @cached_property
     def code_hash(self) -> str:
@@ -140,6 +161,7 @@ class Elf:
         return digest.hexdigest()
 
     @cached_property
+    @absent_when_damaged
     def eh_frame_hdr(self) -> int | None:
         """Link-time address of .eh_frame_hdr, None when the file has none."""
         for segment in self._elf.iter_segments("PT_GNU_EH_FRAME"):
@@ -148,11 +170,16 @@ class Elf:
 
     def section(self, name: str) -> bytes | None:
         """A section's bytes, None when there is none (stripped section headers included)."""
-        section = self._elf.get_section_by_name(name)
+        try:
+            section = self._elf.get_section_by_name(name)
+        except Exception:
+            # Damaged section headers, see absent_when_damaged().
+            return None
         if section is None or section["sh_type"] == "SHT_NOBITS":
             return None
         return self._data[section["sh_offset"] : section["sh_offset"] + section["sh_size"]]
 
+    @absent_when_damaged
     def dynamic_symbols(self) -> tuple[bytes, bytes] | None:
         """.dynsym and .dynstr by PT_DYNAMIC, for files without section headers."""
         for found in self._elf.iter_segments("PT_DYNAMIC"):

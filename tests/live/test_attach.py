@@ -75,6 +75,49 @@ def test_a_schedule_is_on_a_coroutine_and_says_so(tmp_path: Path, qemu_binary: P
     assert set(runs["ctx"]) == set(schedules["ctx"])
 
 
+def test_an_iothreads_own_bottom_half_is_no_finding(qemu_binary: Path, accel: Accelerator) -> None:
+    iothread = ("-object", "iothread,id=io7")
+    with (
+        Guest(qemu_binary, accel, firmware="idle", extra_args=iothread) as guest,
+        attached(guest.pid, "-b", "iothread_stop_bh") as attach,
+    ):
+        guest.qmp.command("object-del", id="io7")
+        status, report, _err = attach.end()
+    half = watched_half(report, "iothread_stop_bh")
+    assert status == 0
+    assert half["verdicts"] == {"iothread": 1}
+
+
+def test_a_job_that_ends_in_a_nested_loop_of_the_main_thread_is_reported(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    nodes = [
+        argument
+        for node in ("source", "target")
+        for argument in ("-blockdev", f"driver=null-co,node-name={node},size=1073741824")
+    ]
+    with (
+        Guest(qemu_binary, accel, firmware="idle", extra_args=nodes) as guest,
+        attached(guest.pid, "-b", "job_exit", "-o", trace) as attach,
+    ):
+        guest.qmp.command(
+            "blockdev-mirror", device="source", target="target", sync="full", speed=1,
+            **{"job-id": "mirror"},
+        )  # fmt: skip
+        guest.qmp.command("quit")
+        status, report, _err = attach.result()
+    assert status == 0
+    assert watched_half(report, "job_exit")["verdicts"] == {"nested-poll": 1}
+    frame = read_trace(trace).frame
+    (stack,) = frame[frame["event"] == "run"]["stack"]
+    names = [name.partition("+")[0] for name in stack.split(";")]
+    assert (
+        names.index("qemu_cleanup") < names.index("job_cancel_sync_all") < names.index("aio_poll")
+    )
+    assert read_trace(trace).exit == {"status": 0}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_recording_with_its_verdict(number: signal.Signals) -> None:
     with Guest(find_qemu(), firmware="idle") as guest, attached(guest.pid) as attach:

@@ -119,7 +119,8 @@ def test_gdb_runs_the_commands_of_the_wheel(environment: Path, tmp_path: Path) -
     assert Path(script).is_relative_to(environment)
     run = subprocess.run(
         ["gdb", "-nx", "-batch", "-ex", f"source {script}", "-ex", "help aio", "-ex", "aio bh"],
-        cwd=tmp_path, env={"PATH": os.defpath, "HOME": str(tmp_path)}, capture_output=True, text=True,
+        cwd=tmp_path, env={"PATH": os.defpath, "HOME": str(tmp_path)},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert "aio why -- " in run.stdout
     assert run.stderr.splitlines() == ["no process and no core: attach PID, or start gdb QEMU CORE"]

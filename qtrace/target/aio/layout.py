@@ -113,9 +113,8 @@ def _bottom_halves(program: Program) -> dict[str, int]:
         elif i.mnemonic == "cmpxchg" and place.base in CALLEE_SAVED:
             found.setdefault("bh_flags", place.offset)
     # The slices' head lies beside bh_list (include/block/aio.h); the code must read it there.
-    head = found.get("ctx_bh_list", -16) + 8
-    if any(_loads(i, head) for i in code):
-        found["ctx_bh_slice_list"] = head
+    if "ctx_bh_list" in found and any(_loads(i, found["ctx_bh_list"] + 8) for i in code):
+        found["ctx_bh_slice_list"] = found["ctx_bh_list"] + 8
     if "bh_flags" in found:
         # `next` precedes the flags, and is cleared when the bottom half is taken off.
         found["bh_next"] = found["bh_flags"] - 8
