@@ -127,6 +127,17 @@ def just_entered(module: Module, callback: int) -> Entered:
     )
 
 
+def drops_bql(module: Module) -> bool:
+    """Whether saving the VM's state gives up the BQL, as it did until 930e239d11 (8.2).
+
+    On a vCPU thread that ends in a failed assertion (QEMU issue 2111).
+    """
+    unlocks = {a for n in UNLOCKS if (a := module.symbols.address(n)) is not None}
+    save = module.symbols.address("save_snapshot")
+    function = _function(module, save) if save is not None else None
+    return function is not None and not unlocks.isdisjoint(_callees(function))
+
+
 def _function(module: Module, address: int) -> Function | None:
     extent = module.frames.function(address)
     return None if extent is None else Function(module.elf, *extent)

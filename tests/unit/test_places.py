@@ -27,7 +27,8 @@ def module(qemu_binary: Path) -> Module:
 
 def decode(module: Module, address: int, count: int) -> list[capstone.CsInsn]:
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    return list(itertools.islice(engine.disasm(module.elf.read(address, 64), address), count))
+    code = module.elf.read(address, 15 * count)
+    return list(itertools.islice(engine.disasm(code, address), count))
 
 
 def called(module: Module, address: int) -> str:
@@ -47,8 +48,8 @@ def test_the_context_has_just_been_returned_and_goes_straight_to_the_call(
     (address,) = context_chosen(module, half)
     (site,) = half.sites
     assert called(module, address) == "qemu_get_aio_context"
-    between = [i for i in decode(module, address, 8) if i.address < site.address]
-    assert {i.mnemonic for i in between} == {"mov", "lea"}
+    between = [i for i in decode(module, address, 20) if i.address < site.address]
+    assert not any(i.mnemonic == "call" or i.mnemonic.startswith("j") for i in between)
     assert between[-1].address + between[-1].size == site.address
 
 
@@ -58,7 +59,7 @@ def test_the_main_loop_is_held_where_it_has_dropped_the_bql_before_it_polls(
     unlock = main_loop_unlock(module)
     assert called(module, unlock.after) in ("bql_unlock", "qemu_mutex_unlock_iothread")
     assert unlock.after - unlock.before == 5
-    calls = [i for i in decode(module, unlock.after, 8) if i.mnemonic == "call"]
+    calls = [i for i in decode(module, unlock.after, 6) if i.mnemonic == "call"]
     names = [module.symbols.lookup(int(call.op_str, 16)) for call in calls]
     assert [name[0] for name in names if name] == ["replay_mutex_unlock", "qemu_poll_ns"]
 
