@@ -30,8 +30,8 @@ def run(pairs: int) -> list[Row]:
         for accel in ("tcg", "kvm"):
             with Guest(qemu, accel) as guest:
                 watch = _Watch(guest.pid, ())
-                rate = _flash_writes(guest.pid)
-                rows.append(_row(f"{version} {accel}: pflash writes/s", pairs, rate, watch))
+                rate = polls(guest.pid)
+                rows.append(_row(f"{version} {accel}: pflash polls/s", pairs, rate, watch))
         with _storage_daemon(qemu.with_name("qemu-storage-daemon")) as (pid, url):
             watch = _Watch(pid, ("*",))
             work = _bench(qemu.with_name("qemu-img"), url)
@@ -75,8 +75,8 @@ def _row(name: str, pairs: int, measure: Callable[[], float], watch: _Watch) -> 
     )
 
 
-def _flash_writes(pid: int) -> Callable[[], float]:
-    """Writes per second: each byte that the guest programs is one pwrite64()."""
+def polls(pid: int) -> Callable[[], float]:
+    """Polls per second: each byte that the guest programs is one pwrite64()."""
 
     def writes() -> int:
         fields = Path(f"/proc/{pid}/io").read_text().split()

@@ -23,6 +23,12 @@ class Aio(gdb.Command):
     def __init__(self) -> None:
         super().__init__("aio", gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
 
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        if argument:
+            name = argument.split()[0]
+            raise gdb.GdbError(f'Undefined aio command: "{name}".  Try "help aio".')
+        gdb.execute("help aio")
+
 
 def _import_package() -> None:
     """Make ``qtrace``, which this file belongs to, importable without touching sys.path.

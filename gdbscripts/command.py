@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import gdb
 
-from qtrace.gdbscripts.target import require_target, selection_kept
+from qtrace.gdbscripts.target import is_core, require_target, selection_kept
 from qtrace.target.aio.walk import Missing, Torn
 
 
@@ -44,7 +44,10 @@ class AioCommand(gdb.Command):
                 f"aio {self.name}: the code of this QEMU does not show {error.fact}"
             ) from None
         except Torn as error:
-            raise gdb.GdbError(f"aio {self.name}: memory is damaged: {error.what}") from None
+            remedy = "" if is_core() else ": continue for a moment and ask again"
+            raise gdb.GdbError(
+                f"aio {self.name}: stopped amid a change, or damaged: {error.what}{remedy}"
+            ) from None
 
     def complete(self, text: str, word: str) -> list[str]:
         words = text.split()

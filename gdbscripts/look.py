@@ -22,6 +22,9 @@ from qtrace.target.syscalls import RUNNING_GUEST, syscall_name
 
 T = TypeVar("T")
 SYSCALL = b"\x0f\x05"
+# What a system call that sleeps returns when it is stopped: -EINTR, or that it goes on later
+# (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, -ERESTART_RESTARTBLOCK).
+INTERRUPTED = (-4, -512, -513, -514, -516)
 RESTART_SYSCALL = "restart_syscall"
 # Those with a time-out; a name before any that it contains.
 RESTARTED = ("futex", "clock_nanosleep", "nanosleep", "poll")
@@ -169,10 +172,13 @@ class Qemu:
 
 
 def _system_call(memory: GdbMemory, stack: Stack) -> str:
-    """The system call that the selected thread is in, empty when it runs."""
+    """The system call that the selected thread sleeps in, empty when it runs."""
     frame = gdb.newest_frame()
     number, pc = register(frame, "orig_rax"), register(frame, "rip")
     if number is None or pc is None or number >> 63 or memory.read(pc - 2, 2) != SYSCALL:
+        return ""
+    # Whatever else a call returned, it had returned: the thread was stopped on its way out.
+    if (register(frame, "rax") or 0) - (1 << 64) not in INTERRUPTED:
         return ""
     name = syscall_name(number, register(frame, "rsi") or 0)
     if name == RESTART_SYSCALL and stack.names:

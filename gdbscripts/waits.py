@@ -12,7 +12,7 @@ from qtrace.gdbscripts.stacks import Stack, code_name
 from qtrace.gdbscripts.target import is_core, setting
 from qtrace.target.aio.model import Look
 from qtrace.target.aio.walk import Torn
-from qtrace.target.aio.why import confirm, explain
+from qtrace.target.aio.why import Finding, confirm, explain, waited_for
 
 
 class Coroutine(AioCommand):
@@ -79,7 +79,11 @@ class Why(AioCommand):
         before = _looks.add(look)
         lasting = confirm(before, look, name) if before else []
         known = {(finding.kind, finding.thread.tid) for finding in lasting}
-        findings = [f for f in explain(look, name) if (f.kind, f.thread.tid) not in known]
+        findings = [
+            finding
+            for finding in explain(look, name)
+            if (finding.kind, finding.thread.tid) not in known and not _goes_on(look, finding)
+        ]
         for finding in lasting + findings:
             moment = "" if finding.proof or is_core() else "At this moment "
             say(moment + finding.sentence)
@@ -117,13 +121,18 @@ class _Looks:
 _looks = _Looks()
 
 
+def _goes_on(look: Look, finding: Finding) -> bool:
+    """Whether what the thread waits for is a thread that runs: it will let go by itself."""
+    return any(not other.blocked_in for other, _why in waited_for(look, finding.thread))
+
+
 def nothing_in_the_way(look: Look, name: str) -> str:
     pending = [half for half in look.bottom_halves if name in ("", half.name)]
     if not pending:
         return f"{name} is not pending" if name else "nothing is in the way: nothing is pending"
-    where = sorted({look.context(half.ctx).label for half in pending})
-    what = name or f"{len(pending)} pending bottom half" + "s" * (len(pending) > 1)
-    return f"nothing is in the way of {what} in " + ", ".join(f"`{label}`" for label in where)
+    where = sorted({f"`{look.context(half.ctx).label}`" for half in pending})
+    what = name or ("1 bottom half" if len(pending) == 1 else f"{len(pending)} bottom halves")
+    return f"nothing is in the way of {what} pending in {', '.join(where)}"
 
 
 def _print(stack: Stack) -> None:

@@ -13,6 +13,7 @@ import click
 
 from qtrace.cli.options import DURATION, watch_options
 from qtrace.cli.output import format_option
+from qtrace.trace.schema import escape
 
 if TYPE_CHECKING:
     from qtrace.recorder.probes import Backend
@@ -38,6 +39,10 @@ Examples:
     show_default=True,
     help="gdb stops the guest for some milliseconds, eBPF never; auto is eBPF where it works.",
 )
+@click.option(
+    "--stall-after", type=DURATION, default="2s", show_default=True, metavar="TIME",
+    help="Look who is in the way of a bottom half that is pending for longer.",
+)  # fmt: skip
 @click.option("--duration", type=DURATION, help="End after this time: 30s, 10m, 2h.")
 @format_option
 def command(
@@ -47,6 +52,7 @@ def command(
     force: bool,
     qmp: Path | None,
     backend: Backend,
+    stall_after: float,
     duration: float | None,
     output_format: str,
 ) -> int:
@@ -89,15 +95,18 @@ def command(
             qmp_socket=qmp,
             backend=backend,
             program=program,
+            stall_after_s=stall_after,
         ) as recording:
             _say(recording, pid, duration)
             deadline = None if duration is None else time.monotonic() + duration
             while not reason and not recording.ended:
                 recording.poll(0.1)
+                _warn(recording.warnings())
                 if deadline is not None and time.monotonic() >= deadline:
                     reason = "duration"
             recording.stop("target exited" if recording.ended else reason)
             _say_end(recording)
+            _warn(recording.warnings())
         if output is not None and parquet:
             _to_parquet(path, output, force)
             path = output
@@ -120,6 +129,12 @@ def _say_end(recording: Recording) -> None:
         click.echo(f"the guest was paused for {pauses['end']:.1f} ms at the end", err=True)
     for problem in recording.problems():
         click.echo(f"warning: {problem}", err=True)
+
+
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences:
+        # Names in it come from the target.
+        click.echo(f"warning: {escape(sentence)}", err=True)
 
 
 def _to_parquet(path: Path, output: Path, force: bool) -> None:

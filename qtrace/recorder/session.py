@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,12 @@ from qtrace.recorder.ending import Watcher
 from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program
 from qtrace.recorder.rows import RowMaker
+from qtrace.recorder.stall import Stalls
 from qtrace.target.contexts import ContextNames
 from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
 from qtrace.target.process import Process
 from qtrace.target.scan import BottomHalf, Scan
 from qtrace.target.scan_cache import scan_module
@@ -51,6 +54,7 @@ class Recording:
         probes: Probes,
         writer: CsvWriter,
         roles: ThreadRoles,
+        stalls: Stalls,
     ) -> None:
         self._process = process
         self._watcher = Watcher(process.pid)
@@ -58,6 +62,7 @@ class Recording:
         self._probes = probes
         self._writer = writer
         self._roles = roles
+        self._stalls = stalls
         self._unwinder = Unwinder(process.space)
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
@@ -84,6 +89,7 @@ class Recording:
         qmp_socket: Path | None = None,
         backend: Backend = "ebpf",
         program: Future[Program] | None = None,
+        stall_after_s: float = 2.0,
     ) -> Recording:
         """Arm every probe of a recording.
 
@@ -93,6 +99,7 @@ class Recording:
             qmp_socket: a QMP socket of the target to ask for its threads.
             backend: what to record with; ``auto`` is eBPF where it works, else gdb.
             program: the BPF program, when its loading was begun before.
+            stall_after_s: after how long a pending bottom half is looked at.
 
         Raises:
             QtraceError: whatever stands in the way; nothing is armed then.
@@ -112,7 +119,12 @@ class Recording:
                 known = thread_roles(client)
         probes, why = open_probes(backend, process, program)
         try:
-            recording = cls(process, scan, plan, probes, writer, ThreadRoles(process, known))
+            roles = ThreadRoles(process, known)
+            stalls = Stalls(
+                lambda: Looker(LiveSource(process)), plan.watched, module.bias,
+                int(stall_after_s * 1e9),
+            )  # fmt: skip
+            recording = cls(process, scan, plan, probes, writer, roles, stalls)
             recording.why = why
             began_ns = time.monotonic_ns()
             probes.attach(plan.sites)
@@ -136,8 +148,10 @@ class Recording:
         """
         if self._stopped or self.ended:
             return []
-        self._survey()
-        rows = self._take(self._probes.poll(timeout_s))
+        rows = self._survey()
+        taken = self._take(self._probes.poll(0 if rows else timeout_s))
+        self._stalls.saw(taken)
+        rows += [*taken, *self._look(self._stalls.check)]
         if self._watcher.ended():
             self.ended = True
             rows += self._take(self._probes.drain())
@@ -148,6 +162,10 @@ class Recording:
         self._write(rows)
         return rows
 
+    def warnings(self) -> list[str]:
+        """What cannot run, in a sentence each: once when it is seen, and again after ``stop``."""
+        return self._stalls.warnings()
+
     def stop(self, reason: str) -> None:
         """Disarm, write what is left and the closing row. Calling it again does nothing."""
         if self._stopped:
@@ -156,6 +174,7 @@ class Recording:
         try:
             self._probes.close()
             self._write([*self._take(self._probes.drain()), *self._losses()])
+            self._write([] if self.ended else self._look(self._stalls.end))
             hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
             for site, count in self._rows.hits.items():
                 hits[site.label] += count
@@ -198,16 +217,26 @@ class Recording:
         elif error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
 
-    def _survey(self) -> None:
-        """Learn what stacks need and the threads' roles; after arming, as it reads files."""
-        if not self._surveyed:
-            self._surveyed = True
-            process = self._process
-            self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
-            try:
-                self._roles.survey(self._unwinder)
-            except NoSuchProcess:
-                return
+    def _survey(self) -> list[Event]:
+        """Learn what stacks need and the threads' roles, and what is pending already; after
+        arming, as it reads files."""
+        if self._surveyed:
+            return []
+        self._surveyed = True
+        process = self._process
+        self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
+        try:
+            self._roles.survey(self._unwinder)
+        except NoSuchProcess:
+            return []
+        return self._look(lambda: self._stalls.begin(lambda: self._take(self._probes.poll(0))))
+
+    def _look(self, take: Callable[[], list[Event]]) -> list[Event]:
+        """Rows of a look; none when the process ends under it, which the watcher will tell."""
+        try:
+            return take()
+        except NoSuchProcess:
+            return []
 
     def _take(self, hits: list[Hit]) -> list[Event]:
         # CPUs reserve and take the time in two steps: neighbours may be swapped.

@@ -88,6 +88,7 @@ def test_names_are_completed(hung: Hung) -> None:
 
 def test_every_command_has_help() -> None:
     names = (*COMMANDS, "coroutine", "break")
+    assert "List of aio subcommands:" in gdb(None, "aio")
     printed = gdb(None, "help aio", *(f"help aio {name}" for name in names))
     for name in names:
         assert re.search(rf"^aio {name} -- [A-Z].*\.$", printed, re.MULTILINE), printed
