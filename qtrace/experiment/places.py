@@ -13,7 +13,7 @@ import capstone
 from capstone import x86
 
 from qtrace.errors import ScanFailed
-from qtrace.target.dataflow import Function, Returned, direct_target
+from qtrace.target.dataflow import Constant, Function, Returned, direct_target
 from qtrace.target.maps import Module
 from qtrace.target.scan import BottomHalf
 
@@ -53,6 +53,20 @@ def _context_chosen(module: Module, name: str, site: int) -> int:
         f"the code of {module.name} does not show where the context of {name} is chosen",
         REMEDY,
     )
+
+
+def name_argument(module: Module, half: BottomHalf) -> int:
+    """The link-time address of the name that a bottom half is scheduled with.
+
+    Raises:
+        ScanFailed: the code does not show it.
+    """
+    for site in half.sites:
+        function = _function(module, site.address)
+        name = function.states().get(site.address, {}).get("rcx") if function else None
+        if isinstance(name, Constant):
+            return name.value
+    raise ScanFailed(f"the code of {module.name} does not show the name of {half.name}", REMEDY)
 
 
 @dataclass(frozen=True, slots=True)

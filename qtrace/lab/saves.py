@@ -22,7 +22,11 @@ IDLE_SOCKETS = 200
 
 @contextmanager
 def recorded(
-    setup: Setup, firmware: Firmware, name: str = BOTTOM_HALF, **options: Any
+    setup: Setup,
+    firmware: Firmware,
+    name: str = BOTTOM_HALF,
+    stall_after_s: float = 2.0,
+    **options: Any,
 ) -> Iterator[tuple[Guest, Recording]]:
     """A fresh guest (``options`` are Guest's) and a recording of one bottom half."""
     with (
@@ -33,6 +37,7 @@ def recorded(
             patterns=(name,),
             force=setup.force,
             qmp_socket=guest.second_qmp_socket,
+            stall_after_s=stall_after_s,
         ) as recording,
     ):
         yield guest, recording

@@ -113,3 +113,16 @@ def test_steering_is_for_what_chance_decides() -> None:
     run = lab("main-loop", "--steer", "--qemu", find_qemu())
     assert run.returncode == 2
     assert "--steer" in run.stderr
+
+
+def test_stranded_is_found_by_attach_and_by_inspect(qemu_binary: Path, accel: Accelerator) -> None:
+    result = shown("stranded", qemu_binary, accel)
+    half = next(h for h in result["bottom_halves"] if h["name"] == "snapshot_save_job_bh")
+    (finding,) = half["findings"]
+    assert finding["verdict"] == "stranded"
+    assert finding["context"] == "iohandler"
+    waits = ["job_finish_sync_locked", "job_cancel_sync_all", "qemu_cleanup"]
+    start = finding["stack"].index(waits[0])
+    assert finding["stack"][start : start + 3] == waits
+    assert "stranded in `iohandler`" in result["facts"]["inspect"]
+    assert any("snapshot_save_job_bh" in text for text in result["facts"]["warnings"])

@@ -11,6 +11,7 @@ from qtrace.lab.scenarios import (
     main_loop,
     reroute,
     stop_resume,
+    stranded,
     vcpu_poll,
 )
 
@@ -24,6 +25,7 @@ SCENARIOS: dict[str, Scenario] = {
         reroute.SCENARIO,
         late_reply.SCENARIO,
         stop_resume.SCENARIO,
+        stranded.SCENARIO,
         crash.SCENARIO,
     )
 }
