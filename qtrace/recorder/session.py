@@ -12,17 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qtrace.errors import NoSuchProcess
+from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
-from qtrace.recorder.ebpf import EbpfProbes, Hit
 from qtrace.recorder.ending import Watcher
 from qtrace.recorder.meaning import Meanings
+from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
 from qtrace.recorder.stall import Stalls
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
 from qtrace.target.contexts import ContextNames
+from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
@@ -50,6 +51,8 @@ class Recording:
         ended: the target is gone; no more rows come.
         header: the attach row.
         watched: the bottom halves' names.
+        recorder: ``ebpf`` or ``gdb``.
+        why: why it is gdb, where eBPF would have been taken.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Recording:
         process: Process,
         scan: Scan,
         plan: WatchPlan,
-        probes: EbpfProbes,
+        probes: Probes,
         writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
         stalls: Stalls,
@@ -84,6 +87,8 @@ class Recording:
         self.ended = False
         self.header = Event(0, "attach")
         self.path = writer.path
+        self.recorder = probes.name
+        self.why = ""
         self.watched = tuple(half.name for half in plan.watched)
         if everything is not None and isinstance(writer, RawWriter):
             callbacks = [half.callback + bias for half in plan.watched]
@@ -99,6 +104,7 @@ class Recording:
         patterns: Sequence[str] = (),
         force: bool = False,
         qmp_socket: Path | None = None,
+        backend: Backend = "ebpf",
         program: Future[Program] | None = None,
         everything: bool = False,
         ring_pages: int | None = None,
@@ -110,6 +116,7 @@ class Recording:
             output: the CSV to write; with ``everything`` a raw file.
             patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
             qmp_socket: a QMP socket of the target to ask for its threads.
+            backend: what to record with; ``auto`` is eBPF where it works, else gdb.
             program: the BPF program, when its loading was begun before.
             everything: record every bottom half beside the watched ones (`--all`).
             ring_pages: of each CPU's ring buffer for them.
@@ -120,24 +127,24 @@ class Recording:
         """
         writer = RawWriter(output, force) if everything else CsvWriter(output, force)
         process = Process(pid)
-        program = program or load_ahead(everything=everything)
         module = process.binary
         scan = scan_module(module)
         plan = plan_watch(scan, module, patterns, optional=everything)
         check_sites(plan, scan, module, process.memory)
         every = None
         if everything:
+            backend = "ebpf"
+            program = program or load_ahead(everything=True)
             all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
             check_all_sites(all_plan, module, process.memory)
-        library = program.result().library
-        if everything:
-            uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
+            uprobes = Uprobes(program.result().library, pid, process.exe, module.elf.offset_of)
             every = AllRecorder.load(all_plan, module, uprobes, ring_pages)
-        uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
-        return cls.arm(
-            process, scan, plan, program.result(), uprobes, writer, qmp_socket, every,
-            stall_after_s=stall_after_s,
-        )  # fmt: skip
+        probes, why = open_probes(backend, process, program)
+        recording = cls.arm(
+            process, scan, plan, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
+        )
+        recording.why = why
+        return recording
 
     @classmethod
     def arm(
@@ -145,19 +152,18 @@ class Recording:
         process: Process,
         scan: Scan,
         plan: WatchPlan,
-        program: Program,
-        uprobes: Uprobes,
+        probes: Probes,
         writer: CsvWriter | RawWriter,
         qmp_socket: Path | None = None,
         everything: AllRecorder | None = None,
-        armed: EbpfProbes | None = None,
+        armed: bool = False,
         contexts: ContextNames | None = None,
         stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Begin a recording whose sites are chosen and checked; see ``start``.
 
         Args:
-            armed: the probes of ``plan``, when they (and those of ``everything``) are set.
+            armed: whether the probes of ``plan``, and those of ``everything``, are set already.
             contexts: the names of the contexts, when they were looked up before.
         """
         process.binary.static_names = {half.callback: half.name for half in scan.bottom_halves}
@@ -167,7 +173,6 @@ class Recording:
 
             with QmpClient(qmp_socket) as client:
                 known = thread_roles(client)
-        probes = armed or EbpfProbes(uprobes, program)
         try:
             roles = ThreadRoles(process, known)
             stalls = Stalls(
@@ -178,14 +183,14 @@ class Recording:
                 process, scan, plan, probes, writer, roles, stalls, everything, contexts
             )
             began_ns = time.monotonic_ns()
-            if armed is None:
+            if not armed:
                 probes.attach(plan.sites)
                 if everything is not None:
                     everything.attach()
                 if recording._watcher.ended():
                     # Its pid may be another process's by now.
                     raise NoSuchProcess(process.pid)
-            recording.header = _attach_row(began_ns, process, scan, plan, everything)
+            recording.header = _attach_row(began_ns, probes.name, process, scan, plan, everything)
             writer.write([recording.header])
             writer.flush()
             if everything is not None:
@@ -263,12 +268,22 @@ class Recording:
                 counts = every.counts
                 detail["lost"] += counts.lost
                 detail["all"] = asdict(counts) | every.dropped
+            if pauses := self._probes.pauses_ms():
+                detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses.items()}
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
         finally:
             if self.everything is not None:
                 self.everything.close()
             self._writer.close()
             self._watcher.close()
+
+    def pauses_ms(self) -> dict[str, float]:
+        """How long the guest stood still for the recorder, by phase; empty with eBPF."""
+        return self._probes.pauses_ms()
+
+    def problems(self) -> list[str]:
+        """What was not as before when the recording had ended, in words."""
+        return self._probes.problems()
 
     def __enter__(self) -> Recording:
         return self
@@ -282,7 +297,12 @@ class Recording:
         self._probes.close()
         if self.everything is not None:
             self.everything.disarm()
-        if error is None or not isinstance(error, OSError):
+        if isinstance(error, RecorderFailed) and not self._stopped:
+            # Since the last look it may have missed anything.
+            detail = {"count": 1, "since_ns": self._loss_checked_ns}
+            self._write([Event(time.monotonic_ns(), "lost", detail=detail)])
+            self.stop("the recorder failed")
+        elif error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
 
     def _survey(self) -> list[Event]:
@@ -340,13 +360,18 @@ def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
 
 
 def _attach_row(
-    time_ns: int, process: Process, scan: Scan, plan: WatchPlan, everything: AllRecorder | None
+    time_ns: int,
+    recorder: str,
+    process: Process,
+    scan: Scan,
+    plan: WatchPlan,
+    everything: AllRecorder | None,
 ) -> Event:
     detail: dict[str, Any] = {
         "format": FORMAT,
         "version": [MAJOR, MINOR],
         "wall_clock": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "recorder": "ebpf",
+        "recorder": recorder,
         "target": {
             "pid": process.pid,
             "program": escape(process.program),
