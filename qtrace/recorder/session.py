@@ -123,8 +123,7 @@ class Recording:
             check_all_sites(all_plan, module, process.memory)
         library = program.result().library
         if everything:
-            uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
-            every = AllRecorder.load(all_plan, module, uprobes, ring_pages)
+            every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages)
         uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
         return cls.arm(process, scan, plan, program.result(), uprobes, writer, qmp_socket, every)
 
