@@ -14,7 +14,7 @@ import pandas as pd
 from qtrace.analysis.calls import summarize_calls
 from qtrace.analysis.instances import KINDS, pair_instances
 from qtrace.analysis.load import load
-from qtrace.analysis.stacks import functions
+from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.statistics import is_whole, summarize
 from qtrace.analysis.verdicts import FINDINGS, SILENT, classify, losses_of, worst
 from qtrace.errors import ExitStatus, NoMatch
@@ -98,7 +98,8 @@ def _choose(traces: list[Trace], patterns: list[str]) -> list[str]:
         rows = trace.frame["event"].isin(KINDS)
         seen |= dict.fromkeys(trace.frame.loc[rows, "name"].drop_duplicates())
     if not patterns:
-        return list(watched or seen)
+        blocked = pd.concat([t.frame.loc[t.frame["event"] == "blocked", "name"] for t in traces])
+        return list(watched | dict.fromkeys(blocked.drop_duplicates()) or seen)
     known = list(watched | seen)
     chosen: dict[str, None] = {}
     for pattern in patterns:
@@ -173,6 +174,18 @@ def _findings(part: pd.DataFrame, trace: Trace, strict: bool) -> list[dict[str, 
 
 def _finding(row: dict[str, Any], trace: Trace) -> dict[str, Any]:
     numbers = [number for number in (row["scheduled_row"], row["ended_row"]) if number is not None]
+    proof = row["proof"]
+    if proof is not None:
+        numbers += proof.rows
+        row |= {
+            "thread": proof.thread,
+            "role": proof.role,
+            "tid": proof.tid,
+            "context": row["context"] or proof.pending_in,
+            "ended_ns": proof.time_ns,
+            "stack": proof.stack,
+            "deciding_frame": judge_wait(proof.stack),
+        }
     finding = {
         "verdict": row["verdict"],
         "thread": row["thread"],
@@ -181,13 +194,15 @@ def _finding(row: dict[str, Any], trace: Trace) -> dict[str, Any]:
         "context": row["context"],
         "time_ns": row["ended_ns"],
         "scheduled_ns": row["scheduled_ns"],
-        "scheduled_by_tid": row["scheduled_by_tid"],
+        # 0: it was pending already when it was first seen.
+        "scheduled_by_tid": row["scheduled_by_tid"] or None,
         "scheduled_by_thread": row["scheduled_by_thread"],
         "scheduled_by_role": row["scheduled_by_role"],
         "scheduled_stack": functions(row["scheduled_stack"]),
         "stack": functions(row["stack"]),
         "deciding_frame": row["deciding_frame"],
         "device_frame": row["device_frame"] if row["device_frame"] >= 0 else None,
+        **({"polls": proof.polls or None, "sentence": proof.sentence} if proof is not None else {}),
         "evidence": {"trace": str(trace.path), "rows": numbers},
     }
     return {key: _plain(value) for key, value in finding.items()}

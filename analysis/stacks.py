@@ -97,6 +97,12 @@ def _decides(names: list[str], index: int) -> bool:
     return beyond[0] not in ENDS and not any(name == POLL or name in LOOPS for name in beyond)
 
 
+def judge_wait(stack: str) -> int:
+    """The innermost aio_poll() of a thread that waits, counted from the leaf; else 0, the leaf."""
+    names = functions(stack)
+    return names.index(POLL) if POLL in names else 0
+
+
 def stack_facts(stacks: pd.Series) -> pd.DataFrame:
     """The facts for each row of a categorical column of stacks; each stack is read once."""
     stacks = stacks.cat.remove_unused_categories()

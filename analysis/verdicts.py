@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.stacks import stack_facts
+from qtrace.analysis.stranded import proofs
 from qtrace.trace.reader import Trace
 
 # Worst first.
@@ -24,6 +25,7 @@ WITHOUT_MAIN_LOOP = frozenset({"qemu-img", "qemu-nbd", "qemu-io"})
 MAIN_CONTEXTS = ("main", "iohandler")
 # As many events of one kind without its counterpart show that a probe is silent.
 SILENT = 2
+SILENT_RUN = "the probe on its run never fired"
 
 
 def worst(verdicts: Iterable[str]) -> str:
@@ -46,8 +48,10 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
 
     New columns: ``verdict``; ``reason`` (why it is inconclusive, else empty); ``role`` is
     made more exact where the stack shows it; ``deciding_frame`` and ``device_frame`` (int64,
-    frames from the leaf, -1 where there is none).
+    frames from the leaf, -1 where there is none); ``proof`` (of a stranded one, else None).
     """
+    shown = proofs(instances, trace)
+    stranded = instances.index.isin(list(shown))
     facts = stack_facts(instances["stack"])
     ran = (instances["end"] == "run").to_numpy()
     poll = (facts["dispatcher"] == "poll").to_numpy()
@@ -60,6 +64,8 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
         pid if isinstance(pid, int) else -1,
     )
     reason = _doubts(instances, trace, ran, role, facts["problem"].to_numpy(object))
+    # It was seen pending at the very end: its run probe had nothing to fire for.
+    reason[stranded & (reason == SILENT_RUN)] = ""
 
     owned_by_main = instances["context"].isin(MAIN_CONTEXTS).to_numpy()
     no_main_loop = trace.header["target"].get("program") in WITHOUT_MAIN_LOOP
@@ -70,6 +76,7 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
             reason != "",
             instances["end"] == "cancel",
             instances["end"] == "delete",
+            stranded,
             ~ran,
             vcpu & in_poll,
             main & poll & (not no_main_loop),
@@ -77,8 +84,8 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
             iothread & ~owned_by_main,
         ],
         [
-            "inconclusive", "cancelled", "deleted", "pending", "vcpu-poll", "nested-poll",
-            "main-loop", "iothread",
+            "inconclusive", "cancelled", "deleted", "stranded", "pending", "vcpu-poll",
+            "nested-poll", "main-loop", "iothread",
         ],
         "foreign-poll",
     )  # fmt: skip
@@ -88,6 +95,7 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
         reason=reason,
         deciding_frame=facts["deciding_frame"].to_numpy(np.int64),
         device_frame=facts["device_frame"].to_numpy(np.int64),
+        proof=pd.Series(shown, dtype=object).reindex(instances.index),
     )
 
 
@@ -121,7 +129,7 @@ def _doubts(
             "events were lost during its life",
             "the probes of --all were taken off before it ran",
             "the trace was cut off before it ran",
-            "the probe on its run never fired",
+            SILENT_RUN,
             problem,
             "the role of the thread that ran it is not known",
         ],

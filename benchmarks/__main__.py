@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import all_events, arming, first_stack, watching
+from benchmarks import all_events, arming, first_stack, inspect, watching
 from benchmarks.pairs import Row
 
 BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "arming": arming.run,
+    "inspect": inspect.run,
     "stacks": first_stack.run,
     "watching": watching.run,
     "all": all_events.run,

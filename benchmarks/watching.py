@@ -31,7 +31,7 @@ def run(pairs: int) -> list[Row]:
         for accel in ("tcg", "kvm"):
             with Guest(qemu, accel) as guest:
                 watch = _Watch(guest.pid, ())
-                rate = _flash_writes(guest.pid)
+                rate = flash_writes(guest.pid)
                 rows.append(_row(f"{version} {accel}: pflash writes/s", pairs, rate, watch))
         with storage_daemon(qemu.with_name("qemu-storage-daemon")) as (pid, url):
             watch = _Watch(pid, ("*",))
@@ -78,7 +78,7 @@ def _row(name: str, pairs: int, measure: Callable[[], float], watch: _Watch) -> 
     )
 
 
-def _flash_writes(pid: int) -> Callable[[], float]:
+def flash_writes(pid: int) -> Callable[[], float]:
     """Writes per second: each byte that the guest programs is one pwrite64()."""
 
     def writes() -> int:

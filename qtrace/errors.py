@@ -79,6 +79,13 @@ class RecorderUnavailable(QtraceError):
     """eBPF or gdb cannot be used on this host."""
 
 
+class RecorderFailed(QtraceError):
+    """The recorder broke down under way; the target has been put back.
+
+    What was recorded until then is kept.
+    """
+
+
 class OutputExists(QtraceError):
     exit_status = ExitStatus.USAGE
 

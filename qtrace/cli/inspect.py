@@ -14,7 +14,7 @@ import click
 
 from qtrace.cli.options import DURATION
 from qtrace.cli.output import SCHEMA_VERSION, format_option, print_json, stderr, stdout
-from qtrace.errors import ExitStatus
+from qtrace.errors import ExitStatus, NoSuchProcess
 
 if TYPE_CHECKING:
     from qtrace.target.aio.model import Look
@@ -65,9 +65,8 @@ def command(
     long). When something seems stuck, a second look half a second later shows whether it
     stays so.
 
-    \b
-    Exit status: 0 nothing is stuck, 1 a finding that two looks (or a circle of waiting)
-    prove, 4 what one look at a core shows but cannot prove.
+    Exit status: 0 nothing is stuck; 1 a finding, proved by two looks or by a circle of
+    waiting; 4 a core, or a process that is stopped, shows it but cannot prove it.
     """
     if (pid is None) == (core is None):
         raise click.UsageError("name a process with --pid, or a core file with --core")
@@ -97,17 +96,26 @@ def command(
         look = looker.look()
         findings = _prove(looker, look)
     _show(looker, look, findings, _ages(trace, look), output_format, paused_ms=paused_ms)
-    return ExitStatus.FINDING if findings else ExitStatus.OK
+    return _status(findings)
+
+
+def _status(findings: Sequence[Finding]) -> ExitStatus:
+    """A finding without proof is inconclusive."""
+    if any(finding.proof for finding in findings):
+        return ExitStatus.FINDING
+    return ExitStatus.INCONCLUSIVE if findings else ExitStatus.OK
 
 
 def _prove(looker: Looker, first: Look) -> list[Finding]:
-    """The findings of a look that a second one shows too."""
+    """The findings of a look that a second one shows too; of a stopped process without proof."""
     from qtrace.target.aio.why import confirm, explain
 
-    if not explain(first):
-        return []
+    seen = explain(first)
+    if not seen or first.stopped:
+        return seen
     time.sleep(APART_S)
-    return confirm(first, looker.look())
+    second = looker.look()
+    return explain(second) if second.stopped else confirm(first, second)
 
 
 def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:
@@ -124,9 +132,7 @@ def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:
     for path in sorted(source.space.unmatched):
         stderr().print(f"warning: {path} is not the file that was mapped: not used")
     _show(looker, look, findings, {}, output_format, core=core)
-    if any(finding.proof for finding in findings):
-        return ExitStatus.FINDING
-    return ExitStatus.INCONCLUSIVE if findings else ExitStatus.OK
+    return _status(findings)
 
 
 def _watch(
@@ -160,6 +166,8 @@ def _watch(
             time.sleep(max(0.0, at - time.monotonic()))
     except KeyboardInterrupt:
         pass
+    except NoSuchProcess:
+        click.echo(f"process {looker.source.pid} has ended", err=True)
     return ExitStatus.FINDING if found else ExitStatus.OK
 
 

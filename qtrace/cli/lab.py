@@ -38,6 +38,7 @@ Examples:
     show_default=True,
     help="tcg works everywhere; kvm needs /dev/kvm.",
 )
+@click.option("--steer", is_flag=True, help="Leave nothing to chance (vcpu-poll).")
 @click.option("--rounds", type=click.IntRange(min=1), help="Try at most this often.")
 @click.option("--timeout", type=DURATION, help="Try at most this long: 30s, 5m.")
 @click.option(
@@ -53,6 +54,7 @@ def command(
     list_only: bool,
     qemu: str,
     accel: Any,
+    steer: bool,
     rounds: int | None,
     timeout: float | None,
     output: Path | None,
@@ -72,6 +74,8 @@ def command(
     if output is not None and output.suffix == ".parquet":
         raise click.UsageError("lab records to CSV: name the output NAME.csv")
     chosen = SCENARIOS[scenario]
+    if steer and not chosen.steerable:
+        raise click.UsageError(f"{scenario} leaves nothing to chance: --steer is for vcpu-poll")
     ended_by = _note_signals()
     with work_folder() as folder, _progress(chosen, rounds or chosen.rounds) as show:
 
@@ -90,6 +94,7 @@ def command(
                 trace=output or folder / "trace.csv",
                 force=force,
                 progress=progress,
+                steer=steer,
             ),
         )
     if output is None:
@@ -148,7 +153,7 @@ def _print_list(output_format: str) -> None:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    from qtrace.cli.report import print_report
+    from qtrace.cli.report import inert, print_report
 
     console = stdout()
     console.print(
@@ -156,6 +161,8 @@ def _print_result(result: dict[str, Any]) -> None:
         f"{result['rounds']} snapshots in {result['seconds']:.1f} s"
     )
     print_report(console, result)
+    for line in result["lines"]:
+        console.print(inert(line))
     if not result["shown"]:
         stderr().print(
             f"the verdict {result['expected']} was not shown; more --rounds or --timeout may help"

@@ -27,6 +27,7 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
     """
     return {
         "time_ns": look.time_ns,
+        "stopped": look.stopped,
         "contexts": [
             {
                 "name": inert(context.name),
@@ -133,6 +134,8 @@ def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]
         for frame in look.coroutine_frames.get(job.co, ()):
             console.print(Text(inert(f"      {frame}")))
     console.print(Text(inert(_big_lock(look))))
+    if look.stopped:
+        console.print(Text("the process is stopped: that nothing moves shows nothing", style=NOTE))
     for what in look.torn:
         console.print(Text(f"not shown, it changes too fast: {what}", style=NOTE))
     if look.missing:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qtrace.cli.options import SIZE
+from qtrace.trace.schema import escape
 
 if TYPE_CHECKING:
     from qtrace.recorder.session import Recording
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+RECORDERS = {"ebpf": "eBPF", "gdb": "gdb"}
 # What stays free on the disk that is recorded to, beside room for turning raw into rows.
 DISK_RESERVE = 64 << 20
 CHECK_PERIOD_S = 1.0
@@ -126,6 +128,7 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
     with LiveView(recording, limits.live) as view:
         while not reasons and not recording.ended:
             rows = recording.poll(0.1)
+            warn(recording)
             now = time.monotonic()
             if limits.until_finding and any(is_finding(recording, row) for row in rows):
                 return "finding"
@@ -151,6 +154,13 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
                     )
                     meter = None
     return "target exited" if recording.ended else reasons[0]
+
+
+def warn(recording: Recording) -> None:
+    """Say what cannot run, as soon as it is seen, and again at the end."""
+    for sentence in recording.warnings():
+        # Names in it come from the target.
+        click.echo(f"warning: {escape(sentence)}", err=True)
 
 
 def size_of(recording: Recording) -> int:
@@ -188,11 +198,25 @@ def announce(recording: Recording, what: str, duration: float | None) -> None:
     """The line that scripts wait for, and which site each probe of `--all` got."""
     hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
     names = [*recording.watched, *(["every bottom half"] if recording.everything else [])]
-    click.echo(f"recording {', '.join(names)} of {what} ({hint})", err=True)
+    recorder = RECORDERS[recording.recorder]
+    click.echo(f"recording {', '.join(names)} of {what} by {recorder} ({hint})", err=True)
+    if recording.why:
+        click.echo(f"by gdb, as eBPF cannot be used: {recording.why}", err=True)
+    for ms in recording.pauses_ms().values():
+        click.echo(f"the guest was paused for {ms:.1f} ms at the start", err=True)
     if recording.everything is not None:
         for site in recording.everything.plan.sites:
             cost = "" if site.emulated else "  (single-stepped)"
             click.echo(f"  {site.kind:<12}{site.where}: {site.instruction}{cost}", err=True)
+
+
+def announce_end(recording: Recording) -> None:
+    """What the recorder cost and whether all is as before, where that can be otherwise."""
+    pauses = recording.pauses_ms()
+    if "end" in pauses:
+        click.echo(f"the guest was paused for {pauses['end']:.1f} ms at the end", err=True)
+    for problem in recording.problems():
+        click.echo(f"warning: {problem}", err=True)
 
 
 def verdict(path: Path, recording: Recording, kept: bool, output_format: str) -> int:

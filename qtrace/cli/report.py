@@ -126,8 +126,13 @@ def _table(report: Report) -> Table:
 def _print_finding(console: Console, name: str, finding: dict[str, Any]) -> None:
     thread = _thread(finding["role"], finding["thread"])
     context = finding["context"] or "?"
-    console.print(Text(inert(f"{name} ran on {thread} (tid {finding['tid']}):"), style="bold"))
-    marks = {finding["deciding_frame"]: f"<- {thread} polls `{context}`"}
+    if finding["verdict"] == "stranded":
+        console.print(Text(inert(finding["sentence"]), style="bold"))
+        polls = f"polls `{finding['polls']}`" if finding["polls"] else "waits"
+        marks = {finding["deciding_frame"]: f"<- {thread} {polls}"}
+    else:
+        console.print(Text(inert(f"{name} ran on {thread} (tid {finding['tid']}):"), style="bold"))
+        marks = {finding["deciding_frame"]: f"<- {thread} polls `{context}`"}
     if finding["device_frame"] is not None:
         marks[finding["device_frame"]] = f"<- {_access(finding)}"
     stack = [inert(frame) for frame in finding["stack"]]
@@ -165,6 +170,8 @@ def _scheduled(finding: dict[str, Any], context: str) -> str:
     if finding["scheduled_ns"] is None:
         return "scheduled before the recording began"
     wait = (finding["time_ns"] - finding["scheduled_ns"]) / 1e6
+    if finding["scheduled_by_tid"] is None:
+        return f"pending in `{context}` when it was first seen, {wait:.3f} ms before"
     thread = _thread(finding["scheduled_by_role"], finding["scheduled_by_thread"])
     tid = finding["scheduled_by_tid"]
     line = f"scheduled by {thread} (tid {tid}) into `{context}`, {wait:.3f} ms before"

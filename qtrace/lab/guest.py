@@ -24,6 +24,9 @@ from qtrace.target.qmp import QmpClient
 Accelerator = Literal["tcg", "kvm"]
 
 DEFAULT_QEMU = "qemu-system-x86_64"
+# The node name of a guest's disk, and its size.
+DISK = "disk0"
+DISK_MIB = 16
 START_TIMEOUT_S = 20.0
 QMP_TIMEOUT_S = 30.0
 
@@ -85,6 +88,7 @@ class Guest:
         idle_sockets: listening character devices that nobody connects to.
         extra_args: more arguments for QEMU; they come first, so that an -accel there wins.
         memory_mib: guest memory.
+        disk: give it a disk for snapshots, the node ``DISK``.
 
     Attributes:
         pid: QEMU's process id.
@@ -110,6 +114,7 @@ class Guest:
         idle_sockets: int = 0,
         extra_args: Sequence[str] = (),
         memory_mib: int = 64,
+        disk: bool = False,
     ) -> None:
         self.qemu = qemu.absolute()
         self.accel = accel
@@ -118,6 +123,7 @@ class Guest:
         self.idle_sockets = idle_sockets
         self.extra_args = tuple(extra_args)
         self.memory_mib = memory_mib
+        self.disk = disk
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
@@ -148,7 +154,7 @@ class Guest:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        crashed = self._last_words() if isinstance(exc, QmpFailed) else None
+        crashed = self.last_words() if isinstance(exc, QmpFailed) else None
         self._cleanup.close()
         if crashed is not None:
             raise LabFailed(
@@ -176,6 +182,8 @@ class Guest:
     def _start(self) -> subprocess.Popen[bytes]:
         self._chip(0).write_bytes(image(self.firmware))
         self._chip(1).write_bytes(bytes(CHIP_BYTES))
+        if self.disk:
+            self._make_disk()
         with ExitStack() as stack:
             log = stack.enter_context(self._log.open("wb"))
             # Listening before QEMU starts: connecting is the handshake, nothing to poll for.
@@ -210,6 +218,10 @@ class Guest:
             "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={self._chip(0).name}",
             "-drive", f"if=pflash,unit=1,format=raw,file={self._chip(1).name}",
         ]  # fmt: skip
+        if self.disk:
+            # Nothing of it is needed once QEMU has gone: the host need not write it to a disk.
+            file = f"file.driver=file,file.filename={DISK},file.cache.no-flush=on"
+            command += ["-blockdev", f"qcow2,node-name={DISK},cache.no-flush=on,{file}"]
         for fd in servers:
             command += ["-chardev", f"socket,id=qmp{fd},fd={fd},server=on,wait=off"]
             command += ["-mon", f"chardev=qmp{fd},mode=control"]
@@ -220,6 +232,18 @@ class Guest:
                 f"socket,id={socket_name},path={socket_name},server=on,wait=off",
             ]
         return command
+
+    def _make_disk(self) -> None:
+        """A snapshot lies in the disk's own image: what the guest's memory takes, and more."""
+        beside = self.qemu.with_name("qemu-img")
+        program = str(beside) if beside.exists() else "qemu-img"
+        command = [program, "create", "-q", "-f", "qcow2", DISK, f"{DISK_MIB}M"]
+        try:
+            subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise LabFailed(
+                f"{program} makes no disk: {error}", "apt install qemu-utils"
+            ) from error
 
     @property
     def _log(self) -> Path:
@@ -233,7 +257,7 @@ class Guest:
             time.sleep(0.001)
 
     def _did_not_start(self) -> LabFailed:
-        ended = self._last_words()
+        ended = self.last_words()
         if ended is None:
             return LabFailed(
                 f"{self.qemu} runs, but the guest does not ({self.firmware} firmware)",
@@ -244,7 +268,7 @@ class Guest:
             "the lab needs a qemu-system-x86_64 with the pc machine: name one with --qemu",
         )
 
-    def _last_words(self) -> str | None:
+    def last_words(self) -> str | None:
         """How QEMU ended, and the last line it wrote; None when it still runs."""
         try:
             # Its sockets close a moment before its end can be seen.

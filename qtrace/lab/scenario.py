@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Setup:
         trace: the CSV to record to.
         force: overwrite it.
         progress: called with the number of rounds done so far.
+        steer: force the thread that the scenario is about, instead of waiting for chance.
     """
 
     qemu: Path
@@ -32,6 +33,7 @@ class Setup:
     trace: Path
     force: bool
     progress: Callable[[int], None]
+    steer: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,17 @@ class Outcome:
         qemu_version: as QEMU's own QMP greeting tells.
         rounds: how many were done.
         seconds: how long these took, without booting and arming.
+        facts: what it has measured beside the trace, JSON-able.
+        lines: the same for people.
+        proven: whether they are as the scenario claims.
     """
 
     qemu_version: str
     rounds: int
     seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+    proven: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Scenario:
         rounds: default of ``Setup.rounds``.
         timeout_s: default of ``Setup.timeout_s``.
         run: boots a guest, records it, and returns when the recording has ended.
+        steerable: whether it can be left to chance or steered (``Setup.steer``).
     """
 
     name: str
@@ -68,6 +77,7 @@ class Scenario:
     rounds: int
     timeout_s: float
     run: Callable[[Setup], Outcome]
+    steerable: bool = False
 
 
 def run_scenario(scenario: Scenario, setup: Setup) -> dict[str, Any]:
@@ -75,7 +85,8 @@ def run_scenario(scenario: Scenario, setup: Setup) -> dict[str, Any]:
 
     Returns:
         The report's keys and ``scenario``, ``expected``, ``shown`` (whether the verdict is
-        the expected one), ``qemu`` (path), ``qemu_version``, ``accel``, ``rounds``, ``seconds``.
+        the expected one, and what was measured agrees), ``qemu`` (path), ``qemu_version``,
+        ``accel``, ``rounds``, ``seconds``, ``facts``, ``lines``.
 
     Raises:
         LabFailed, QmpFailed: the guest does not start or does not answer.
@@ -89,12 +100,14 @@ def run_scenario(scenario: Scenario, setup: Setup) -> dict[str, Any]:
     return {
         "scenario": scenario.name,
         "expected": scenario.expected,
-        "shown": report["verdict"] == scenario.expected,
+        "shown": report["verdict"] == scenario.expected and outcome.proven,
         "qemu": str(setup.qemu),
         "qemu_version": outcome.qemu_version,
         "accel": setup.accel,
         "rounds": outcome.rounds,
         "seconds": round(outcome.seconds, 3),
+        "facts": outcome.facts,
+        "lines": list(outcome.lines),
         **report,
     }
 

@@ -6,40 +6,18 @@ import ctypes
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from qtrace.recorder.program import Program, RingBuffer
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RETURN_ADDRESS, RSP
+from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RSP
+from qtrace.target.hit import Hit
 from qtrace.target.watch import Site
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One hit of a site, as the kernel copied it.
-
-    Attributes:
-        registers: by DWARF number, ``RETURN_ADDRESS`` being the site itself.
-        candidates: 64 bytes behind each callee-saved register, one of which is the
-            QEMUBH when a callback is entered.
-        stack: the stack's bytes from ``stack_base`` on.
-    """
-
-    time_ns: int
-    tid: int
-    thread: str
-    registers: dict[int, int]
-    candidates: bytes
-    stack_base: int
-    stack: bytes
-
-    @property
-    def address(self) -> int:
-        return self.registers[RETURN_ADDRESS]
-
-
 class EbpfProbes:
-    """The armed probes of one process. Everything ends with ``close``, or with qtrace."""
+    """The armed uprobes of one process; see ``qtrace.recorder.probes.Probes``."""
+
+    name = "ebpf"
 
     def __init__(self, uprobes: Uprobes, program: Program) -> None:
         self._uprobes = uprobes
@@ -78,6 +56,12 @@ class EbpfProbes:
     def close(self) -> None:
         """Disarm all probes."""
         self._uprobes.close()
+
+    def pauses_ms(self) -> dict[str, float]:
+        return {}
+
+    def problems(self) -> list[str]:
+        return []
 
     def _collected(self) -> list[Hit]:
         hits, self._hits = self._hits, []

@@ -68,8 +68,8 @@ def launch(
             contexts = ContextNames(scan, process.binary, process.memory)
             contexts.wait(CONTEXTS_WAIT_S)
             recording = Recording.arm(
-                process, scan, plan, program.result(), uprobes, writer,
-                everything=every, armed=probes, contexts=contexts,
+                process, scan, plan, probes, writer,
+                everything=every, armed=True, contexts=contexts,
             )  # fmt: skip
         except BaseException:
             probes.close()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from collections import Counter
 
-from qtrace.recorder.ebpf import Hit
 from qtrace.target import stack
 from qtrace.target.arch_x86_64 import ARGUMENTS, CALLEE_SAVED
 from qtrace.target.contexts import ContextNames
+from qtrace.target.hit import QEMUBH_BYTES, Hit
 from qtrace.target.stack import CopiedStack, Unwinder
 from qtrace.target.threads import ThreadRoles
 from qtrace.target.watch import Site
@@ -20,7 +20,6 @@ ROOT_MARKS = {
     stack.TRUNCATED: TRUNCATED,
     stack.UNREADABLE: UNREADABLE,
 }
-QEMUBH_BYTES = 64
 
 
 class RowMaker:

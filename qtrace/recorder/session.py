@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,17 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qtrace.errors import NoSuchProcess
+from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
-from qtrace.recorder.ebpf import EbpfProbes, Hit
 from qtrace.recorder.ending import Watcher
 from qtrace.recorder.meaning import Meanings
+from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
+from qtrace.recorder.stall import Stalls
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
 from qtrace.target.contexts import ContextNames
+from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
 from qtrace.target.process import Process
 from qtrace.target.scan import BottomHalf, Scan
 from qtrace.target.scan_cache import scan_module
@@ -33,6 +37,7 @@ from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
 from qtrace.trace.writer import CsvWriter
 
+STALL_AFTER_S = 2.0
 # How often the kernel's loss counters are read: the width of a loss's interval.
 LOSS_CHECK_NS = 100_000_000
 
@@ -46,6 +51,8 @@ class Recording:
         ended: the target is gone; no more rows come.
         header: the attach row.
         watched: the bottom halves' names.
+        recorder: ``ebpf`` or ``gdb``.
+        why: why it is gdb, where eBPF would have been taken.
     """
 
     def __init__(
@@ -53,9 +60,10 @@ class Recording:
         process: Process,
         scan: Scan,
         plan: WatchPlan,
-        probes: EbpfProbes,
+        probes: Probes,
         writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
+        stalls: Stalls,
         everything: AllRecorder | None = None,
         contexts: ContextNames | None = None,
     ) -> None:
@@ -66,6 +74,7 @@ class Recording:
         self._probes = probes
         self._writer = writer
         self._roles = roles
+        self._stalls = stalls
         self._unwinder = Unwinder(process.space)
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
@@ -78,6 +87,8 @@ class Recording:
         self.ended = False
         self.header = Event(0, "attach")
         self.path = writer.path
+        self.recorder = probes.name
+        self.why = ""
         self.watched = tuple(half.name for half in plan.watched)
         if everything is not None and isinstance(writer, RawWriter):
             callbacks = [half.callback + bias for half in plan.watched]
@@ -93,9 +104,11 @@ class Recording:
         patterns: Sequence[str] = (),
         force: bool = False,
         qmp_socket: Path | None = None,
+        backend: Backend = "ebpf",
         program: Future[Program] | None = None,
         everything: bool = False,
         ring_pages: int | None = None,
+        stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Arm every probe of a recording.
 
@@ -103,29 +116,34 @@ class Recording:
             output: the CSV to write; with ``everything`` a raw file.
             patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
             qmp_socket: a QMP socket of the target to ask for its threads.
+            backend: what to record with; ``auto`` is eBPF where it works, else gdb.
             program: the BPF program, when its loading was begun before.
             everything: record every bottom half beside the watched ones (`--all`).
             ring_pages: of each CPU's ring buffer for them.
+            stall_after_s: after how long a pending bottom half is looked at.
 
         Raises:
             QtraceError: whatever stands in the way; nothing is armed then.
         """
         writer = RawWriter(output, force) if everything else CsvWriter(output, force)
         process = Process(pid)
-        program = program or load_ahead(everything=everything)
         module = process.binary
         scan = scan_module(module)
         plan = plan_watch(scan, module, patterns, optional=everything)
         check_sites(plan, scan, module, process.memory)
         every = None
         if everything:
+            backend = "ebpf"
+            program = program or load_ahead(everything=True)
             all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
             check_all_sites(all_plan, module, process.memory)
-        library = program.result().library
-        if everything:
             every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages)
-        uprobes = Uprobes(library, pid, process.exe, module.elf.offset_of)
-        return cls.arm(process, scan, plan, program.result(), uprobes, writer, qmp_socket, every)
+        probes, why = open_probes(backend, process, program)
+        recording = cls.arm(
+            process, scan, plan, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
+        )
+        recording.why = why
+        return recording
 
     @classmethod
     def arm(
@@ -133,18 +151,18 @@ class Recording:
         process: Process,
         scan: Scan,
         plan: WatchPlan,
-        program: Program,
-        uprobes: Uprobes,
+        probes: Probes,
         writer: CsvWriter | RawWriter,
         qmp_socket: Path | None = None,
         everything: AllRecorder | None = None,
-        armed: EbpfProbes | None = None,
+        armed: bool = False,
         contexts: ContextNames | None = None,
+        stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Begin a recording whose sites are chosen and checked; see ``start``.
 
         Args:
-            armed: the probes of ``plan``, when they (and those of ``everything``) are set.
+            armed: whether the probes of ``plan``, and those of ``everything``, are set already.
             contexts: the names of the contexts, when they were looked up before.
         """
         process.binary.static_names = {half.callback: half.name for half in scan.bottom_halves}
@@ -154,24 +172,29 @@ class Recording:
 
             with QmpClient(qmp_socket) as client:
                 known = thread_roles(client)
-        probes = armed or EbpfProbes(uprobes, program)
         try:
             roles = ThreadRoles(process, known)
-            recording = cls(process, scan, plan, probes, writer, roles, everything, contexts)
+            stalls = Stalls(
+                lambda: Looker(LiveSource(process)), plan.watched, process.binary.bias,
+                int(stall_after_s * 1e9),
+            )  # fmt: skip
+            recording = cls(
+                process, scan, plan, probes, writer, roles, stalls, everything, contexts
+            )
             began_ns = time.monotonic_ns()
-            if armed is None:
+            if not armed:
                 probes.attach(plan.sites)
                 if everything is not None:
                     everything.attach()
                 if recording._watcher.ended():
                     # Its pid may be another process's by now.
                     raise NoSuchProcess(process.pid)
-            recording.header = _attach_row(began_ns, process, scan, plan, everything)
+            recording.header = _attach_row(began_ns, probes.name, process, scan, plan, everything)
             writer.write([recording.header])
             writer.flush()
             if everything is not None:
                 # Before anybody is told: a thread that waits now may be busy soon.
-                recording._survey()
+                recording._write(recording._survey())
         except BaseException as error:
             probes.close()
             if everything is not None:
@@ -192,7 +215,10 @@ class Recording:
         mark = time.monotonic_ns()
         if every is not None:
             timeout_s = 0 if every.busy else min(timeout_s, PERIOD_S)
-        rows = self._take(self._probes.poll(timeout_s))
+        rows = self._survey()
+        taken = self._take(self._probes.poll(0 if rows else timeout_s))
+        self._stalls.saw(taken)
+        rows += [*taken, *self._look(self._stalls.check)]
         if self._watcher.ended():
             self.ended = True
             rows += self._take(self._probes.drain())
@@ -203,9 +229,11 @@ class Recording:
         self._write(rows)
         if every is not None:
             rows += every.drain(mark)
-        # It reads files: only now, when the buffers are empty.
-        self._survey()
         return rows
+
+    def warnings(self) -> list[str]:
+        """What cannot run, in a sentence each: once when it is seen, and again after ``stop``."""
+        return self._stalls.warnings()
 
     def drop_all(self, reason: str) -> None:
         """Take the probes of `--all` off; the watched bottom halves keep theirs."""
@@ -223,6 +251,7 @@ class Recording:
             if every is not None:
                 every.disarm()
             self._write([*self._take(self._probes.drain()), *self._losses()])
+            self._write([] if self.ended else self._look(self._stalls.end))
             if every is not None:
                 every.finish()
             hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
@@ -238,12 +267,22 @@ class Recording:
                 counts = every.counts
                 detail["lost"] += counts.lost
                 detail["all"] = asdict(counts) | every.dropped
+            if pauses := self._probes.pauses_ms():
+                detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses.items()}
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
         finally:
             if self.everything is not None:
                 self.everything.close()
             self._writer.close()
             self._watcher.close()
+
+    def pauses_ms(self) -> dict[str, float]:
+        """How long the guest stood still for the recorder, by phase; empty with eBPF."""
+        return self._probes.pauses_ms()
+
+    def problems(self) -> list[str]:
+        """What was not as before when the recording had ended, in words."""
+        return self._probes.problems()
 
     def __enter__(self) -> Recording:
         return self
@@ -257,19 +296,34 @@ class Recording:
         self._probes.close()
         if self.everything is not None:
             self.everything.disarm()
-        if error is None or not isinstance(error, OSError):
+        if isinstance(error, RecorderFailed) and not self._stopped:
+            # Since the last look it may have missed anything.
+            detail = {"count": 1, "since_ns": self._loss_checked_ns}
+            self._write([Event(time.monotonic_ns(), "lost", detail=detail)])
+            self.stop("the recorder failed")
+        elif error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
 
-    def _survey(self) -> None:
-        """Learn what stacks need and the threads' roles; after arming, as it reads files."""
-        if not self._surveyed:
-            self._surveyed = True
-            process = self._process
-            self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
-            try:
-                self._roles.survey(self._unwinder)
-            except NoSuchProcess:
-                return
+    def _survey(self) -> list[Event]:
+        """Learn what stacks need and the threads' roles, and what is pending already; after
+        arming, as it reads files."""
+        if self._surveyed:
+            return []
+        self._surveyed = True
+        process = self._process
+        self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
+        try:
+            self._roles.survey(self._unwinder)
+        except NoSuchProcess:
+            return []
+        return self._look(lambda: self._stalls.begin(lambda: self._take(self._probes.poll(0))))
+
+    def _look(self, take: Callable[[], list[Event]]) -> list[Event]:
+        """Rows of a look; none when the process ends under it, which the watcher will tell."""
+        try:
+            return take()
+        except NoSuchProcess:
+            return []
 
     def _take(self, hits: list[Hit]) -> list[Event]:
         # CPUs reserve and take the time in two steps: neighbours may be swapped.
@@ -305,13 +359,18 @@ def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
 
 
 def _attach_row(
-    time_ns: int, process: Process, scan: Scan, plan: WatchPlan, everything: AllRecorder | None
+    time_ns: int,
+    recorder: str,
+    process: Process,
+    scan: Scan,
+    plan: WatchPlan,
+    everything: AllRecorder | None,
 ) -> Event:
     detail: dict[str, Any] = {
         "format": FORMAT,
         "version": [MAJOR, MINOR],
         "wall_clock": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "recorder": "ebpf",
+        "recorder": recorder,
         "target": {
             "pid": process.pid,
             "program": escape(process.program),

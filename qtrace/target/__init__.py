@@ -1,1 +1,4 @@
-"""The QEMU process and its binary, read-only: nothing in here stops or changes the target."""
+"""The QEMU process, its binary and its cores, read-only: nothing in here changes the target.
+
+Only ``stopped`` stops it, for a moment and when asked to.
+"""

@@ -12,6 +12,10 @@ RETURN_ADDRESS = 16
 
 # The order in which probes/watch.bpf.c sends registers is the DWARF order, rip last.
 REGISTER_COUNT = 17
+REGISTER_NAMES = (
+    "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip",
+)  # fmt: skip
 
 ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
 CALLEE_SAVED = (RBX, RBP, R12, R13, R14, R15)

@@ -43,6 +43,11 @@ class ContextNames:
             time.sleep(LOOK_S)
             self._read()
 
+    def find(self, name: str) -> int:
+        """The context of that name, 0 when there is none (yet)."""
+        self._read()
+        return next((ctx for ctx, known in self._names.items() if known == name), 0)
+
     def learn(self, ctx: int, name: str) -> None:
         """Take the name of a context that was seen in its own thread's loop."""
         if ctx:

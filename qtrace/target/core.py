@@ -248,6 +248,10 @@ class CoreSource:
         in_call = call < 1 << 63 and self.memory.read(values["rip"] - 2, 2) == SYSCALL_INSTRUCTION
         return State(syscall_name(call, values["rsi"]) if in_call else "", known)
 
+    def stopped(self) -> bool:
+        """A core shows a moment of a process that ran."""
+        return False
+
     def thread_pointers(self) -> dict[int, int]:
         index = PRSTATUS_REGISTERS.index("fs_base")
         return {tid: registers[index] for tid, registers in self._core.registers.items()}

@@ -54,9 +54,19 @@ class LiveSource:
     def threads(self) -> dict[int, str]:
         """Names by tid. Raises NoSuchProcess."""
         names = self._files.names()
-        if not names:
+        # A process that has ended stays, as a zombie, until its parent notices.
+        if not names or (list(names) == [self.pid] and self._main_state() in ("Z", "X")):
             raise NoSuchProcess(self.pid)
         return names
+
+    def stopped(self) -> bool:
+        """Whether it is SIGSTOPped or held by a debugger."""
+        return self._main_state() in ("T", "t")
+
+    def _main_state(self) -> str:
+        """The main thread's state as ps(1) shows it, empty when it is gone."""
+        fields = self._files.read(self.pid, "stat").rpartition(")")[2].split()
+        return fields[0] if fields else ""
 
     def state(self, tid: int) -> State:
         """From /proc/PID/task/TID/syscall: also of a stopped thread that is in no call."""

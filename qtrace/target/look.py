@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from qtrace.errors import NotQemu, QtraceError, ScanFailed
 from qtrace.roles import Role, role_of_name
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.layout import calibrate
@@ -16,6 +17,7 @@ from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS
 from qtrace.target.jit import read_jit_code
 from qtrace.target.memory import Pages, read_word
+from qtrace.target.process import read_version
 from qtrace.target.source import Source, State
 from qtrace.target.stack import COMPLETE, COROUTINE, Chain, Unwinder
 from qtrace.target.syscalls import RUNNING_GUEST
@@ -33,18 +35,23 @@ MAX_NESTED = 16
 class Looker:
     """Takes looks at one QEMU; what it learns of code and threads is kept between them.
 
-    Raises NotQemu when the program has no AioContext code.
+    Raises:
+        NotQemu: the program has no AioContext code.
+        ScanFailed: it is a QEMU, but has no symbol that leads to that code.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.layout = calibrate(ModuleProgram(source.binary))
+        if self.layout.main_variable is None and self.layout.ctx_bh_list is None:
+            raise _no_code(source)
         self.reader = AioReader(source.memory, self.layout)
         self._stack = Pages(source.memory)
         self.unwinder = Unwinder(source.space)
         self.unwinder.learn_jit(read_jit_code(source.memory, source.binary))
         self._guard: int | None = None
         self._pointers: dict[int, int] = {}
+        self._seen: dict[int, tuple[State, Thread]] = {}
         self._roles: dict[int, Role] = {source.pid: "main"}
 
     def look(self) -> Look:
@@ -76,6 +83,7 @@ class Looker:
             jobs=jobs,
             threads=threads,
             bql_holder=source.outer_tid(holder) if holder else holder,
+            stopped=source.stopped(),
             main_loop=source.program not in WITHOUT_MAIN_LOOP,
             torn=tuple(torn),
             missing=tuple(sorted(missing)),
@@ -91,10 +99,16 @@ class Looker:
             state = self.source.state(tid)
             if state.registers is None:
                 break
+            seen = self._seen.get(tid)
+            if seen and seen[0] == state and state.cpu_ns and seen[1].name == name:
+                # It has not run since the last look.
+                return seen[1]
             self._stack.forget()
             chain = self._chain(tid, state.registers)
             if self.source.state(tid) == state:
-                return self._blocked(tid, name, owns_context, state, chain)
+                thread = self._blocked(tid, name, owns_context, state, chain)
+                self._seen[tid] = (state, thread)
+                return thread
         return Thread(tid, name, self._role(tid, name, owns_context, []), "")
 
     def _chain(self, tid: int, registers: dict[int, int]) -> Chain:
@@ -182,6 +196,16 @@ class Looker:
 
     def _word(self, address: int) -> int | None:
         return read_word(self._stack, address)
+
+
+def _no_code(source: Source) -> QtraceError:
+    program = f"process {source.pid} ({source.program})"
+    if not read_version(source.binary.elf):
+        return NotQemu(program)
+    return ScanFailed(
+        f"{program} has no symbols that lead to its AioContexts",
+        "install this QEMU's debug symbols (its -dbgsym or -debuginfo package)",
+    )
 
 
 def _or_none(read: Callable[[], T], torn: list[str], missing: set[str]) -> T | None:

@@ -110,7 +110,7 @@ class AddressSpace:
             return
         for mapping in executable:
             if mapping.inode and mapping.key not in self._files:
-                self._files[mapping.key] = _MappedFile(mapping)
+                self._files[mapping.key] = _MappedFile(mapping, self.pid)
         self._starts = [m.start for m in executable]
         self._ranges = [(m.end, m.key if m.inode else None, Path(m.path).name) for m in executable]
 
@@ -143,13 +143,10 @@ class AddressSpace:
 class _MappedFile:
     """A mapped file: held open, parsed when first asked for."""
 
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: Mapping, pid: int) -> None:
         self._mapping = mapping
-        try:
-            self._fd = os.open(mapping.file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._fd = -1
-        else:
+        self._fd = _open(mapping, pid)
+        if self._fd >= 0:
             weakref.finalize(self, os.close, self._fd)
 
     @property
@@ -171,6 +168,23 @@ class _MappedFile:
             return None
         vaddr = elf.vaddr_of(mapping.offset)
         return None if vaddr is None else Module(elf, mapping.start - vaddr)
+
+
+def _open(mapping: Mapping, pid: int) -> int:
+    """A descriptor of the mapped file, -1 where it cannot be had.
+
+    map_files is for CAP_SYS_ADMIN only. Without it the file is looked for by its name, and as
+    the executable, and must be the one that is mapped.
+    """
+    for path in (mapping.file, f"/proc/{pid}/root{mapping.path}", f"/proc/{pid}/exe"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if path == mapping.file or os.fstat(fd).st_ino == mapping.inode:
+            return fd
+        os.close(fd)
+    return -1
 
 
 def read_maps(pid: int) -> list[Mapping]:

@@ -126,6 +126,11 @@ class QmpClient:
         limit = self.timeout_s if timeout is None else timeout
         return self._run(wanted(), limit, f"the event {name}")
 
+    def next_event(self, timeout: float | None = None) -> Message:
+        """The next event of any name; see ``wait_event``."""
+        limit = self.timeout_s if timeout is None else timeout
+        return self._run(self._next_event(), limit, "an event")
+
     def close(self) -> None:
         """End the connection; does nothing when there is none (any more)."""
         try:

@@ -39,6 +39,9 @@ class Source(Protocol):
     def state(self, tid: int) -> State:
         """A thread's state now."""
 
+    def stopped(self) -> bool:
+        """Whether the target is stopped by somebody, so that nothing in it can move."""
+
     def thread_pointers(self) -> dict[int, int]:
         """fs_base by tid, as far as known."""
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -69,7 +70,8 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
         finally:
             gdb.detach()
             paused_ms = (time.monotonic() - began) * 1e3
-    return look, paused_ms
+    # It was stopped for this look only.
+    return replace(look, stopped=False), paused_ms
 
 
 class _StoppedSource(LiveSource):

@@ -82,6 +82,25 @@ def plan_watch(
     return WatchPlan(watched, tuple(sites))
 
 
+def find_watchable(scan: Scan, pattern: str) -> BottomHalf:
+    """The one bottom half that a name or glob means.
+
+    Raises:
+        NoMatch: it means none, several, or one that cannot be watched.
+    """
+    matches = [half for half in scan.bottom_halves if fnmatchcase(half.name, pattern)]
+    usable = [half for half in matches if half.watchable]
+    if not usable:
+        raise _no_match(scan, pattern, bool(matches))
+    if len(usable) > 1:
+        raise NoMatch(
+            f"'{pattern}' means {len(usable)} bottom halves: "
+            f"{', '.join(half.name for half in usable[:5])}",
+            "name one of them",
+        )
+    return usable[0]
+
+
 def _no_match(scan: Scan, pattern: str, variable: bool) -> NoMatch:
     if variable:
         return NoMatch(

@@ -19,7 +19,7 @@ import pytest
 from qtrace.errors import LabFailed
 from qtrace.lab.guest import Accelerator, Guest, find_qemu, save_round
 from qtrace.lab.scenario import Setup, run_scenario
-from qtrace.lab.scenarios import main_loop
+from qtrace.lab.scenarios import SCENARIOS, main_loop
 from qtrace.lab.workdir import PREFIX, YOUNG_S, work_folder
 
 pytestmark = pytest.mark.qemu
@@ -204,7 +204,8 @@ def test_a_qemu_that_crashes_under_way_is_told_from_one_that_does_not_answer() -
 
 def test_every_scenario_is_listed() -> None:
     listed = lab_json("--list")["scenarios"]
-    assert [scenario["name"] for scenario in listed] == ["vcpu-poll", "main-loop"]
+    assert [scenario["name"] for scenario in listed] == list(SCENARIOS)
+    assert all(scenario["explanation"] for scenario in listed)
 
 
 def test_neither_a_scenario_nor_list_is_a_usage_error() -> None:

@@ -29,4 +29,5 @@ SCENARIO = Scenario(
     rounds=20_000,
     timeout_s=300.0,
     run=run,
+    steerable=True,
 )

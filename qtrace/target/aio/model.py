@@ -155,6 +155,8 @@ class Look:
     threads: tuple[Thread, ...] = ()
     # Tid of the BQL's holder, 0 when nobody holds it, None when not known.
     bql_holder: int | None = None
+    # The process was stopped (SIGSTOP, a debugger): that nothing moves shows nothing then.
+    stopped: bool = False
     # The program's main thread has a main loop (qemu-img and its like only poll).
     main_loop: bool = True
     torn: tuple[str, ...] = ()

@@ -78,23 +78,29 @@ def explain(look: Look, name: str = "") -> list[Finding]:
         runner = look.thread(context.tid)
         if not waiting or runner is None or not is_blocked_off(runner, context.address):
             continue
-        if not polled_elsewhere(look, context.address, runner.tid):
+        if not goes_on(look, runner) and not may_run_elsewhere(look, context, runner):
             findings.append(_stranded(look, context, waiting, runner))
     told = {finding.thread.tid for finding in findings}
     if not name and look.main_loop:
-        findings += [_stuck(look, t) for t in look.threads if t.tid not in told and _is_stuck(t)]
+        findings += [
+            _stuck(look, thread)
+            for thread in look.threads
+            if thread.tid not in told and _is_stuck(thread) and not goes_on(look, thread)
+        ]
     return findings
 
 
 def confirm(before: Look, now: Look, name: str = "") -> list[Finding]:
     """The findings of the second look that the first one shows too: same thread, same frames,
-    the same bottom halves still pending."""
+    the same bottom halves still pending. Looks at a stopped process confirm nothing."""
+    if before.stopped or now.stopped:
+        return []
     earlier = {(f.kind, f.thread.tid, f.context.address): f for f in explain(before, name)}
     seconds = (now.time_ns - before.time_ns) / 1e9
     found = []
     for finding in explain(now, name):
         first = earlier.get((finding.kind, finding.thread.tid, finding.context.address))
-        if first is None or not same_wait(first.thread, finding.thread):
+        if first is None or not same_chain(before, now, finding.thread):
             continue
         still = {(h.address, h.cb, h.opaque) for h in first.bottom_halves}
         halves = [h for h in finding.bottom_halves if (h.address, h.cb, h.opaque) in still]
@@ -119,6 +125,35 @@ def same_wait(one: Thread, other: Thread) -> bool:
     return bool(one.frames) and same_place and (unmoved or bool(one.polls))
 
 
+def same_chain(before: Look, now: Look, thread: Thread) -> bool:
+    """Whether a thread sat in one wait, and so did all those that it waits for: behind
+    somebody who moves it is starved, not stuck."""
+    earlier = before.thread(thread.tid)
+    if earlier is None or not same_wait(earlier, thread):
+        return False
+    return behind(before, earlier) == behind(now, thread)
+
+
+def behind(look: Look, thread: Thread) -> list[tuple[int, int]]:
+    """The threads that one waits for, and those that these wait for: tid and processor time."""
+    found: dict[int, int] = {}
+    todo = [thread]
+    while todo:
+        for other, _why in waited_for(look, todo.pop()):
+            if other.tid not in found and other.tid != thread.tid:
+                found[other.tid] = other.cpu_ns
+                todo.append(other)
+    return sorted(found.items())
+
+
+def goes_on(look: Look, thread: Thread) -> bool:
+    """Whether a thread waits for the BQL while it is free or its holder runs: it takes turns."""
+    if not BIG_LOCK.intersection(thread.functions):
+        return False
+    holder = look.thread(look.bql_holder or 0)
+    return holder is None or holder.tid == thread.tid or not holder.blocked_in
+
+
 def is_blocked_off(thread: Thread, ctx: int) -> bool:
     """Whether a thread sleeps where it cannot run a context's bottom halves.
 
@@ -131,12 +166,16 @@ def is_blocked_off(thread: Thread, ctx: int) -> bool:
     return not _in_main_loop(thread)
 
 
-def polled_elsewhere(look: Look, ctx: int, besides: int) -> bool:
-    """Whether another thread polls a context just now, and so will run what is pending there."""
-    return any(
-        thread.tid != besides and thread.polls and thread.polls[0].ctx in (ctx, 0)
-        for thread in look.threads
-    )
+def may_run_elsewhere(look: Look, context: Context, runner: Thread) -> bool:
+    """Whether another thread polls a context just now, and so runs what is pending there.
+
+    Whoever holds the BQL may poll the main one at any time, as long as it runs.
+    """
+    others = [thread for thread in look.threads if thread.tid != runner.tid]
+    if any(thread.polls and thread.polls[0].ctx in (context.address, 0) for thread in others):
+        return True
+    holders = [thread for thread in others if thread.tid == look.bql_holder]
+    return context.name == "main" and any(not holder.blocked_in for holder in holders)
 
 
 def _in_main_loop(thread: Thread) -> bool:

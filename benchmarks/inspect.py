@@ -1,0 +1,150 @@
+"""Looking at a live QEMU: what its guest loses, and what gdb costs it for the same answer."""
+
+from __future__ import annotations
+
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from benchmarks.pairs import Row, interval, qemus, ratios
+from benchmarks.watching import flash_writes
+from qtrace.lab.guest import Guest
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
+from qtrace.target.process import Process
+
+WATCH = ("--watch", "100ms")
+SWEEPS = 300
+STARTS = 5
+STOPS = 5
+THREADS = 10
+GDB = ("gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off")
+PRINT = ("-ex", "thread apply all bt 20", "-ex", "detach")
+
+
+def run(pairs: int) -> list[Row]:
+    """The guest's work while it is watched, the cost of a look, and the pauses that gdb makes."""
+    rows = []
+    for version, qemu in qemus():
+        for accel in ("tcg", "kvm"):
+            with Guest(qemu, accel) as guest:
+                rows.append(_watched(f"{version} {accel}", guest.pid, pairs))
+        iothreads = [part for n in range(THREADS - 4) for part in ("-object", f"iothread,id=i{n}")]
+        with Guest(qemu, "tcg", extra_args=iothreads) as guest:
+            rows += [_sweep(version, guest.pid), _cold(version, guest.pid)]
+        for accel in ("tcg", "kvm"):
+            with Guest(qemu, accel) as guest:
+                rows.append(_pauses(f"{version} {accel}", guest))
+    return rows
+
+
+def _watched(name: str, pid: int, pairs: int) -> Row:
+    rate, generator = flash_writes(pid), random.Random(2111)
+    same: list[float] = []
+    ours: list[float] = []
+    with _watcher(pid) as watch:
+
+        def watched() -> float:
+            watch.send_signal(signal.SIGCONT)
+            try:
+                return rate()
+            finally:
+                watch.send_signal(signal.SIGSTOP)
+
+        for _ in range(pairs):
+            same += ratios(1, rate, rate, generator)
+            ours += ratios(1, watched, rate, generator)
+    low, high = interval(same, generator)
+    return (
+        f"{name}: pflash polls/s, inspect {' '.join(WATCH)}",
+        f"{pairs} pairs",
+        f"{statistics.median(ours):.3f}",
+        f"A/A {statistics.median(same):.3f} [{low:.3f}, {high:.3f}]",
+        "inside the A/A interval, or 0.98",
+    )
+
+
+@contextmanager
+def _watcher(pid: int) -> Iterator[subprocess.Popen[str]]:
+    """An ``inspect --watch`` that has started, and is held until it is let go."""
+    watch = subprocess.Popen([*_command(pid), *WATCH], text=True, stdout=subprocess.PIPE, bufsize=1)
+    assert watch.stdout is not None
+    watch.stdout.readline()
+    watch.send_signal(signal.SIGSTOP)
+    reader = threading.Thread(target=watch.stdout.read)
+    reader.start()
+    try:
+        yield watch
+    finally:
+        watch.kill()
+        watch.wait()
+        reader.join()
+
+
+def _sweep(version: str, pid: int) -> Row:
+    looker = Looker(LiveSource(Process(pid)))
+    threads = len(looker.look().threads)
+    took = []
+    for _ in range(SWEEPS):
+        began = time.perf_counter()
+        looker.look()
+        took.append(time.perf_counter() - began)
+    return (
+        f"{version}: warm look at {threads} threads and all contexts",
+        f"{statistics.median(took) * 1e3:.2f} ms (median of {SWEEPS})",
+        "-", "-", "at most 5 ms",
+    )  # fmt: skip
+
+
+def _cold(version: str, pid: int) -> Row:
+    took = [_time(_command(pid)) for _ in range(STARTS + 1)][1:]
+    symbols = len(Process(pid).binary.symbols)
+    return (
+        f"{version}: qtrace inspect from start to end, {symbols} symbols",
+        f"{statistics.median(took):.2f} s (median of {STARTS})",
+        "-", "-", "at most 1.5 s",
+    )  # fmt: skip
+
+
+def _pauses(name: str, guest: Guest) -> Row:
+    ours = statistics.median(_longest_pause(guest, _command(guest.pid)) for _ in range(STOPS))
+    gdb = [*GDB, "-p", str(guest.pid), *PRINT]
+    theirs = statistics.median(_longest_pause(guest, gdb) for _ in range(STOPS))
+    idle = statistics.median(_longest_pause(guest, ["sleep", "0.5"]) for _ in range(STOPS))
+    return (
+        f"{name}: longest pause of the guest during one look",
+        f"{ours:.0f} ms (median of {STOPS})",
+        "-",
+        f"gdb attach and print: {theirs:.0f} ms; nothing: {idle:.0f} ms",
+        "that of nothing",
+    )
+
+
+def _longest_pause(guest: Guest, command: Sequence[str]) -> float:
+    """The longest time without a device write of the guest while a command runs, in ms."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    longest, last, since = 0.0, guest.flash_writes(), time.monotonic()
+    while process.poll() is None:
+        now, written = time.monotonic(), guest.flash_writes()
+        if written != last:
+            longest, last, since = max(longest, now - since), written, now
+        time.sleep(0.0005)
+    return max(longest, time.monotonic() - since) * 1e3
+
+
+def _command(pid: int) -> list[str]:
+    return [sys.executable, "-m", "qtrace", "inspect", "--pid", str(pid)]
+
+
+def _time(command: Sequence[str]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    return time.monotonic() - began

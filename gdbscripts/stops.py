@@ -1,0 +1,183 @@
+"""What qtrace's own gdb does at the places where it stops QEMU. Started by ``qtrace.gdb.session``.
+
+MI only attaches, starts this and detaches. All that happens in between is decided here, inside
+gdb, and told to qtrace by messages on a socket; QEMU waits for gdb, never for qtrace.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import gdb
+
+from qtrace.target.memory import ProcessMemory
+
+WORD = 0xFFFFFFFFFFFFFFFF
+LARGEST_CONFIG = 1 << 20
+PAGE = 4096
+
+
+class Channel:
+    """Messages to qtrace: a line of JSON, then bytes. Never waits: what finds no room is lost."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads(self._socket.recv(LARGEST_CONFIG))
+        return config
+
+    def send(self, message: dict[str, Any], raw: bytes = b"") -> bool:
+        """Whether there was room for it."""
+        try:
+            self._socket.send(json.dumps(message).encode() + b"\n" + raw, socket.MSG_DONTWAIT)
+        except OSError:
+            # Full, or qtrace is gone: then this gdb will soon be told to end.
+            return False
+        return True
+
+
+class Target:
+    """The process that gdb is attached to: read beside gdb, without stopping anything."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.memory = ProcessMemory(pid)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Behind gdb's back."""
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as file:
+            file.seek(address)
+            file.write(data)
+
+    def thread_name(self, tid: int) -> str:
+        try:
+            with open(f"/proc/{self.pid}/task/{tid}/comm", "rb") as file:
+                return file.read().rstrip(b"\n").decode("utf-8", "surrogateescape")
+        except OSError:
+            return ""
+
+
+class Stop(gdb.Breakpoint):
+    """A place where a thread is stopped for as long as ``reached`` takes.
+
+    The others run on meanwhile; stepping over the place then stops them all for an instant.
+    """
+
+    def __init__(self, address: int) -> None:
+        super().__init__(f"*{address:#x}", internal=True)
+        self.silent = True
+        self.address = address
+
+    def stop(self) -> bool:
+        """gdb calls this; True keeps everything stopped."""
+        try:
+            return self.reached(gdb.selected_thread().ptid[1])
+        except Exception as error:
+            # gdb would keep everything stopped. The target may also have died under our hands.
+            plan.channel.send({"kind": "error", "text": f"{type(error).__name__}: {error}"})
+            return False
+
+    def reached(self, tid: int) -> bool:
+        raise NotImplementedError
+
+
+def registers(names: Iterable[str]) -> dict[str, int]:
+    """Those of the stopped thread."""
+    frame = gdb.newest_frame()
+    return {name: int(frame.read_register(name)) & WORD for name in names}
+
+
+class Plan:
+    """What one gdb of ours is there for. Subclasses set their stops in ``arm``."""
+
+    def __init__(self, channel: Channel, config: dict[str, Any]) -> None:
+        self.channel = channel
+        self.config = config
+        self.target = Target(config["pid"])
+        self.armed = self.ending = False
+        self.stops: list[Stop] = []
+
+    def arm(self) -> None:
+        """Called once, while everything is stopped."""
+        raise NotImplementedError
+
+    def capture(self, tid: int) -> tuple[dict[str, Any], bytes]:
+        """The stopped thread: facts about it, and bytes of its stack (``qtrace.gdb.capture``)."""
+        config, read = self.config["capture"], self.target.memory.read
+        facts = {"time_ns": now_ns(), "tid": tid, "thread": self.target.thread_name(tid)}
+        values = registers(config["registers"])
+        size = config["candidate_bytes"]
+        raw = b"".join(read(values[name], size).ljust(size, b"\0") for name in config["candidates"])
+        # To the end of the page, then page by page until there is none.
+        address = values["rsp"]
+        for _ in range(config["stack_pages"]):
+            wanted = PAGE - address % PAGE
+            part = read(address, wanted)
+            raw += part
+            if len(part) < wanted:
+                break
+            address += wanted
+        return {**facts, "registers": list(values.values())}, raw
+
+    def stopped(self, event: gdb.StopEvent) -> None:
+        """Everything has stopped, and it was not qtrace that wanted it."""
+        signalled = getattr(event, "stop_signal", "")
+        if signalled == "SIGURG":
+            gdb.post_event(go_on)
+        else:
+            self.channel.send({"kind": "stopped", "signal": signalled})
+
+
+plan: Plan
+
+
+def prepare(fd: int, kinds: dict[str, type[Plan]]) -> None:
+    """Take qtrace's orders; gdb is not attached yet."""
+    global plan
+    channel = Channel(fd)
+    config = channel.config()
+    plan = kinds[config["kind"]](channel, config)
+    gdb.events.stop.connect(_on_stop)
+
+
+def arm() -> None:
+    """Set every stop; everything is stopped."""
+    plan.arm()
+    plan.armed = True
+
+
+def go_on() -> None:
+    """Let everything run. To be posted from ``stopped``: from a stop it could come too early."""
+    if not plan.ending:
+        gdb.execute("continue &", to_string=True)
+
+
+def begin_end() -> None:
+    """From now on nothing is decided here any more. Says whether the target is running."""
+    plan.ending = True
+    threads = gdb.selected_inferior().threads()
+    running = any(thread.is_running() for thread in threads)
+    plan.channel.send({"kind": "ending", "running": running, "threads": len(threads)})
+
+
+def disarm() -> None:
+    """Take every stop away; everything is stopped."""
+    for stop in plan.stops:
+        if stop.is_valid():
+            stop.delete()
+    plan.stops.clear()
+
+
+def _on_stop(event: gdb.StopEvent) -> None:
+    if plan.armed and not plan.ending:
+        plan.stopped(event)
+
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC, as the recorders use it."""
+    return time.monotonic_ns()

@@ -1,0 +1,1 @@
+"""What changes a target on purpose, for a while, and says so: steer, reroute, strand."""

@@ -1,0 +1,79 @@
+"""What all experiments share: in force as long as the context lasts, and undone afterwards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from qtrace.experiment.subject import Subject
+from qtrace.gdb.session import Ending, GdbSession, Message
+
+T = TypeVar("T")
+
+
+class Experiment(ABC, Generic[T]):
+    """A gdb on the subject, and what it tells.
+
+    Nothing of the target is touched before the context is entered; afterwards it is as before.
+
+    Attributes:
+        seen: what it has told so far.
+        ending: the pauses and, after the context, what was not as before.
+        target_gone: the target has ended.
+    """
+
+    def __init__(self, subject: Subject, script: str, config: dict[str, Any]) -> None:
+        """``script`` and ``config`` are those of ``GdbSession``."""
+        self.subject = subject
+        self._script, self._config = script, config
+        self.seen: list[T] = []
+
+    def __enter__(self) -> Self:
+        """Raises RecorderUnavailable, RecorderFailed, TargetError: see ``GdbSession``."""
+        self._session = GdbSession(self.subject.process, self._script, self._config)
+        self._session.attach()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._take(self._session.close())
+
+    @property
+    def ending(self) -> Ending:
+        return self._session.ending
+
+    @property
+    def target_gone(self) -> bool:
+        return self._session.target_gone
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether all that was asked for has happened."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether going on would bring no more than trouble for the guest."""
+        return False
+
+    def poll(self, timeout_s: float) -> list[T]:
+        """What is new, waiting for something at most so long.
+
+        Raises:
+            RecorderFailed: gdb has died, or somebody has stopped the target.
+        """
+        return self._take(self._session.receive(timeout_s))
+
+    @abstractmethod
+    def _read(self, message: Message) -> T | None:
+        """What a message tells, None for one that tells nothing of the experiment."""
+
+    def _take(self, messages: list[Message]) -> list[T]:
+        told = [one for message in messages if (one := self._read(message)) is not None]
+        self.seen += told
+        return told

@@ -1,0 +1,68 @@
+"""Schedule a bottom half into another AioContext: the fix of QEMU issue 2111 without a rebuild."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qtrace.errors import TargetError
+from qtrace.experiment.experiment import Experiment
+from qtrace.experiment.places import context_chosen
+from qtrace.experiment.subject import Subject, Thread
+from qtrace.gdb.session import Message
+
+To = Literal["iohandler", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    """One schedule that went elsewhere; ``came_from`` is empty for a context without a name."""
+
+    time_ns: int
+    thread: Thread
+    came_from: str
+
+
+class Rerouting(Experiment[Reroute]):
+    """Sends a bottom half elsewhere. What has been rerouted stays where it then is."""
+
+    def __init__(self, subject: Subject, to: To, count: int = 0) -> None:
+        """Find all places.
+
+        Args:
+            count: after so many it changes nothing any more; 0 for no end.
+
+        Raises:
+            TargetError: this QEMU has no such context (yet).
+            ScanFailed: the code does not show where the context is chosen.
+        """
+        ctx = subject.contexts.find(to)
+        if not ctx:
+            raise TargetError(
+                f"process {subject.process.pid} has no AioContext '{to}'",
+                "QEMU makes it for its first monitor or character device",
+            )
+        schedules = [a + subject.bias for a in context_chosen(subject.module, subject.half)]
+        config = {
+            "kind": "reroute",
+            "stops": schedules,
+            "schedules": schedules,
+            "to": ctx,
+            "count": count,
+        }
+        super().__init__(subject, "reroute", config)
+        self._count = count
+
+    @property
+    def done(self) -> bool:
+        return 0 < self._count <= len(self.seen)
+
+    def _read(self, message: Message) -> Reroute | None:
+        facts = message.facts
+        if facts["kind"] != "reroute":
+            return None
+        return Reroute(
+            time_ns=facts["time_ns"],
+            thread=self.subject.thread(facts["tid"], facts["thread"]),
+            came_from=self.subject.contexts.name(facts["ctx"]),
+        )

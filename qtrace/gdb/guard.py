@@ -1,0 +1,79 @@
+"""Our end of the watchdog (``qtrace.gdb.watchdog``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from qtrace.errors import RecorderUnavailable
+from qtrace.target.process import Process
+
+PROGRAM = Path(__file__).with_name("watchdog.py")
+LIMIT_S = 5.0
+
+
+class Guard:
+    """A watchdog over one gdb and its target."""
+
+    def __init__(self, process: Process, target: int, gdb: int, code: Mapping[int, bytes]) -> None:
+        """Start it and wait until it watches.
+
+        Args:
+            target, gdb: pidfds.
+            code: the original byte at each run-time address that gdb will set.
+
+        Raises:
+            RecorderUnavailable: this kernel does not let code be written through /proc.
+        """
+        memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        fds = (target, gdb, memory)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(PROGRAM), str(process.pid), *map(str, fds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=fds,
+                start_new_session=True,
+                cwd="/",
+                bufsize=0,
+            )
+        finally:
+            os.close(memory)
+        self._write(json.dumps({"code": {str(a): b.hex() for a, b in code.items()}}) + "\n")
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"ready\n":
+            self._process.wait()
+            raise RecorderUnavailable(
+                f"the code of process {process.pid} cannot be written through /proc/PID/mem",
+                "boot with proc_mem.force_override=always, or record by eBPF",
+            )
+
+    def stopped_by_user(self) -> None:
+        """Whoever stopped the target wants it stopped: no SIGCONT."""
+        self._write("u")
+
+    def disarm(self) -> None:
+        """gdb has detached: nothing is left to do."""
+        self._write("d")
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for its end, gdb having ended: what it put back, empty for nothing."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            said, _ = self._process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return {}
+        return dict(json.loads(said)) if said else {}
+
+    def _write(self, text: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(text.encode())

@@ -1,0 +1,329 @@
+"""One gdb on one target: attached, armed, ended in good order, and checked afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import qtrace
+from qtrace.errors import RecorderFailed
+from qtrace.gdb.checks import (
+    check_usable,
+    gdb_unusable,
+    has_ended,
+    original_code,
+    ptrace_refused,
+)
+from qtrace.gdb.guard import Guard
+from qtrace.gdb.mi import GdbGone, Mi, MiError
+from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind
+from qtrace.target.process import Process
+
+START_S, STEP_S = 20.0, 5.0
+REMEDY = "what was recorded is kept; see what ended gdb (memory?), or use eBPF"
+LARGEST_MESSAGE = 1 << 17
+BUFFER = 16 << 20
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h; not in Python's socket module
+
+# Stops the target for gdb and means nothing to QEMU, should gdb be gone before it is taken:
+# gdb's own `interrupt` sends a SIGINT, which would then shut the guest down.
+STOP_SIGNAL = signal.SIGURG
+
+# Without symbols and shared libraries gdb attaches in 10 ms instead of 500. Nor does it set a
+# breakpoint of its own in the dynamic linker, or step through a scratch place in the target's
+# code, which is what `osabi none` is for. All addresses are ours.
+SETTINGS = (
+    "set debuginfod enabled off",
+    "set auto-load off",
+    "set auto-solib-add off",
+    "set exec-file-mismatch off",
+    "set osabi none",
+    "set pagination off",
+    "set confirm off",
+    "set history save off",
+    "set mi-async on",
+)
+# QEMU's signals are QEMU's: KVM kicks its vCPUs by SIGUSR1, and gdb would stop at each.
+HANDLE = (
+    "handle all nostop noprint pass",
+    "handle SIGINT nostop noprint pass",
+    f"handle {STOP_SIGNAL.name} stop print nopass",
+    "handle SIGSTOP stop print pass",
+)
+
+
+@dataclass
+class Ending:
+    """How a session ended.
+
+    Attributes:
+        paused_ms: how long the guest stood still, by phase: ``attach``, ``end``.
+        problems: what was not as before, in words; empty when all was.
+    """
+
+    paused_ms: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What the script inside gdb tells: ``facts["kind"]`` and more, and raw bytes."""
+
+    facts: dict[str, Any]
+    raw: bytes
+
+
+class GdbSession:
+    """gdb, attached to a running QEMU, with a script of ours (qtrace/gdbscripts) inside.
+
+    Make it in the thread that will live longest: gdb ends with it.
+
+    Attributes:
+        ending: the pauses so far; the rest is known after ``close``.
+        target_gone: the target has ended.
+        stopped_by_user: somebody has sent it SIGSTOP; ``close`` leaves it stopped.
+    """
+
+    def __init__(self, process: Process, script: str, config: Mapping[str, Any]) -> None:
+        """Start gdb and the watchdog. The target is not touched yet.
+
+        Args:
+            script: the module of qtrace.gdbscripts that has ``KINDS``.
+            config: its orders; all need ``kind``, and ``stops``: the run-time addresses that
+                it will set.
+
+        Raises:
+            TargetError: it is being traced, or stopped, or has a probe at one of the stops.
+            RecorderUnavailable: no gdb, or one that cannot do this here.
+        """
+        check_usable(process)
+        self._process = process
+        self._own = frozenset(config["stops"])
+        original = original_code(process, self._own)
+        self._before = changed_code(process)
+        self.ending = Ending()
+        self._errors: list[str] = []
+        self._failure: RecorderFailed | None = None
+        self.target_gone = self.stopped_by_user = False
+        self._attached = self._closed = self._finished = False
+        with ExitStack() as stack:
+            self._target = os.pidfd_open(process.pid)
+            stack.callback(os.close, self._target)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="qtrace-gdb-")))
+            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.callback(self._channel.close)
+            with theirs:
+                _widen(theirs)
+                stand_in = folder / "none"
+                stand_in.write_bytes(_empty_executable())
+                arguments = [word for setting in SETTINGS for word in ("-iex", setting)]
+                self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(),))
+                stack.callback(self._mi.close)
+                self._guard = Guard(process, self._target, self._mi.pidfd, original)
+                stack.callback(self._finish)
+                try:
+                    self._prepare(theirs.fileno(), script, {**config, "pid": process.pid})
+                except (GdbGone, TimeoutError, MiError) as error:
+                    raise gdb_unusable(error) from error
+            self._cleanup = stack.pop_all()
+
+    def _prepare(self, fd: int, script: str, config: dict[str, Any]) -> None:
+        self._mi.wait_ready(START_S)
+        self._channel.send(json.dumps(config).encode())
+        root = str(Path(qtrace.__file__).resolve().parents[1])
+        self._python(
+            f"import sys; sys.path.append({root!r}); "
+            f"from qtrace.gdbscripts import stops, {script}; "
+            f"stops.prepare({fd}, {script}.KINDS)"
+        )
+
+    def attach(self) -> None:
+        """Attach, arm and let the target run on. Whatever it raises, all is put back before.
+
+        Raises:
+            RecorderUnavailable: ptrace is refused.
+            TargetError: the target has ended, or somebody else traces it meanwhile.
+            RecorderFailed: gdb does not do as told.
+        """
+        began = time.monotonic()
+        try:
+            self._mi.command(f"-target-attach {self._process.pid}", START_S)
+            self._attached = True
+            self._mi.wait(lambda r: r["message"] == "stopped", START_S)
+            for command in HANDLE:
+                self._mi.console(command, STEP_S)
+            self._python("stops.arm()")
+            self._mi.command("-exec-continue", STEP_S)
+        except (GdbGone, TimeoutError, MiError) as error:
+            refused = isinstance(error, MiError) and not self._attached
+            self.close()
+            if self.target_gone:
+                raise has_ended(self._process) from error
+            if refused:
+                raise ptrace_refused(self._process, str(error)) from error
+            what = str(error) or type(error).__name__
+            raise RecorderFailed(f"gdb does not attach: {what}", REMEDY) from error
+        except BaseException:
+            self.close()
+            raise
+        self.ending.paused_ms["attach"] = (time.monotonic() - began) * 1000
+
+    def receive(self, timeout_s: float) -> list[Message]:
+        """What the script has sent, waiting for a first message at most so long.
+
+        Raises:
+            RecorderFailed: gdb has died, and the watchdog has put the target back; or somebody
+                has stopped the target. What was sent before comes first.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            return []
+        fds: list[Any] = [self._channel, self._mi, self._mi.pidfd, self._target]
+        ready = select.select(fds, [], [], max(timeout_s, 0))[0]
+        messages = self._messages()
+        if self._target in ready:
+            self.target_gone = True
+        elif self._mi.pidfd in ready or not self._heard(self._mi in ready):
+            messages += self.close()
+            state = "; ".join(self.ending.problems) or "nothing was left to put back"
+            self._failure = RecorderFailed(f"gdb has died ({state})", REMEDY)
+        elif self.stopped_by_user:
+            # Going on would let it run again.
+            messages += self.close()
+            pid = self._process.pid
+            self._failure = RecorderFailed(
+                f"process {pid} was stopped by SIGSTOP; gdb has left it so",
+                f"kill -CONT {pid} lets it run on",
+            )
+        if self._failure is not None and not messages:
+            raise self._failure
+        return messages
+
+    def _heard(self, speaks: bool) -> bool:
+        """Read what gdb itself says, so that it need not wait; False when it has ended."""
+        try:
+            if speaks:
+                self._mi.read()
+        except GdbGone:
+            return False
+        return True
+
+    def close(self) -> list[Message]:
+        """Detach, end gdb, check the target. Returns the last messages.
+
+        ``ending`` tells how it went; calling it again does nothing.
+        """
+        if self._closed:
+            return []
+        self._closed = True
+        messages: list[Message] = []
+        try:
+            if self._attached and not self._look_gone():
+                self._detach(messages)
+                self._guard.disarm()
+            self._mi.quit(STEP_S)
+        except (GdbGone, TimeoutError, MiError):
+            pass  # Out of step with gdb: it will be made to detach by itself.
+        self._finish()
+        messages += self._messages()
+        if not self._look_gone():
+            # What fails inside gdb because the target dies is no news.
+            self.ending.problems += [f"inside gdb: {text}" for text in self._errors]
+            self._check()
+        self._cleanup.close()
+        return messages
+
+    def _detach(self, messages: list[Message]) -> None:
+        self._python("stops.begin_end()")
+        messages += self._messages()
+        (said,) = (m.facts for m in messages if m.facts["kind"] == "ending")
+        began = time.monotonic()
+        if said["threads"]:
+            if said["running"]:
+                signal.pidfd_send_signal(self._target, STOP_SIGNAL)
+                self._mi.wait(lambda r: r["message"] == "stopped", STEP_S)
+            self._python("stops.disarm()")
+            self._mi.command("-target-detach", STEP_S)
+        self.ending.paused_ms["end"] = (time.monotonic() - began) * 1000
+
+    def _finish(self) -> None:
+        """End whatever is left of gdb; then the watchdog does what is left to do."""
+        if self._finished:
+            return
+        self._finished = True
+        if self._mi.alive and not self._mi.hang_up(STEP_S):
+            self._mi.kill()
+        acted = self._guard.finish()
+        if acted.get("restored"):
+            count = len(acted["restored"])
+            self.ending.problems.append(f"gdb left {count} breakpoints: they were taken out")
+        if acted.get("continued"):
+            self.ending.problems.append("gdb left the process stopped: it was continued")
+
+    def _check(self) -> None:
+        """Look at the target when all is over; threads need a moment to be seen running."""
+        pid, deadline = self._process.pid, time.monotonic() + STEP_S
+        while not self.stopped_by_user and is_traced_or_stopped(pid):
+            if time.monotonic() > deadline:
+                self.ending.problems.append(f"the process is stopped: kill -CONT {pid}")
+                break
+            time.sleep(0.005)
+        changed = left_behind(self._process, self._before, self._own)
+        if changed:
+            where = ", ".join(f"{address:#x}" for address in changed)
+            self.ending.problems.append(f"its code differs from the file at {where}")
+
+    def _python(self, code: str) -> None:
+        self._mi.console(f"python {code}", STEP_S)
+
+    def _messages(self) -> list[Message]:
+        messages = []
+        while True:
+            try:
+                data = self._channel.recv(LARGEST_MESSAGE, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionResetError):
+                break
+            if not data:
+                break
+            facts, _, raw = data.partition(b"\n")
+            message = Message(json.loads(facts), raw)
+            if message.facts.get("signal") == "SIGSTOP":
+                self.stopped_by_user = True
+                self._guard.stopped_by_user()
+            if message.facts["kind"] == "error":
+                self._errors.append(message.facts["text"])
+            messages.append(message)
+        return messages
+
+    def _look_gone(self) -> bool:
+        self.target_gone |= bool(select.select([self._target], [], [], 0)[0])
+        return self.target_gone
+
+
+def _widen(end: socket.socket) -> None:
+    """Room for some hundred messages, where we may."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+
+
+def _empty_executable() -> bytes:
+    """An x86-64 ELF file with nothing in it: gdb reads an executable's symbols if it has none."""
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01" + bytes(9), 2, 62, 1, 0, 64, 0, 0, 64, 56, 1,
+        0, 0, 0,
+    )  # fmt: skip
+    return header + struct.pack("<IIQQQQQQ", 1, 4, 0, 0, 0, 120, 120, 4096)

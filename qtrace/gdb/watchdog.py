@@ -1,0 +1,145 @@
+"""Outlives qtrace and gdb, and puts a target back when gdb dies with breakpoints in it.
+
+A program of its own (standard library only, no part of qtrace is imported), started before gdb
+attaches:
+
+    watchdog.py TARGET_PID TARGET_PIDFD GDB_PIDFD MEMORY_FD
+
+Standard input: one line of JSON, ``{"code": {"ADDRESS": "HEX"}, ...}`` with the original
+byte at each address that gdb will set; then single letters, ``u`` when the user has stopped the
+target and ``d`` when gdb has detached in good order; end of file when qtrace has gone. Standard
+output: ``ready``, and one line of JSON when it had to act.
+
+A gdb that is killed leaves its breakpoints in the code, and the next thread to meet one is killed
+by SIGTRAP, QEMU with it. Stops that gdb had asked for and not collected leave the process in
+state T.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+BREAKPOINT = b"\xcc"
+# qtrace is gone: the kernel has sent gdb SIGHUP, which ends it within a second or two.
+PATIENCE_S = (10.0, 5.0)
+# How long stops that were under way may still take effect.
+SETTLED_S, LIMIT_S = 0.2, 3.0
+
+
+def main() -> None:
+    pid, target, gdb, memory = (int(argument) for argument in sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    code = {int(a): bytes.fromhex(b) for a, b in json.loads(read_line())["code"].items()}
+    if not may_write(memory, code):
+        say("refused")
+        return
+    say("ready")
+    stopped_by_user = wait_for_end(target, gdb)
+    if stopped_by_user is None:
+        return
+    # Nothing may come between: the next thread to arrive there dies.
+    restored = [hex(address) for address, byte in code.items() if restore(memory, address, byte)]
+    continued = False if stopped_by_user else continue_if_stopped(pid, target)
+    say(json.dumps({"restored": restored, "continued": continued}))
+
+
+def read_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1)
+        if not part:
+            sys.exit(1)
+        line += part
+    return line
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(1, text.encode() + b"\n")
+
+
+def may_write(memory: int, code: dict[int, bytes]) -> bool:
+    """Whether this kernel lets us write code, tried with the very byte that is there."""
+    try:
+        for address in list(code)[:1]:
+            os.pwrite(memory, os.pread(memory, 1, address), address)
+    except OSError:
+        return False
+    return True
+
+
+def wait_for_end(target: int, gdb: int) -> bool | None:
+    """Until gdb has died: whether the user has stopped the target. None when all is well."""
+    stopped_by_user = False
+    poll = select.poll()
+    for fd in (0, target, gdb):
+        poll.register(fd, select.POLLIN)
+    patience = None
+    means = [signal.SIGHUP, signal.SIGKILL]
+    while True:
+        left = None if patience is None else max(patience - time.monotonic(), 0) * 1000
+        ready = {fd for fd, _ in poll.poll(left)}
+        if target in ready:
+            return None
+        if gdb in ready:
+            # What qtrace has said before counts: it ends gdb after that.
+            said = os.read(0, 4096) if 0 in ready else b""
+            return None if b"d" in said else stopped_by_user or b"u" in said
+        if 0 in ready:
+            said = os.read(0, 4096)
+            if b"d" in said:
+                return None
+            stopped_by_user = stopped_by_user or b"u" in said
+            if not said:
+                poll.unregister(0)
+                patience = time.monotonic() + PATIENCE_S[0]
+        elif not ready:
+            signal.pidfd_send_signal(gdb, means.pop(0))
+            patience = time.monotonic() + PATIENCE_S[1] if means else None
+
+
+def restore(memory: int, address: int, original: bytes) -> bool:
+    """Write the original byte back where a breakpoint is left."""
+    try:
+        if os.pread(memory, 1, address) != BREAKPOINT or original == BREAKPOINT:
+            return False
+        return os.pwrite(memory, original, address) == 1
+    except OSError:
+        return False
+
+
+def continue_if_stopped(pid: int, target: int) -> bool:
+    """SIGCONT for as long as stops of the dead tracer take effect; whether any did."""
+    continued = False
+    began = quiet = time.monotonic()
+    while time.monotonic() - quiet < SETTLED_S and time.monotonic() - began < LIMIT_S:
+        if is_stopped(pid):
+            try:
+                signal.pidfd_send_signal(target, signal.SIGCONT)
+            except ProcessLookupError:
+                break
+            continued, quiet = True, time.monotonic()
+        time.sleep(0.005)
+    return continued
+
+
+def is_stopped(pid: int) -> bool:
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+                if file.read().rpartition(b")")[2].split()[0] == b"T":
+                    return True
+    except OSError:
+        pass
+    return False
+
+
+if __name__ == "__main__":
+    main()

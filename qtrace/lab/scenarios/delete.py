@@ -1,0 +1,21 @@
+"""The same bug in deleting a snapshot."""
+
+from __future__ import annotations
+
+from qtrace.lab.jobs import delete_nothing
+from qtrace.lab.saves import record_steered
+from qtrace.lab.scenario import Outcome, Scenario, Setup
+
+
+def run(setup: Setup) -> Outcome:
+    return record_steered(setup, "snapshot_delete_job_bh", "vcpu", delete_nothing)
+
+
+SCENARIO = Scenario(
+    name="delete",
+    explanation="snapshot-delete's bottom half on a vCPU thread (steered): the same bug",
+    expected="vcpu-poll",
+    rounds=5,
+    timeout_s=30.0,
+    run=run,
+)

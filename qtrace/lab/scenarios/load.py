@@ -1,0 +1,21 @@
+"""The same bug in loading a snapshot: the mail thread asks whether that needs the fix too."""
+
+from __future__ import annotations
+
+from qtrace.lab.jobs import load_nothing
+from qtrace.lab.saves import record_steered
+from qtrace.lab.scenario import Outcome, Scenario, Setup
+
+
+def run(setup: Setup) -> Outcome:
+    return record_steered(setup, "snapshot_load_job_bh", "vcpu", load_nothing)
+
+
+SCENARIO = Scenario(
+    name="load",
+    explanation="snapshot-load's bottom half on a vCPU thread (steered): the same bug",
+    expected="vcpu-poll",
+    rounds=5,
+    timeout_s=30.0,
+    run=run,
+)

@@ -1,0 +1,75 @@
+"""Breakpoints by gdb at the sites that eBPF would probe: the same hits, at another price.
+
+For hosts where eBPF is not to be had. The whole process stands still for some milliseconds
+when gdb attaches and detaches, and for less than one at each hit; the watched sites are rare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtrace.gdb.capture import CAPTURE, hit_of
+from qtrace.gdb.checks import check_usable
+from qtrace.gdb.session import GdbSession, Message
+from qtrace.target.hit import Hit
+from qtrace.target.process import Process
+from qtrace.target.watch import Site
+
+
+class GdbProbes:
+    """The armed breakpoints of one process; see ``qtrace.recorder.probes.Probes``."""
+
+    name = "gdb"
+
+    def __init__(self, process: Process) -> None:
+        """Raises RecorderUnavailable, TargetError: see ``check_usable``."""
+        check_usable(process)
+        self._process = process
+        self._session: GdbSession | None = None
+        self._lost: dict[int, int] = {}
+        self._hits: list[Hit] = []
+
+    def attach(self, sites: Sequence[Site]) -> None:
+        bias = self._process.binary.bias
+        stops = [site.vaddr + bias for site in sites]
+        self._session = GdbSession(
+            self._process,
+            "record",
+            {"kind": "record", "stops": stops, "capture": CAPTURE},
+        )
+        self._session.attach()
+
+    def poll(self, timeout_s: float) -> list[Hit]:
+        if self._session is None:
+            return []
+        self._take(self._session.receive(timeout_s))
+        return self._collected()
+
+    def drain(self) -> list[Hit]:
+        if self._session is not None:
+            self._take(self._session.receive(0))
+        return self._collected()
+
+    def lost(self) -> dict[int, int]:
+        return self._lost
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._take(self._session.close())
+
+    def pauses_ms(self) -> dict[str, float]:
+        return self._session.ending.paused_ms if self._session else {}
+
+    def problems(self) -> list[str]:
+        return self._session.ending.problems if self._session else []
+
+    def _collected(self) -> list[Hit]:
+        hits, self._hits = self._hits, []
+        return hits
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if "lost" in message.facts:
+                self._lost = {int(site): n for site, n in message.facts["lost"].items()}
+            if message.facts["kind"] == "hit":
+                self._hits.append(hit_of(message))

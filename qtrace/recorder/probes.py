@@ -1,0 +1,107 @@
+"""The sites of a recording, armed by eBPF or, where that cannot be, by gdb."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Literal, Protocol
+
+from qtrace.errors import RecorderUnavailable
+from qtrace.recorder.program import Program, load_ahead
+from qtrace.recorder.uprobes import Uprobes
+from qtrace.target.hit import Hit
+from qtrace.target.host import (
+    Check,
+    check_bpf_syscall,
+    check_capabilities,
+    check_lockdown,
+    check_ring_buffer,
+    check_uprobes,
+)
+from qtrace.target.process import Process
+from qtrace.target.watch import Site
+
+Backend = Literal["auto", "ebpf", "gdb"]
+
+
+class Probes(Protocol):
+    """The armed sites of one process. Everything ends with ``close``, or with qtrace.
+
+    Attributes:
+        name: ``ebpf`` or ``gdb``, as the trace names its recorder.
+    """
+
+    name: str
+
+    def attach(self, sites: Sequence[Site]) -> None:
+        """Arm them all. Raises QtraceError when one cannot be armed; then none is."""
+
+    def poll(self, timeout_s: float) -> list[Hit]:
+        """The hits of now, waiting for one at most so long. Raises RecorderFailed."""
+
+    def drain(self) -> list[Hit]:
+        """What is still to be had, without waiting, after ``close`` too."""
+
+    def lost(self) -> dict[int, int]:
+        """Hits of which only the number is known, by run-time address."""
+
+    def close(self) -> None:
+        """Disarm them all."""
+
+    def pauses_ms(self) -> dict[str, float]:
+        """How long the guest stood still for it, by phase; empty when it did not."""
+
+    def problems(self) -> list[str]:
+        """What ``close`` found not to be as it was before, in words."""
+
+
+def open_probes(
+    backend: Backend, process: Process, program: Future[Program] | None = None
+) -> tuple[Probes, str]:
+    """The recorder that was asked for; nothing is armed yet.
+
+    ``auto`` takes eBPF where it works and gdb elsewhere.
+
+    Returns:
+        The probes, and why it is gdb that ``auto`` has taken (else empty).
+
+    Raises:
+        RecorderUnavailable: it, or for ``auto`` neither, can be used here.
+    """
+    # Each drags in what the other need not have installed.
+    from qtrace.recorder.ebpf import EbpfProbes
+    from qtrace.recorder.gdbmi import GdbProbes
+
+    if backend == "gdb":
+        return GdbProbes(process), ""
+    try:
+        if backend == "auto":
+            _check_ebpf()
+        loaded = (program or load_ahead()).result()
+        offset_of = process.binary.elf.offset_of
+        uprobes = Uprobes(loaded.library, process.pid, process.exe, offset_of)
+        return EbpfProbes(uprobes, loaded), ""
+    except RecorderUnavailable as error:
+        if backend == "ebpf":
+            raise
+        try:
+            return GdbProbes(process), error.message
+        except RecorderUnavailable as also:
+            raise RecorderUnavailable(
+                f"neither eBPF ({error.message}) nor gdb ({also.message}) can be used here",
+                f"for eBPF: {error.remedy}; for gdb: {also.remedy}",
+            ) from error
+
+
+def _check_ebpf() -> None:
+    """What would else show only when the first probe is set."""
+    checks: list[Check] = [
+        *check_capabilities(),
+        check_lockdown(),
+        check_bpf_syscall(),
+        check_ring_buffer(),
+        check_uprobes(),
+    ]
+    for check in checks:
+        if not check.ok and "ebpf" in check.needed_for:
+            raise RecorderUnavailable(f"{check.name}: {check.detail}", check.remedy)

@@ -1,0 +1,51 @@
+"""Whether a guest is as it was: running at its own rate, its code untouched."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qtrace.gdb.state import changed_code, is_traced_or_stopped
+from qtrace.lab.guest import Guest
+from qtrace.target.process import Process
+
+WAIT_S = 20.0
+
+
+def until(condition: Callable[[], object], what: str = "it") -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in time"
+        time.sleep(0.002)
+
+
+def assert_runs_on(guest: Guest) -> None:
+    """Alive, neither stopped nor traced, its code the file's, its work going on."""
+    until(lambda: not is_traced_or_stopped(guest.pid), "being let go")
+    assert guest.alive
+    process = Process(guest.pid)
+    assert process.tracer() == 0
+    assert changed_code(process) == {}
+    if guest.firmware == "pflash":
+        before = guest.flash_writes()
+        until(lambda: guest.flash_writes() > before + 200, "the guest's work")
+    assert guest.qmp.command("query-status")["running"]
+
+
+def tracer_of(pid: int) -> int:
+    """Pid of the gdb that traces a process, once there is one."""
+    process = Process(pid)
+    until(process.tracer, "being traced")
+    return process.tracer()
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    import os
+
+    os.kill(pid, number)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,0 +1,441 @@
+"""``qtrace inspect`` on live, hung and dead QEMUs; it never stops one unless it is asked to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.target.aio.model import Look
+from qtrace.target.aio.why import confirm
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
+from qtrace.target.process import Process
+from tests.conftest import BACKPORTS, absent
+from tests.live.attached import is_running
+from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
+from tests.live.gdb_cases import Hung, everywhere
+from tests.live.gdb_session import core_of
+from tests.live.hung import JOB, guest_with_sleeping_job, hung_guest
+
+pytestmark = pytest.mark.qemu
+
+TIMEOUT_S = 60
+LEFT_BEHIND = "co_schedule_bh_cb"
+
+
+def inspect(*options: object) -> tuple[int, dict[str, Any], str]:
+    """Exit status, JSON and stderr."""
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "inspect", *map(str, options), "--format", "json"],
+        text=True, capture_output=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert "Traceback" not in run.stderr, run.stderr
+    return run.returncode, json.loads(run.stdout) if run.stdout else {}, run.stderr
+
+
+def in_words(*options: object) -> str:
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "inspect", *map(str, options)],
+        text=True, capture_output=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert "Traceback" not in run.stderr, run.stderr
+    return run.stdout
+
+
+def context(document: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [c for c in document["contexts"] if c["name"] == name]
+    return dict(found)
+
+
+def thread(document: dict[str, Any], tid: int) -> dict[str, Any]:
+    (found,) = [t for t in document["threads"] if t["tid"] == tid]
+    return dict(found)
+
+
+def functions(stack: list[str]) -> list[str]:
+    return [frame.split("+0x")[0] for frame in stack]
+
+
+def check_hung(document: dict[str, Any], pid: int) -> None:
+    """What both a live look and a core show of ``hung_guest``."""
+    finding = next(f for f in document["findings"] if f["verdict"] == "stranded")
+    assert finding["bottom_halves"] == [LEFT_BEHIND]
+    assert (finding["context"], finding["polls"]) == ("iohandler", "main")
+    sentence = finding["sentence"]
+    assert f"{LEFT_BEHIND} is stranded in `iohandler`" in sentence
+    assert f"the only thread that runs it, {pid} (main), waits in bdrv_drain" in sentence
+    assert sentence.endswith("polling `main`")
+    (half,) = [
+        h for h in context(document, "iohandler")["bottom_halves"] if LEFT_BEHIND in h["name"]
+    ]
+    assert half["flags"] == ["PENDING", "SCHEDULED"]
+    main = thread(document, pid)
+    assert main["blocked_in"] == "ppoll"
+    assert main["complete"]
+    assert [poll["context"] for poll in main["polls"]] == ["main"]
+    assert {"aio_poll", "qemu_cleanup", "_start"} <= set(functions(main["stack"]))
+    assert document["bql"] == {"known": True, "holder": pid}
+    (job,) = document["jobs"]
+    assert (job["id"], job["type"]) == (JOB, "backup")
+    assert functions(job["stack"])[0] == "qemu_coroutine_switch"
+    assert "job_yield" in functions(job["stack"])
+    # Without its thread's name a 7.2 does not tell an IOThread's id.
+    others = [c for c in document["contexts"] if c["name"].startswith("iothread:")]
+    assert len(others) == 2
+    assert pid not in [c["tid"] for c in others]
+    assert document["torn"] == []
+    assert document["missing"] == []
+
+
+@everywhere
+def test_a_hung_qemu_is_explained_in_one_sentence(
+    hung: Hung, qemu_binary: Path, accel: Accelerator
+) -> None:
+    pid = hung(qemu_binary, accel, "live").pid
+    status, document, _err = inspect("--pid", pid)
+    assert status == 1
+    assert document["verdict"] == "stranded"
+    check_hung(document, pid)
+    finding = document["findings"][0]
+    assert finding["looks"] == 2
+    assert "same waiting frames" in finding["proof"]
+    assert document["paused_ms"] is None
+    words = in_words("--pid", pid)
+    assert finding["sentence"] in words
+    assert f"BQL: held by {pid} (main)" in words
+
+
+@pytest.mark.gdb
+@everywhere
+def test_a_core_of_the_hung_qemu_shows_the_same(
+    hung: Hung, qemu_binary: Path, accel: Accelerator
+) -> None:
+    target = hung(qemu_binary, accel, "core")
+    core = target.arguments[1]
+    status, document, _err = inspect("--core", core)
+    # One look proves nothing by itself.
+    assert status == 4
+    check_hung(document, target.pid)
+    assert document["findings"][0]["looks"] == 1
+    assert document["findings"][0]["proof"] is None
+    assert inspect("--core", core, "--exe", qemu_binary)[0] == 4
+
+
+@everywhere
+def test_the_snapshot_job_left_behind_is_found_and_gone_when_it_ran(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    with guest_with_monitors(qemu_binary, accel) as guest, save_left_behind(guest) as release:
+        status, document, _err = inspect("--pid", guest.pid)
+        assert status == 1
+        finding = next(f for f in document["findings"] if SAVE in f["bottom_halves"])
+        assert finding["context"] == "main"
+        assert finding["polls"] is None
+        assert "qmp_chardev_open_file_source" in finding["waits_in"]
+        main = thread(document, guest.pid)
+        assert main["blocked_in"].startswith(("open", "syscall"))
+        release()
+        guest.qmp.wait_event("JOB_STATUS_CHANGE", lambda e: e["data"]["status"] == "concluded")
+        status, document, _err = inspect("--pid", guest.pid)
+        assert (status, document["verdict"]) == (0, "clear")
+
+
+@everywhere
+def test_a_job_that_sleeps_is_nothing_to_report(qemu_binary: Path, accel: Accelerator) -> None:
+    with guest_with_sleeping_job(qemu_binary, accel) as guest:
+        status, document, _err = inspect("--pid", guest.pid)
+        (iothread,) = guest.qmp.command("query-iothreads")
+        vcpus = [cpu["thread-id"] for cpu in guest.qmp.command("query-cpus-fast")]
+    assert (status, document["verdict"], document["findings"]) == (0, "clear", [])
+    assert context(document, "iothread:iot0")["tid"] == iothread["thread-id"]
+    assert thread(document, iothread["thread-id"])["role"] == "iothread"
+    assert [thread(document, tid)["role"] for tid in vcpus] == ["vcpu"]
+    assert {c["name"] for c in document["contexts"]} >= {"main", "iohandler", "iothread:iot0"}
+    handlers = context(document, "iohandler")["handlers"]
+    assert handlers
+    assert all(handler["fd"] >= 0 and not handler["deleted"] for handler in handlers)
+    assert document["jobs"][0]["stack"]
+
+
+@everywhere
+def test_threads_without_names_have_their_roles(qemu_binary: Path, accel: Accelerator) -> None:
+    arguments = ["-object", "iothread,id=iot0"]
+    with Guest(qemu_binary, accel, "idle", debug_threads=False, extra_args=arguments) as guest:
+        _status, document, _err = inspect("--pid", guest.pid)
+        (iothread,) = guest.qmp.command("query-iothreads")
+        (cpu,) = guest.qmp.command("query-cpus-fast")
+    assert thread(document, guest.pid)["role"] == "main"
+    assert thread(document, iothread["thread-id"])["role"] == "iothread"
+    if thread(document, cpu["thread-id"])["stack"]:
+        assert thread(document, cpu["thread-id"])["role"] == "vcpu"
+    tids = {c["tid"]: c["name"] for c in document["contexts"]}
+    assert tids[iothread["thread-id"]].startswith("iothread:")
+
+
+def look_at_busy(qemu: Path, accel: Accelerator, count: int) -> None:
+    """Every look at a busy guest must be true, and nothing may seem stuck."""
+    with Guest(qemu, accel) as guest:
+        looker = Looker(LiveSource(Process(guest.pid)))
+        before: Look | None = None
+        pending = 0
+        for _ in range(count):
+            look = looker.look()
+            contexts = {c.address for c in look.contexts}
+            assert [c.name for c in look.contexts[:2]] == ["main", "iohandler"]
+            for half in look.bottom_halves:
+                assert half.ctx in contexts
+                assert half.name.isidentifier(), half
+                pending += 1
+            for each in look.threads:
+                assert all(poll.ctx in (0, *contexts) for poll in each.polls)
+            if before is not None and look.time_ns - before.time_ns > 50_000_000:
+                assert confirm(before, look) == []
+                before = look
+            before = before or look
+        assert pending
+
+
+@everywhere
+def test_two_hundred_looks_at_a_busy_qemu_are_all_true(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    look_at_busy(qemu_binary, accel, 200)
+
+
+@pytest.mark.soak
+@everywhere
+def test_two_thousand_looks_at_a_busy_qemu_are_all_true(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    look_at_busy(qemu_binary, accel, 2000)
+
+
+def test_a_watch_prints_a_line_per_look_and_ends_with_its_finding() -> None:
+    with hung_guest(find_qemu(), "tcg") as guest:
+        run = subprocess.run(
+            [sys.executable, "-m", "qtrace", "inspect", "--pid", str(guest.pid), "--watch", "100ms",
+             "--duration", "2s", "--format", "json"],
+            text=True, capture_output=True, timeout=TIMEOUT_S,
+        )  # fmt: skip
+    looks = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 1
+    assert len(looks) >= 2
+    assert looks[0]["findings"] == []
+    assert looks[-1]["findings"][0]["verdict"] == "stranded"
+    assert all(look["schema_version"] == 1 for look in looks)
+
+
+def test_a_watch_ends_with_the_process() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qtrace", "inspect", "--pid", str(guest.pid), "--watch", "20ms"],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(guest.pid, signal.SIGKILL)
+        _out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    assert f"process {guest.pid} has ended" in err
+
+
+@pytest.mark.gdb
+@everywhere
+def test_a_bounded_stop_shows_running_threads_and_lets_them_go(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    with Guest(qemu_binary, accel) as guest:
+        status, document, _err = inspect("--pid", guest.pid, "--gdb")
+        assert status == 0
+        assert 0 < document["paused_ms"] < 5000
+        (cpu,) = guest.qmp.command("query-cpus-fast")
+        stack = functions(thread(document, cpu["thread-id"])["stack"])
+        assert "cpu_exec" in stack or "kvm_cpu_exec" in stack
+        assert Process(guest.pid).tracer() == 0
+        writes = guest.flash_writes()
+        deadline = time.monotonic() + 20
+        while guest.flash_writes() == writes:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+def test_a_stopped_process_is_shown_and_left_stopped() -> None:
+    with guest_with_sleeping_job(find_qemu(), "tcg") as guest:
+        os.kill(guest.pid, signal.SIGSTOP)
+        while state(guest.pid) != "T":
+            time.sleep(0.001)
+        status, document, _err = inspect("--pid", guest.pid)
+        assert state(guest.pid) == "T"
+        os.kill(guest.pid, signal.SIGCONT)
+        guest.qmp.command("query-status")
+    # Nothing moves in it, which proves nothing.
+    assert status in (0, 4)
+    assert document["stopped"]
+    assert all(finding["proof"] is None for finding in document["findings"])
+    main = thread(document, guest.pid)
+    assert "main_loop_wait" in functions(main["stack"])
+
+
+@pytest.mark.gdb
+def test_a_process_that_gdb_holds_is_shown_and_not_taken_away() -> None:
+    with hung_guest(find_qemu(), "tcg") as guest, ExitStack() as stack:
+        gdb = stack.enter_context(
+            subprocess.Popen(
+                ["gdb", "-nx", "-q", "-iex", "set debuginfod enabled off", "-p", str(guest.pid)],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+        stack.callback(gdb.kill)
+        while Process(guest.pid).tracer() != gdb.pid or state(guest.pid) != "t":
+            time.sleep(0.01)
+        status, document, _err = inspect("--pid", guest.pid)
+        assert status == 4
+        check_hung(document, guest.pid)
+        status, _document, err = inspect("--pid", guest.pid, "--gdb")
+        assert status == 3
+        assert f"already traced by process {gdb.pid}" in err
+        assert Process(guest.pid).tracer() == gdb.pid
+
+
+def test_nothing_of_the_guest_is_changed() -> None:
+    with guest_with_sleeping_job(find_qemu(), "tcg") as guest:
+        process = Process(guest.pid)
+        module = process.binary
+        code = module.elf.code[0]
+        before = process.memory.read(code.vaddr + module.bias, code.filesz)
+        assert inspect("--pid", guest.pid)[0] == 0
+        assert process.memory.read(code.vaddr + module.bias, code.filesz) == before
+        assert is_running(guest.pid)
+
+
+@pytest.mark.gdb
+def test_the_wrong_executable_for_a_core_is_refused() -> None:
+    if not BACKPORTS.exists():
+        absent("qemu", "it takes two QEMUs: make qemus")
+    with guest_with_sleeping_job(find_qemu(), "tcg") as guest, core_file(guest) as core:
+        status, _document, err = inspect("--core", core, "--exe", BACKPORTS)
+        assert status == 3
+        assert "is not a core of" in err
+        assert "build id" in err
+        status, _document, err = inspect("--core", core, "--exe", "/nonexistent")
+        assert status == 3
+        assert "--exe" in err
+        with core.open("r+b") as file:
+            file.truncate(core.stat().st_size // 2)
+        status, _document, err = inspect("--core", core)
+        assert status == 3
+        assert "truncated" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "too short"),
+        (b"no core at all" * 10, "no ELF file"),
+        (b"\x28\xb5\x2f\xfd" * 20, "zstd -d"),
+    ],
+    ids=["empty", "text", "compressed"],
+)
+def test_a_file_that_is_no_core_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "core"
+    file.write_bytes(content)
+    status, _document, err = inspect("--core", file)
+    assert status == 3
+    assert words in err
+
+
+def test_a_program_or_a_missing_file_is_no_core(tmp_path: Path) -> None:
+    assert "it is a program or a library" in inspect("--core", find_qemu())[2]
+    assert inspect("--core", tmp_path / "none")[0] == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--pid", "1", "--core", "x"),
+        ("--core", "x", "--watch", "1s"),
+        ("--pid", "1", "--exe", "x"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_belong_together(options: tuple[str, ...]) -> None:
+    assert inspect(*options)[0] == 2
+
+
+@pytest.mark.parametrize("pid", [0, 4_000_000])
+def test_no_such_process(pid: int) -> None:
+    status, _document, err = inspect("--pid", pid)
+    assert status == 3
+    assert "no process" in err
+
+
+def test_a_process_that_is_not_qemu() -> None:
+    status, _document, err = inspect("--pid", os.getpid())
+    assert status == 3
+    assert "is not a QEMU program" in err
+
+
+def test_a_32_bit_process_is_refused(tmp_path: Path) -> None:
+    source, program = tmp_path / "pause.S", tmp_path / "pause"
+    source.write_text(".globl _start\n_start: mov $29, %eax\nint $0x80\njmp _start\n")
+    build = ["gcc", "-m32", "-nostdlib", "-static", "-no-pie", str(source), "-o", str(program)]
+    if shutil.which("gcc") is None or subprocess.run(build).returncode:
+        pytest.skip("no compiler for 32-bit programs: apt install gcc")
+    process = subprocess.Popen([program])
+    try:
+        while os.readlink(f"/proc/{process.pid}/exe") != str(program):
+            time.sleep(0.001)
+        status, _document, err = inspect("--pid", process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert status == 3
+    assert "32-bit" in err
+    assert "x86-64" in err
+
+
+def test_a_core_of_another_machine_is_refused(tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    core.write_bytes(
+        struct.pack("<4sBBBB8xHHI", b"\x7fELF", 2, 1, 1, 0, 4, 183, 1).ljust(128, b"\0")
+    )
+    status, _document, err = inspect("--core", core)
+    assert status == 3
+    assert "another machine" in err
+
+
+def test_without_privilege_the_remedy_is_named() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        run = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+             sys.executable, "-m", "qtrace", "inspect", "--pid", str(guest.pid)],
+            text=True, capture_output=True, env=os.environ | {"HOME": "/tmp"},
+        )  # fmt: skip
+    assert run.returncode == 3
+    assert "root" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@contextmanager
+def core_file(guest: Guest) -> Iterator[Path]:
+    # Not tmp_path: pytest keeps that, and cores are large.
+    with tempfile.TemporaryDirectory(prefix="qtrace-core-") as folder:
+        yield Path(core_of(guest.pid, guest.qemu, Path(folder)).arguments[1])
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

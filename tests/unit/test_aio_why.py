@@ -1,0 +1,193 @@
+"""The finding in one sentence, for each hang of this family, and none for what goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qtrace.target.aio.model import BottomHalf, Context, Job, Look, Poll, Thread
+from qtrace.target.aio.why import confirm, explain
+
+MAIN_TID, VCPU_TID, OTHER_TID = 1234, 1235, 1236
+MAIN, IOHANDLER, OWN = (
+    Context(0x10, "main", MAIN_TID), Context(0x20, "iohandler", MAIN_TID),
+    Context(0x30, "iothread:io0", OTHER_TID),
+)  # fmt: skip
+START = ("qemu_main_loop+0x1", "qemu_default_main+0x5", "main+0x5", "__libc_start_main+0x8")
+LOOP = ("ppoll+0xa6", "qemu_poll_ns+0x6e", "main_loop_wait+0x15e", *START)
+SHUTDOWN = ("qemu_cleanup+0x1f", "qemu_default_main+0xd", "main+0x5", "_start+0x21")
+IN_JOB = ("ppoll+0xa6", "qemu-system-x86_64@0x1", "aio_poll+0x357",
+          "job_finish_sync_locked+0x80", "job_cancel_sync_all+0x40", *SHUTDOWN)  # fmt: skip
+PAUSING = ("__futex_abstimed_wait_common+0xc6", "pthread_cond_wait+0x1e8",
+           "qemu_cond_wait_impl+0x4b", "pause_all_vcpus+0xf0", "vm_shutdown+0x74",
+           *SHUTDOWN)  # fmt: skip
+IN_PFLASH = ("ppoll+0xa6", "aio_poll+0x357", "qemu-system-x86_64@0x2", "blk_pwrite+0xd0",
+             "memory_region_dispatch_write+0xe9", "cpu_exec+0x419")  # fmt: skip
+TAKING_BQL = ("__lll_lock_wait+0x2b", "pthread_mutex_lock+0x112", "qemu_mutex_lock_impl+0x43",
+              "bql_lock_impl+0x46", "main_loop_wait+0x176", *START)  # fmt: skip
+
+
+def main_thread(frames: tuple[str, ...], *polls: Poll, **changes: Any) -> Thread:
+    columns = {"blocked_in": "ppoll", "whole": True, "waits_at": (1, 2), "cpu_ns": 5} | changes
+    return Thread(MAIN_TID, "qemu-system-x86", "main", frames=frames, polls=polls, **columns)
+
+
+def vcpu(frames: tuple[str, ...] = IN_PFLASH, **changes: Any) -> Thread:
+    polls = (Poll(MAIN.address, 1),) if "aio_poll+0x357" in frames else ()
+    columns: dict[str, Any] = {"blocked_in": "ppoll", "cpu_ns": 6, **changes}
+    return Thread(VCPU_TID, "CPU 0/TCG", "vcpu", frames=frames, whole=True, polls=polls, **columns)
+
+
+RUNNING_VCPU = Thread(VCPU_TID, "CPU 0/TCG", "vcpu", "")
+
+
+def half(name: str, ctx: Context, opaque: int = 0x55, flags: int = 11) -> BottomHalf:
+    return BottomHalf(0x1000 + opaque, ctx.address, name, 0x9000, opaque, flags)
+
+
+SAVE = half("snapshot_save_job_bh", IOHANDLER)
+
+
+def look(*threads: Thread, halves: tuple[BottomHalf, ...] = (SAVE,), **changes: Any) -> Look:
+    columns: dict[str, Any] = {"time_ns": 1_000_000_000, "bql_holder": MAIN_TID, **changes}
+    return Look(contexts=(MAIN, IOHANDLER, OWN), bottom_halves=halves, threads=threads, **columns)
+
+
+def sentences(seen: Look) -> list[str]:
+    return [finding.sentence for finding in explain(seen)]
+
+
+STRANDED = look(main_thread(IN_JOB, Poll(MAIN.address, 2)))
+
+
+def test_the_strand_of_the_proposed_fix() -> None:
+    assert sentences(STRANDED) == [
+        "snapshot_save_job_bh is stranded in `iohandler`: the only thread that runs it, "
+        "1234 (main), waits in job_finish_sync_locked < job_cancel_sync_all < qemu_cleanup, "
+        "polling `main`"
+    ]
+    (finding,) = explain(STRANDED)
+    assert finding.kind == "stranded"
+    assert finding.proof == ""
+
+
+def test_a_circle_of_waiting_is_a_proof_by_itself() -> None:
+    job = Job(0x55, "save0", "snapshot-save", "running", 0x77)
+    (finding,) = explain(replace(STRANDED, jobs=(job,)))
+    assert "job 'save0', which it waits for, needs just this bottom half" in finding.sentence
+    assert finding.proof
+    several = (job, Job(0x66, "other", "backup", "running", 0x78))
+    assert explain(replace(STRANDED, jobs=several))[0].proof == ""
+
+
+def test_the_hang_of_quit_names_the_vcpu_that_main_waits_for() -> None:
+    seen = look(main_thread(PAUSING), vcpu(), bql_holder=VCPU_TID)
+    assert sentences(seen) == [
+        "snapshot_save_job_bh is stranded in `iohandler`: the only thread that runs it, "
+        "1234 (main), waits in pause_all_vcpus < vm_shutdown < qemu_cleanup, for vCPU thread "
+        "1235 (CPU 0/TCG), which waits in blk_pwrite < memory_region_dispatch_write < cpu_exec, "
+        "polling `main`, holding the BQL"
+    ]
+
+
+def test_without_anything_pending_a_nested_poll_is_told_as_a_stuck_main_loop() -> None:
+    (finding,) = explain(look(main_thread(IN_JOB, Poll(MAIN.address, 2)), halves=()))
+    assert finding.kind == "stuck"
+    assert finding.sentence.startswith("the main loop does not run: 1234 (main) waits in job_")
+
+
+def test_several_in_one_context_are_one_sentence() -> None:
+    halves = (
+        SAVE,
+        half("do_qmp_dispatch_bh", IOHANDLER, 1),
+        half("do_qmp_dispatch_bh", IOHANDLER, 2),
+    )
+    (sentence,) = sentences(replace(STRANDED, bottom_halves=halves))
+    assert sentence.startswith(
+        "snapshot_save_job_bh and do_qmp_dispatch_bh (2 times) are stranded in `iohandler`: "
+        "the only thread that runs them"
+    )
+
+
+def test_only_the_named_one_is_explained_when_asked_for() -> None:
+    assert [f.bottom_halves for f in explain(STRANDED, SAVE.name)] == [(SAVE,)]
+    assert explain(STRANDED, "another_bh") == []
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        look(main_thread(LOOP)),
+        look(main_thread((), blocked_in="")),
+        look(main_thread(IN_JOB, Poll(IOHANDLER.address, 2)), main_loop=False),
+        look(main_thread(IN_JOB, Poll(MAIN.address, 2)), halves=(half("x", MAIN),),
+             main_loop=False),
+        look(main_thread(IN_JOB, Poll(0, 2)), main_loop=False),
+        look(main_thread(IN_JOB, Poll(MAIN.address, 2), whole=False)),
+        look(main_thread(TAKING_BQL), RUNNING_VCPU, bql_holder=VCPU_TID),
+        look(main_thread(TAKING_BQL), bql_holder=0),
+        look(main_thread(TAKING_BQL), bql_holder=None),
+        look(main_thread(PAUSING), vcpu(), halves=(half("x", MAIN),), main_loop=False),
+        look(main_thread(PAUSING), RUNNING_VCPU, halves=(half("x", MAIN),), bql_holder=VCPU_TID,
+             main_loop=False),
+    ],
+    ids=[
+        "in the main loop", "running", "polls the very context", "polls it, main", "unknown poll",
+        "half a chain", "takes turns", "lock free", "holder unknown", "a vCPU polls it",
+        "a vCPU with the BQL runs",
+    ],
+)  # fmt: skip
+def test_what_goes_on_is_no_finding(seen: Look) -> None:
+    assert explain(seen) == []
+
+
+@pytest.mark.parametrize("flags", [9, 15, 19], ids=["cancelled", "deleted", "idle"])
+def test_what_will_not_run_or_counts_for_nothing_is_not_stranded(flags: int) -> None:
+    seen = replace(STRANDED, bottom_halves=(half("x", IOHANDLER, flags=flags),), main_loop=False)
+    assert explain(seen) == []
+
+
+def test_waiting_for_a_bql_whose_holder_sleeps_is_a_finding() -> None:
+    seen = look(main_thread(TAKING_BQL), vcpu(), bql_holder=VCPU_TID)
+    (sentence,) = sentences(seen)
+    assert "for the BQL of 1235 (CPU 0/TCG), which waits in blk_pwrite" in sentence
+
+
+def later(seen: Look, **changes: Any) -> Look:
+    return replace(seen, time_ns=seen.time_ns + 700_000_000, **changes)
+
+
+def test_two_looks_confirm_what_stays() -> None:
+    (finding,) = confirm(STRANDED, later(STRANDED))
+    assert finding.looks == 2
+    assert finding.proof == "seen twice, 0.7 s apart, with the same waiting frames"
+
+
+def test_a_new_bottom_half_or_another_wait_is_not_confirmed() -> None:
+    new = (replace(SAVE, address=0x7777),)
+    assert confirm(STRANDED, later(STRANDED, bottom_halves=new)) == []
+    moved = (main_thread(IN_JOB, Poll(MAIN.address, 2), waits_at=(1, 3)),)
+    assert confirm(STRANDED, later(STRANDED, threads=moved)) == []
+    gone = (main_thread(LOOP),)
+    assert confirm(STRANDED, later(STRANDED, threads=gone)) == []
+
+
+def test_outside_of_a_poll_the_thread_must_not_have_run() -> None:
+    seen = look(main_thread(PAUSING))
+    assert len(confirm(seen, later(seen))) == 1
+    assert confirm(seen, later(seen, threads=(main_thread(PAUSING, cpu_ns=9),))) == []
+    unknown = look(main_thread(PAUSING, cpu_ns=0))
+    assert confirm(unknown, later(unknown)) == []
+
+
+def test_that_nothing_moves_in_a_stopped_process_confirms_nothing() -> None:
+    assert confirm(STRANDED, later(STRANDED, stopped=True)) == []
+    assert confirm(replace(STRANDED, stopped=True), later(STRANDED)) == []
+
+
+def test_behind_a_thread_that_moves_it_is_starved_not_stuck() -> None:
+    seen = look(main_thread(PAUSING), vcpu(), bql_holder=VCPU_TID)
+    assert len(confirm(seen, later(seen))) == 1
+    assert confirm(seen, later(seen, threads=(main_thread(PAUSING), vcpu(cpu_ns=7)))) == []
