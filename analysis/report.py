@@ -15,6 +15,7 @@ from qtrace.analysis.calls import summarize_calls
 from qtrace.analysis.instances import KINDS, pair_instances
 from qtrace.analysis.load import load
 from qtrace.analysis.stacks import functions, judge_wait
+from qtrace.analysis.statistics import is_whole, summarize
 from qtrace.analysis.verdicts import FINDINGS, SILENT, classify, losses_of, worst
 from qtrace.errors import ExitStatus, NoMatch
 from qtrace.trace.reader import Trace
@@ -36,7 +37,8 @@ def judge(
 
     Returns:
         JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``,
-        ``bottom_halves``, ``calls``, ``traces``, ``warnings``. Times are nanoseconds.
+        ``bottom_halves``, ``calls``, ``statistics`` (of each trace; empty unless it has every
+        bottom half), ``traces``, ``warnings``. Times are nanoseconds.
 
     Raises:
         TraceUnreadable: see ``load``.
@@ -56,6 +58,10 @@ def judge(
         "target": loaded[0].header["target"] if loaded else {},
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
+        "statistics": [
+            summarize(trace, part) if is_whole(trace) and only is None else []
+            for trace, part in zip(loaded, parts, strict=True)
+        ],
         "traces": [_describe(trace) for trace in loaded],
         "warnings": [f"{trace.path}: {text}" for trace in loaded for text in trace.warnings],
     }

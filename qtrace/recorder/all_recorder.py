@@ -14,7 +14,7 @@ from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.program import Program
 from qtrace.recorder.rings import Rings, Slots
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.all_sites import AllPlan, AllSite
+from qtrace.target.all_sites import AllPlan, AllSite, Kind
 from qtrace.target.maps import Module
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import Event
@@ -24,6 +24,10 @@ PERIOD_S = 0.02
 # From this fill on, read again at once.
 BUSY_FILL = 0.125
 MASK = 0xFFFFFFFF
+# No schedule without the run that may follow, and no return whose run was not there to be seen:
+# neither when the probes come nor when they go.
+ARMED: tuple[Kind, ...] = ("return", "run", "cancel", "enqueue", "co_schedule")
+DISARMED: tuple[Kind, ...] = ("co_schedule", "enqueue", "return", "cancel", "run")
 # Records that are looked at together: their columns fit in a cache.
 STEP = 1 << 14
 # What a live display looks at: so many records of each of the last blocks.
@@ -48,10 +52,12 @@ class AllRecorder:
         sampling: keep the latest records for ``busy_now``.
     """
 
-    def __init__(self, plan: AllPlan, module: Module, uprobes: Uprobes, program: Program) -> None:
+    def __init__(self, plan: AllPlan, module: Module, pid: int, exe: str, program: Program) -> None:
         self.plan = plan
         self._module = module
-        self._uprobes = uprobes
+        self._uprobes = {
+            kind: Uprobes(program.library, pid, exe, module.elf.offset_of) for kind in ARMED
+        }
         self._program = program
         self._slot = slot_type()
         self._rings = Rings(program, self._slot)
@@ -69,18 +75,27 @@ class AllRecorder:
 
     @classmethod
     def load(
-        cls, plan: AllPlan, module: Module, uprobes: Uprobes, pages: int | None = None
+        cls, plan: AllPlan, module: Module, pid: int, exe: str, pages: int | None = None
     ) -> AllRecorder:
-        """Load the program for this plan. Raises RecorderUnavailable."""
-        return cls(plan, module, uprobes, load_all(plan, pages))
+        """Load the program for this plan.
+
+        Args:
+            exe: what to open for the process's executable.
+            pages: of each CPU's ring buffer.
+
+        Raises RecorderUnavailable.
+        """
+        return cls(plan, module, pid, exe, load_all(plan, pages))
 
     def attach(self) -> None:
-        """Arm every site. Raises CodeMismatch."""
+        """Arm every site, what ends a life first. Raises CodeMismatch."""
         self._checked_ns = time.monotonic_ns()
-        for program, function in self._program.functions.items():
-            sites = [site for site in self.plan.sites if site.program == program]
-            labels = {site.vaddr: f"{site.kind}, {site.where}" for site in sites}
-            self._uprobes.attach(function, labels)
+        for kind in ARMED:
+            programs = {site.program for site in self.plan.sites if site.kind == kind}
+            for program in sorted(programs):
+                sites = [site for site in self.plan.sites if site.program == program]
+                labels = {site.vaddr: f"{site.kind}, {site.where}" for site in sites}
+                self._uprobes[kind].attach(self._program.functions[program], labels)
         self.armed = True
 
     def begin(self, writer: RawWriter, meanings: Meanings, bias: int, watched: list[int]) -> None:
@@ -186,7 +201,8 @@ class AllRecorder:
 
     def disarm(self) -> None:
         """Take the probes off; records that are in the buffers stay."""
-        self._uprobes.close()
+        for kind in DISARMED:
+            self._uprobes[kind].close()
         self.armed = False
 
     def drop(self, reason: str) -> None:
@@ -203,7 +219,7 @@ class AllRecorder:
         return losses
 
     def close(self) -> None:
-        self._uprobes.close()
+        self.disarm()
         self._rings.close()
 
     def _take(

@@ -55,8 +55,7 @@ def launch(
         library = program.result().library
         every = None
         if everything:
-            uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
-            every = AllRecorder.load(plan_all(module), module, uprobes, ring_pages)
+            every = AllRecorder.load(plan_all(module), module, child.pid, child.path, ring_pages)
         uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
         probes = EbpfProbes(uprobes, program.result())
         try:

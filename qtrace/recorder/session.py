@@ -137,8 +137,7 @@ class Recording:
             program = program or load_ahead(everything=True)
             all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
             check_all_sites(all_plan, module, process.memory)
-            uprobes = Uprobes(program.result().library, pid, process.exe, module.elf.offset_of)
-            every = AllRecorder.load(all_plan, module, uprobes, ring_pages)
+            every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages)
         probes, why = open_probes(backend, process, program)
         recording = cls.arm(
             process, scan, plan, probes, writer, qmp_socket, every, stall_after_s=stall_after_s

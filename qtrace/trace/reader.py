@@ -28,6 +28,7 @@ FIRST_ROW = 2
 BLOCK_SIZE = 8 << 20
 TEXT = pa.dictionary(pa.int32(), pa.string())
 HEADER_LIMIT = 1 << 20
+RAW_START = b'{"format":"qtrace-raw"'
 # Events of bottom halves: the only ones that come by the million.
 NAMED = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
 
@@ -80,6 +81,11 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> Trace:
     try:
         with path.open("rb") as file:
             start = file.read(HEADER_LIMIT)
+        if start.startswith(RAW_START):
+            raise TraceUnreadable(
+                f"{path} is the raw file of an --all recording that did not end in good order",
+                f"qtrace convert {path} trace.csv",
+            )
         if only is not None:
             table, numbers = _read_some(path, only)
         elif start.startswith(b"PAR1"):

@@ -13,6 +13,7 @@ from qtrace.recorder.all_program import slot_type
 from qtrace.trace.convert import convert
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.raw_rows import Facts, RowMaker
+from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import Event
 
 SITES = [
@@ -155,6 +156,12 @@ def test_a_damaged_raw_file_is_refused_by_name_and_place(
     with pytest.raises(TraceUnreadable, match=what):
         convert(raw, tmp_path / "t.csv")
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_analyze_sends_a_raw_file_to_convert(tmp_path: Path) -> None:
+    with pytest.raises(TraceUnreadable) as caught:
+        read_trace(raw_file(tmp_path / "raw"))
+    assert "qtrace convert" in caught.value.remedy
 
 
 def test_an_existing_file_survives_a_conversion_that_fails(tmp_path: Path) -> None:
