@@ -20,7 +20,6 @@ from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
 from qtrace.recorder.stall import Stalls
-from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
 from qtrace.target.contexts import ContextNames
 from qtrace.target.hit import Hit
