@@ -17,6 +17,7 @@ from qtrace.cli.record import (
     announce,
     announce_end,
     ending,
+    prepare,
     record,
     verdict,
     warn,
@@ -82,6 +83,7 @@ def command(
     from qtrace.recorder.session import Recording
 
     limits = Limits(duration, max_size, until_finding, max_overhead, live)
+    prepare(limits)
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
         files = Files(output, force, everything, Path(folder))
         with Recording.start(

@@ -178,6 +178,12 @@ def has_room(recording: Recording) -> bool:
     return disk.f_bavail * disk.f_frsize >= needed
 
 
+def prepare(limits: Limits) -> None:
+    """Import before anything is armed what a recording needs at once when the time comes."""
+    if limits.until_finding:
+        import qtrace.analysis  # noqa: F401
+
+
 def is_finding(recording: Recording, row: Any) -> bool:
     """Whether one row proves a finding, as ``judge`` sees it."""
     if row.event != "run" or row.role == "main":

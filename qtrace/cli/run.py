@@ -10,7 +10,7 @@ import click
 
 from qtrace.cli.options import DURATION, watch_options
 from qtrace.cli.output import format_option
-from qtrace.cli.record import Files, Limits, all_options, announce, ending, record, verdict
+from qtrace.cli.record import Files, Limits, all_options, announce, ending, prepare, record, verdict
 
 EXAMPLES = """\b
 Examples:
@@ -52,6 +52,7 @@ def command(
     from qtrace.recorder.launch import launch
 
     limits = Limits(duration, max_size, until_finding, max_overhead, live)
+    prepare(limits)
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
         files = Files(output, force, everything, Path(folder))
         recording, child = launch(

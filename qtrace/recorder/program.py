@@ -126,7 +126,7 @@ def _os_error(what: str) -> OSError:
 
 # 32 MiB: some 850 hits may wait while Python unwinds one.
 RING_PAGES = 8192
-RING_PAGES_BESIDE_ALL = 1024
+RING_PAGES_BESIDE_ALL = 2048
 
 
 def load_watch(ring_pages: int = RING_PAGES) -> Program:

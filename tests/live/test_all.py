@@ -171,7 +171,8 @@ def test_after_sigkill_of_qtrace_convert_brings_back_what_was_recorded(tmp_path:
     with Guest(find_qemu()) as guest:
         with attached(guest.pid, "--all", "-o", trace) as attach:
             save(guest, 3)
-            wait_for_size(raw, 1 << 20)
+            wait_for(lambda: raw.read_bytes().count(b'","run","') == 3)
+            wait_for(lambda: raw.stat().st_size > 1 << 20)
             attach.process.kill()
             attach.process.wait()
         assert is_running(guest.pid)
@@ -432,10 +433,6 @@ def test_the_rows_of_a_recording_stay_out_of_the_way_of_its_end(tmp_path: Path) 
     done = convert(raw, tmp_path / "t.csv")
     assert done.complete
     assert read_trace(tmp_path / "t.csv").lost_events == 0
-
-
-def wait_for_size(path: Path, size: int) -> None:
-    wait_for(lambda: path.exists() and path.stat().st_size >= size)
 
 
 def wait_for(condition: object) -> None:
