@@ -6,6 +6,8 @@ after its run, so its schedule has no pointer and its memory is reused at once: 
 paired by what is called, where and on what (callback, ctx, opaque), the youngest unmatched
 schedule first, because aio_bh_enqueue() inserts at the head of the list. A persistent bottom
 half is paired by its pointer, and a schedule of one that is pending already is coalesced.
+Where the recorder saw the flags (`--all`), these say what a schedule did: it is coalesced only
+into one that is pending and still to run, and events of two CPUs may be noted out of order.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ def _match(
     # A persistent bottom half is pending once however often it is scheduled, and a cancel or
     # delete ends nothing when it is not.
     before = work.groupby("group")["opens"].shift(1, fill_value=False).to_numpy(np.bool_)
-    again = persistent & work["opens"].to_numpy() & before
+    enqueued = _enqueued(events)
+    again = persistent & work["opens"].to_numpy() & before & (enqueued == "")
+    again |= enqueued == "coalesced"
     idle = ~work["opens"].to_numpy() & ~work["runs"].to_numpy() & ~before
     counted = pd.Series(again).groupby(work["group"].to_numpy()).cumsum()
     work["coalesced"] = counted.to_numpy(np.int64)
@@ -95,6 +99,13 @@ def _match(
     begin = np.concatenate([position[opens], np.full(alone.sum(), -1)])
     end = np.concatenate([follows[opens], position[alone]])
     return begin, end
+
+
+def _enqueued(events: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """What each schedule did to the list: "inserted", "coalesced", "requeued", "" if unknown."""
+    detail = events["detail"].cat.remove_unused_categories()
+    found = detail.cat.categories.str.extract(r'"enqueue":"(\w+)"', expand=False).fillna("")
+    return np.asarray(found.to_numpy(object)[detail.cat.codes.to_numpy()], dtype=np.object_)
 
 
 def _coalesced(work: pd.DataFrame, again: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from qtrace.errors import TraceUnreadable
@@ -12,10 +12,14 @@ from qtrace.trace.reader import Trace, read_trace
 SUFFIXES = (".csv", ".parquet")
 
 
-def load(source: str | Path | Trace | Iterable[str | Path | Trace]) -> list[Trace]:
+def load(
+    source: str | Path | Trace | Iterable[str | Path | Trace],
+    only: Collection[str] | None = None,
+) -> list[Trace]:
     """Read every trace that ``source`` names: a file, a folder, a glob, or a list of these.
 
-    Traces that are read already pass through.
+    Traces that are read already pass through. With ``only``, rows of other bottom halves than
+    these are left out.
 
     Raises:
         TraceUnreadable: one of them is broken, or a folder or glob holds none.
@@ -23,8 +27,8 @@ def load(source: str | Path | Trace | Iterable[str | Path | Trace]) -> list[Trac
     if isinstance(source, Trace):
         return [source]
     if isinstance(source, (str, Path)):
-        return [read_trace(path) for path in _files(Path(source))]
-    return [trace for item in source for trace in load(item)]
+        return [read_trace(path, only) for path in _files(Path(source))]
+    return [trace for item in source for trace in load(item, only)]
 
 
 def _files(path: Path) -> list[Path]:

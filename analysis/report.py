@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from qtrace.analysis.calls import summarize_calls
 from qtrace.analysis.instances import KINDS, pair_instances
 from qtrace.analysis.load import load
 from qtrace.analysis.stacks import functions, judge_wait
-from qtrace.analysis.verdicts import FINDINGS, SILENT, classify, worst
+from qtrace.analysis.statistics import is_whole, summarize
+from qtrace.analysis.verdicts import FINDINGS, SILENT, classify, losses_of, worst
 from qtrace.errors import ExitStatus, NoMatch
 from qtrace.trace.reader import Trace
 
@@ -24,28 +25,31 @@ def judge(
     traces: str | Path | Trace | Iterable[str | Path | Trace],
     patterns: Iterable[str] = (),
     strict: bool = False,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The verdict over all traces; pairs are made inside each of them.
 
     Args:
         traces: whatever ``load`` takes.
         patterns: globs of bottom halves to judge, instead of those the recordings watched.
+        only: read no events of other bottom halves than these (`--all` records millions).
         strict: a ``nested-poll`` for a device's access is a finding too.
 
     Returns:
         JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``,
-        ``bottom_halves``, ``calls``, ``traces``, ``warnings``. Times are nanoseconds.
+        ``bottom_halves``, ``calls``, ``statistics`` (of each trace; empty unless it has every
+        bottom half), ``traces``, ``warnings``. Times are nanoseconds.
 
     Raises:
         TraceUnreadable: see ``load``.
         NoMatch: a pattern matches no bottom half of these traces.
     """
-    loaded = load(traces)
+    loaded = load(traces, only)
     parts = [
         classify(pair_instances(trace.frame), trace).assign(trace=number)
         for number, trace in enumerate(loaded)
     ]
-    names = _choose(loaded, list(patterns))
+    names = _choose(loaded, list(patterns)) if only is None else list(only)
     halves = [_bottom_half(name, loaded, parts, strict) for name in names]
     return {
         "verdict": worst(half["verdict"] for half in halves),
@@ -54,6 +58,10 @@ def judge(
         "target": loaded[0].header["target"] if loaded else {},
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
+        "statistics": [
+            summarize(trace, part) if is_whole(trace) and only is None else []
+            for trace, part in zip(loaded, parts, strict=True)
+        ],
         "traces": [_describe(trace) for trace in loaded],
         "warnings": [f"{trace.path}: {text}" for trace in loaded for text in trace.warnings],
     }
@@ -121,7 +129,7 @@ def _bottom_half(
         if runs >= SILENT and not scheduled:
             notes.append(f"it ran {runs} times, but the probe on its schedule never fired")
             verdicts.append("inconclusive")
-    if not counts and any(trace.lost_events for trace in traces):
+    if not counts and any(_lost(name, trace) for trace in traces):
         notes.append("no event of it was recorded, but events were lost")
         verdicts.append("inconclusive")
     notes += [f"{count} inconclusive: {reason}" for reason, count in reasons.items()]
@@ -138,6 +146,11 @@ def _bottom_half(
         "notes": notes,
         "findings": findings,
     }
+
+
+def _lost(name: str, trace: Trace) -> bool:
+    watched = any(item["name"] == name for item in trace.header["watched"])
+    return bool(losses_of(trace, watched)["count"].sum())
 
 
 def _count(counts: dict[str, int], values: pd.Series) -> None:

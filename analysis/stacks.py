@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qtrace.roles import VCPU
-from qtrace.trace.schema import COROUTINE, TRUNCATED, UNREADABLE
+from qtrace.trace.schema import COROUTINE, PARTIAL, TRUNCATED, UNREADABLE
 
 # aio_poll() runs bottom halves of its context itself; everything else goes through a GSource:
 # g_main_context_dispatch() -> aio_ctx_dispatch() -> aio_dispatch() -> aio_bh_poll().
 POLL = "aio_poll"
+RUNNER = "aio_bh_poll"
 LOOPS = frozenset({"aio_dispatch", "aio_ctx_dispatch", "g_main_context_dispatch"})
 
 # The guest reached a device: MMIO, port I/O or DMA on its behalf.
@@ -20,7 +21,7 @@ DEVICE = re.compile(
     r"memory_region_(dispatch_)?(read|write)|address_space_|flatview_|"
     r"cpu_(in|out)[bwl]$|ide_|ahci_|pflash_|virtio_|scsi_|nvme_|fdctrl_"
 )
-ENDS = frozenset({TRUNCATED, UNREADABLE, COROUTINE})
+ENDS = frozenset({TRUNCATED, UNREADABLE, COROUTINE, PARTIAL})
 
 OFFSET = re.compile(r"\+0x[0-9a-f]+$")
 # Parts that the compiler split off a function bear its name with a suffix.
@@ -58,9 +59,7 @@ def judge_stack(stack: str) -> StackFacts:
     """Read one folded stack; its leaf is the callback itself."""
     names = [CLONE.sub("", name) for name in functions(stack)]
     callers = range(1, len(names))
-    deciding = next(
-        (i for i in callers if names[i] == POLL or names[i] in LOOPS or names[i] in ENDS), -1
-    )
+    deciding = next((i for i in callers if _decides(names, i)), -1)
     problem = ""
     if not names or names[0] in ENDS:
         problem = "its stack could not be read"
@@ -71,15 +70,31 @@ def judge_stack(stack: str) -> StackFacts:
     device = -1
     if deciding >= 0:
         device = next((i for i in range(deciding, len(names)) if DEVICE.match(names[i])), -1)
-    dispatcher = "" if problem else "poll" if names[deciding] == POLL else "loop"
+    dispatcher = "" if problem else "loop" if names[deciding] in LOOPS else "poll"
     return StackFacts(
         dispatcher=dispatcher,
         deciding_frame=deciding,
         device_frame=device,
-        in_poll=POLL in names,
+        in_poll=POLL in names or dispatcher == "poll",
         vcpu=not VCPU.isdisjoint(names),
         problem=problem,
     )
+
+
+def _decides(names: list[str], index: int) -> bool:
+    """Whether a frame shows who dispatched, or that the stack does not tell.
+
+    Besides aio_poll() and the loop, bdrv_graph_wrunlock() calls aio_bh_poll() itself (10.0): a
+    nested event loop too. It is a tail call, so that its caller shows instead.
+    """
+    name = names[index]
+    if name == POLL or name in LOOPS or name in ENDS:
+        return True
+    if name != RUNNER or index + 1 == len(names):
+        return False
+    # The one after the next: aio_dispatch() may be inlined into its static caller.
+    beyond = names[index + 1 : index + 3]
+    return beyond[0] not in ENDS and not any(name == POLL or name in LOOPS for name in beyond)
 
 
 def judge_wait(stack: str) -> int:

@@ -118,7 +118,8 @@ def _doubts(
     unknown = (role == "") | ((role == "other") & ~owned_by_main)
     return np.select(
         [
-            _overlaps(instances, trace.losses),
+            _lost(instances, trace),
+            open_end & _dropped(instances, trace),
             open_end & (not trace.complete),
             open_end & silent,
             ran & (problem != ""),
@@ -126,6 +127,7 @@ def _doubts(
         ],
         [
             "events were lost during its life",
+            "the probes of --all were taken off before it ran",
             "the trace was cut off before it ran",
             SILENT_RUN,
             problem,
@@ -133,6 +135,33 @@ def _doubts(
         ],
         "",
     ).astype(object)
+
+
+def losses_of(trace: Trace, watched: bool) -> pd.DataFrame:
+    """The losses that concern a bottom half: a watched one has probes of its own."""
+    if not watched or "every" not in trace.losses:
+        return trace.losses
+    return trace.losses[~trace.losses["every"].to_numpy(np.bool_)]
+
+
+def _is_watched(instances: pd.DataFrame, trace: Trace) -> npt.NDArray[np.bool_]:
+    names = [item["name"] for item in trace.header.get("watched", [])]
+    return np.asarray(instances["name"].isin(names), dtype=np.bool_)
+
+
+def _lost(instances: pd.DataFrame, trace: Trace) -> npt.NDArray[np.bool_]:
+    return np.where(
+        _is_watched(instances, trace),
+        _overlaps(instances, losses_of(trace, watched=True)),
+        _overlaps(instances, losses_of(trace, watched=False)),
+    )
+
+
+def _dropped(instances: pd.DataFrame, trace: Trace) -> npt.NDArray[np.bool_]:
+    """Which of them only the probes of `--all` could have seen run, and these were taken off."""
+    every = trace.detach.get("all")
+    dropped = isinstance(every, dict) and "dropped" in every
+    return ~_is_watched(instances, trace) & dropped
 
 
 def _overlaps(instances: pd.DataFrame, losses: pd.DataFrame) -> npt.NDArray[np.bool_]:

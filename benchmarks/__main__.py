@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import arming, first_stack, gdb_recorder, inspect, watching
+from benchmarks import all_events, arming, first_stack, gdb_recorder, inspect, watching
 from benchmarks.pairs import Row
 
 BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "inspect": inspect.run,
     "stacks": first_stack.run,
     "watching": watching.run,
+    "all": all_events.run,
 }
 
 

@@ -39,6 +39,24 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache/tests")
 
 
+# Of QEMU and accelerator `make test` takes the diagonal: each of the four once.
+DIAGONAL = ({"7.2", "tcg"}, {"10.0", "kvm"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The rest of the matrix is `make soak`'s."""
+    for item in items:
+        case = re.search(r"\[(.*)\]", item.name)
+        words = set(case[1].split("-")) if case else set()
+        if words & {"7.2", "10.0"} and words & {"tcg", "kvm"}:
+            shown = any(pair <= words for pair in DIAGONAL)
+        else:
+            shown = "kvm" not in words
+        if not shown:
+            item.add_marker(pytest.mark.soak)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for need in NEEDS:
         if item.get_closest_marker(need) and (reason := missing(need)):

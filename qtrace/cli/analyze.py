@@ -33,11 +33,14 @@ def command(
     # Here and not above: `qtrace --help` needs no pandas.
     from qtrace.analysis import exit_status, judge
     from qtrace.cli.report import print_report, print_warnings
+    from qtrace.cli.statistics import print_statistics
 
     report = judge(traces, patterns, strict)
     print_warnings(stderr(), report)
     if output_format == "json":
         print_json(report)
     else:
-        print_report(stdout(), report)
+        console = stdout()
+        print_report(console, report)
+        print_statistics(console, report)
     return exit_status(report)

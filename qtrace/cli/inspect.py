@@ -65,9 +65,8 @@ def command(
     long). When something seems stuck, a second look half a second later shows whether it
     stays so.
 
-    \b
-    Exit status: 0 nothing is stuck, 1 a finding that two looks (or a circle of waiting)
-    prove, 4 what a core, or a process that is stopped, shows but cannot prove.
+    Exit status: 0 nothing is stuck; 1 a finding, proved by two looks or by a circle of
+    waiting; 4 a core, or a process that is stopped, shows it but cannot prove it.
     """
     if (pid is None) == (core is None):
         raise click.UsageError("name a process with --pid, or a core file with --core")

@@ -31,6 +31,23 @@ class Duration(click.ParamType[float]):
 DURATION = Duration()
 
 
+class Size(click.ParamType[int]):
+    """``500M``, ``2G``, ``100000``, as bytes (binary multiples)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)([KMGT]?)", str(value).strip().upper())
+        if match is None or not int(match[1]):
+            self.fail(f"'{value}' is no size; write it as 500M or 2G", param, ctx)
+        return int(match[1]) << (10 * " KMGT".index(match[2] or " "))
+
+
+SIZE = Size()
+
+
 def watch_options(function: F) -> F:
     """What to watch, and where the trace goes."""
     path = click.Path(path_type=Path, dir_okay=False)

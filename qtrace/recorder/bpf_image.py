@@ -85,7 +85,7 @@ class Source:
     file: str
     functions: tuple[str, ...]
     maps: tuple[str, ...]
-    defines: tuple[tuple[str, int], ...]
+    defines: tuple[tuple[str, int | str], ...]
 
 
 def get_image(source: Source, *, fresh: bool = False) -> Image:
@@ -136,7 +136,9 @@ def _compile(source: Source) -> Image:
         for function in source.functions:
             raw, references[function] = _unlink(module.dump_func(function.encode()), names)
             code[function] = base64.b64encode(raw).decode()
-        return Image(code, maps, references, _layout(module))
+        # A program whose records are read in blocks has a header of its own to lay them out.
+        layout = _layout(module) if "events" in source.maps else {}
+        return Image(code, maps, references, layout)
     finally:
         module.cleanup()
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from qtrace.errors import CodeMismatch
 from qtrace.recorder.program import Program, RingBuffer
+from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RSP
 from qtrace.target.hit import Hit
-from qtrace.target.process import Process
 from qtrace.target.watch import Site
-
-UPROBE_ENTRY = 0  # BPF_PROBE_ENTRY of libbcc
 
 
 class EbpfProbes:
@@ -23,43 +19,34 @@ class EbpfProbes:
 
     name = "ebpf"
 
-    def __init__(self, process: Process, program: Program) -> None:
-        self._process = process
+    def __init__(self, uprobes: Uprobes, program: Program) -> None:
+        self._uprobes = uprobes
         self._program = program
         self._layout = program.layout
-        self._fds: dict[Site, int] = {}
         self._hits: list[Hit] = []
-        self._ring = RingBuffer(program, "events", self._receive)
+        self._ring: RingBuffer | None = None
 
     def attach(self, sites: Sequence[Site]) -> None:
         """Arm a probe at each site. Raises CodeMismatch when one cannot be set."""
-        for site in sites:
-            offset = self._process.binary.elf.offset_of(site.vaddr)
-            fd = self._program.library.bpf_attach_uprobe(
-                self._program.functions["on_hit"],
-                UPROBE_ENTRY,
-                f"qtrace_{self._process.pid}_{site.vaddr:x}".encode(),
-                self._process.exe.encode(),
-                offset,
-                self._process.pid,
-                0,
-            )
-            if fd < 0:
-                reason = os.strerror(ctypes.get_errno())
-                raise CodeMismatch(
-                    f"the kernel refuses a probe at {site.label} ({reason})",
-                    "qtrace doctor --pid says what is missing",
-                )
-            self._fds[site] = fd
+        if not sites:
+            return
+        if self._ring is None:
+            self._ring = RingBuffer(self._program, "events", self._receive)
+        labels = {site.vaddr: site.label for site in sites}
+        self._uprobes.attach(self._program.functions["on_hit"], labels)
 
     def poll(self, timeout_s: float) -> list[Hit]:
         """The hits of now, waiting for one at most so long."""
+        if self._ring is None:
+            time.sleep(timeout_s)
+            return []
         self._ring.poll(max(int(timeout_s * 1000), 0))
         return self._collected()
 
     def drain(self) -> list[Hit]:
         """What is still in the ring buffer, without waiting."""
-        self._ring.consume()
+        if self._ring is not None:
+            self._ring.consume()
         return self._collected()
 
     def lost(self) -> dict[int, int]:
@@ -68,12 +55,7 @@ class EbpfProbes:
 
     def close(self) -> None:
         """Disarm all probes."""
-        if not self._fds:
-            return
-        # The kernel waits 0.1 s for each to be out of use: let it wait for all at once.
-        with ThreadPoolExecutor(len(self._fds)) as pool:
-            list(pool.map(self._program.library.bpf_close_perf_event_fd, self._fds.values()))
-        self._fds.clear()
+        self._uprobes.close()
 
     def pauses_ms(self) -> dict[str, float]:
         return {}

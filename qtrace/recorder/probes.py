@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.recorder.program import Program, load_ahead
+from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.hit import Hit
 from qtrace.target.host import (
     Check,
@@ -76,7 +77,10 @@ def open_probes(
     try:
         if backend == "auto":
             _check_ebpf()
-        return EbpfProbes(process, (program or load_ahead()).result()), ""
+        loaded = (program or load_ahead()).result()
+        offset_of = process.binary.elf.offset_of
+        uprobes = Uprobes(loaded.library, process.pid, process.exe, offset_of)
+        return EbpfProbes(uprobes, loaded), ""
     except RecorderUnavailable as error:
         if backend == "ebpf":
             raise

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple
 from typing import Any
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.recorder.bcc_module import load_bcc
-from qtrace.recorder.bpf_image import Image, Source, get_image
+from qtrace.recorder.bpf_image import Image, MapSpec, Source, get_image
+from qtrace.recorder.uprobes import links_work
+from qtrace.target.bpf import MAP_CREATE, TRACE_UPROBE_MULTI, bpf, load_program
 
-KPROBE = 2  # BPF_PROG_TYPE_KPROBE, which uprobes use too
-LOG_BYTES = 1 << 16
+ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
 
 
 class Program:
@@ -23,6 +26,7 @@ class Program:
         functions: file descriptor of each function.
         maps: file descriptor of each map.
         layout: offset and size of each field of the event struct.
+        specs: how each map was made.
         library: libbcc, for what else its caller does with these descriptors.
 
     Raises RecorderUnavailable when bcc, its headers or the kernel refuse.
@@ -47,24 +51,31 @@ class Program:
     def _load(self, image: Image) -> None:
         self.maps: dict[str, int] = {}
         self.functions: dict[str, int] = {}
-        library = self.library
+        self.specs = image.maps
         for name, spec in image.maps.items():
-            fd = library.bcc_create_map(
-                spec.type, name.encode(), spec.key_size, spec.value_size, spec.max_entries,
-                spec.flags,
-            )  # fmt: skip
-            if fd < 0:
-                raise _os_error(f"map {name}")
-            self.maps[name] = fd
+            # Its inner map is declared before it.
+            inner = next(reversed(self.maps.values()), 0) if spec.type == ARRAY_OF_MAPS else 0
+            self.maps[name] = self.create_map(name, spec, inner)
         for name in image.functions:
             code = image.code(name, self.maps)
-            log = ctypes.create_string_buffer(LOG_BYTES)
-            fd = library.bcc_prog_load(
-                KPROBE, name.encode(), code, len(code), b"GPL", 0, 0, log, LOG_BYTES
-            )
-            if fd < 0:
-                raise _os_error(f"function {name}")
-            self.functions[name] = fd
+            kind = TRACE_UPROBE_MULTI if links_work() else 0
+            self.functions[name] = load_program(code, name, kind)
+
+    def create_map(self, name: str, spec: MapSpec, inner: int = 0) -> int:
+        """One more map, its file descriptor. Raises OSError."""
+        return bpf(MAP_CREATE, struct.pack("<7I16s", *astuple(spec), inner, 0, name.encode()[:15]))
+
+    def set_inner_map(self, name: str, index: int, fd: int) -> None:
+        """Put a map into an array of maps. Raises OSError."""
+        key, value = ctypes.c_int(index), ctypes.c_int(fd)
+        outer = self.maps[name]
+        if self.library.bpf_update_elem(outer, ctypes.byref(key), ctypes.byref(value), 0) != 0:
+            raise _os_error(f"map {name}")
+
+    def close(self) -> None:
+        """Let the kernel drop it, as far as nothing is attached."""
+        for fd in (*self.functions.values(), *self.maps.values()):
+            os.close(fd)
 
     def counts(self, name: str) -> Iterator[tuple[int, int]]:
         """The entries of a hash map from u64 to u64."""
@@ -115,6 +126,7 @@ def _os_error(what: str) -> OSError:
 
 # 32 MiB: some 850 hits may wait while Python unwinds one.
 RING_PAGES = 8192
+RING_PAGES_BESIDE_ALL = 1024
 
 
 def load_watch(ring_pages: int = RING_PAGES) -> Program:
@@ -124,8 +136,12 @@ def load_watch(ring_pages: int = RING_PAGES) -> Program:
     )
 
 
-def load_ahead(ring_pages: int = RING_PAGES) -> Future[Program]:
-    """Start loading in the background: clang, if need be, runs while Python scans."""
+def load_ahead(ring_pages: int = RING_PAGES, *, everything: bool = False) -> Future[Program]:
+    """Start loading in the background: clang, if need be, runs while Python scans.
+
+    ``everything``: beside the probes of `--all`, whose loop comes by fifty times a second.
+    """
+    ring_pages = min(ring_pages, RING_PAGES_BESIDE_ALL) if everything else ring_pages
     pool = ThreadPoolExecutor(1, "qtrace-bpf")
     future = pool.submit(load_watch, ring_pages)
     pool.shutdown(wait=False)

@@ -6,17 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from qtrace.errors import NoSuchProcess, RecorderFailed
+from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
 from qtrace.recorder.ending import Watcher
+from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.probes import Backend, Probes, open_probes
-from qtrace.recorder.program import Program
+from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
 from qtrace.recorder.stall import Stalls
+from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
 from qtrace.target.contexts import ContextNames
 from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
@@ -28,9 +32,11 @@ from qtrace.target.scan_cache import scan_module
 from qtrace.target.stack import Unwinder
 from qtrace.target.threads import ThreadRoles
 from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan, check_sites, plan_watch
+from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
 from qtrace.trace.writer import CsvWriter
 
+STALL_AFTER_S = 2.0
 # How often the kernel's loss counters are read: the width of a loss's interval.
 LOSS_CHECK_NS = 100_000_000
 
@@ -39,8 +45,10 @@ class Recording:
     """A context manager that is armed from the start and disarmed at the end.
 
     Attributes:
-        path: the CSV that grows with every ``poll``.
+        path: the CSV that grows with every ``poll``; with `--all` the raw file.
+        everything: the probes of `--all`, if there are.
         ended: the target is gone; no more rows come.
+        header: the attach row.
         watched: the bottom halves' names.
         recorder: ``ebpf`` or ``gdb``.
         why: why it is gdb, where eBPF would have been taken.
@@ -52,10 +60,13 @@ class Recording:
         scan: Scan,
         plan: WatchPlan,
         probes: Probes,
-        writer: CsvWriter,
+        writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
         stalls: Stalls,
+        everything: AllRecorder | None = None,
+        contexts: ContextNames | None = None,
     ) -> None:
+        self.everything = everything
         self._process = process
         self._watcher = Watcher(process.pid)
         self._plan = plan
@@ -66,17 +77,22 @@ class Recording:
         self._unwinder = Unwinder(process.space)
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
-        contexts = ContextNames(scan, process.binary, process.memory)
+        contexts = contexts or ContextNames(scan, process.binary, process.memory)
         self._rows = RowMaker(self._sites, self._unwinder, roles, contexts)
         self._lost: dict[int, int] = {}
         self._loss_checked_ns = time.monotonic_ns()
         self._surveyed = False
         self._stopped = False
         self.ended = False
+        self.header = Event(0, "attach")
         self.path = writer.path
         self.recorder = probes.name
         self.why = ""
         self.watched = tuple(half.name for half in plan.watched)
+        if everything is not None and isinstance(writer, RawWriter):
+            callbacks = [half.callback + bias for half in plan.watched]
+            meanings = Meanings(process, self._unwinder, roles, contexts)
+            everything.begin(writer, meanings, bias, callbacks)
 
     @classmethod
     def start(
@@ -89,55 +105,101 @@ class Recording:
         qmp_socket: Path | None = None,
         backend: Backend = "ebpf",
         program: Future[Program] | None = None,
-        stall_after_s: float = 2.0,
+        everything: bool = False,
+        ring_pages: int | None = None,
+        stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Arm every probe of a recording.
 
         Args:
-            output: the CSV to write.
+            output: the CSV to write; with ``everything`` a raw file.
             patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
             qmp_socket: a QMP socket of the target to ask for its threads.
             backend: what to record with; ``auto`` is eBPF where it works, else gdb.
             program: the BPF program, when its loading was begun before.
+            everything: record every bottom half beside the watched ones (`--all`).
+            ring_pages: of each CPU's ring buffer for them.
             stall_after_s: after how long a pending bottom half is looked at.
 
         Raises:
             QtraceError: whatever stands in the way; nothing is armed then.
         """
-        writer = CsvWriter(output, force)
+        writer = RawWriter(output, force) if everything else CsvWriter(output, force)
         process = Process(pid)
         module = process.binary
         scan = scan_module(module)
-        module.static_names = {half.callback: half.name for half in scan.bottom_halves}
-        plan = plan_watch(scan, module, patterns)
+        plan = plan_watch(scan, module, patterns, optional=everything)
         check_sites(plan, scan, module, process.memory)
+        every = None
+        if everything:
+            backend = "ebpf"
+            program = program or load_ahead(everything=True)
+            all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
+            check_all_sites(all_plan, module, process.memory)
+            every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages)
+        probes, why = open_probes(backend, process, program)
+        recording = cls.arm(
+            process, scan, plan, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
+        )
+        recording.why = why
+        return recording
+
+    @classmethod
+    def arm(
+        cls,
+        process: Process,
+        scan: Scan,
+        plan: WatchPlan,
+        probes: Probes,
+        writer: CsvWriter | RawWriter,
+        qmp_socket: Path | None = None,
+        everything: AllRecorder | None = None,
+        armed: bool = False,
+        contexts: ContextNames | None = None,
+        stall_after_s: float = STALL_AFTER_S,
+    ) -> Recording:
+        """Begin a recording whose sites are chosen and checked; see ``start``.
+
+        Args:
+            armed: whether the probes of ``plan``, and those of ``everything``, are set already.
+            contexts: the names of the contexts, when they were looked up before.
+        """
+        process.binary.static_names = {half.callback: half.name for half in scan.bottom_halves}
         known = {}
         if qmp_socket is not None:
             from qtrace.target.qmp import QmpClient, thread_roles
 
             with QmpClient(qmp_socket) as client:
                 known = thread_roles(client)
-        probes, why = open_probes(backend, process, program)
         try:
             roles = ThreadRoles(process, known)
             stalls = Stalls(
-                lambda: Looker(LiveSource(process)), plan.watched, module.bias,
+                lambda: Looker(LiveSource(process)), plan.watched, process.binary.bias,
                 int(stall_after_s * 1e9),
             )  # fmt: skip
-            recording = cls(process, scan, plan, probes, writer, roles, stalls)
-            recording.why = why
+            recording = cls(
+                process, scan, plan, probes, writer, roles, stalls, everything, contexts
+            )
             began_ns = time.monotonic_ns()
-            probes.attach(plan.sites)
-            if recording._watcher.ended():
-                # Its pid may be another process's by now.
-                raise NoSuchProcess(pid)
-            writer.write([_attach_row(began_ns, probes.name, process, scan, plan)])
+            if not armed:
+                probes.attach(plan.sites)
+                if everything is not None:
+                    everything.attach()
+                if recording._watcher.ended():
+                    # Its pid may be another process's by now.
+                    raise NoSuchProcess(process.pid)
+            recording.header = _attach_row(began_ns, probes.name, process, scan, plan, everything)
+            writer.write([recording.header])
             writer.flush()
-        except ProcessLookupError as error:
+            if everything is not None:
+                # Before anybody is told: a thread that waits now may be busy soon.
+                recording._write(recording._survey())
+        except BaseException as error:
             probes.close()
-            raise NoSuchProcess(pid) from error
-        except BaseException:
-            probes.close()
+            if everything is not None:
+                everything.close()
+            if isinstance(error, ProcessLookupError):
+                raise NoSuchProcess(process.pid) from error
             raise
         return recording
 
@@ -148,6 +210,10 @@ class Recording:
         """
         if self._stopped or self.ended:
             return []
+        every = self.everything
+        mark = time.monotonic_ns()
+        if every is not None:
+            timeout_s = 0 if every.busy else min(timeout_s, PERIOD_S)
         rows = self._survey()
         taken = self._take(self._probes.poll(0 if rows else timeout_s))
         self._stalls.saw(taken)
@@ -160,11 +226,18 @@ class Recording:
         if self.ended or time.monotonic_ns() - self._loss_checked_ns >= LOSS_CHECK_NS:
             rows += self._losses()
         self._write(rows)
+        if every is not None:
+            rows += every.drain(mark)
         return rows
 
     def warnings(self) -> list[str]:
         """What cannot run, in a sentence each: once when it is seen, and again after ``stop``."""
         return self._stalls.warnings()
+
+    def drop_all(self, reason: str) -> None:
+        """Take the probes of `--all` off; the watched bottom halves keep theirs."""
+        if self.everything is not None:
+            self.everything.drop(reason)
 
     def stop(self, reason: str) -> None:
         """Disarm, write what is left and the closing row. Calling it again does nothing."""
@@ -173,21 +246,32 @@ class Recording:
         self._stopped = True
         try:
             self._probes.close()
+            every = self.everything
+            if every is not None:
+                every.disarm()
             self._write([*self._take(self._probes.drain()), *self._losses()])
             self._write([] if self.ended else self._look(self._stalls.end))
+            if every is not None:
+                every.finish()
             hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
             for site, count in self._rows.hits.items():
                 hits[site.label] += count
-            detail = {
+            detail: dict[str, Any] = {
                 "reason": reason,
                 "lost": sum(self._lost.values()),
                 "hits": dict(hits),
                 "silent": _silent(self._plan, hits),
             }
+            if every is not None:
+                counts = every.counts
+                detail["lost"] += counts.lost
+                detail["all"] = asdict(counts) | every.dropped
             if pauses := self._probes.pauses_ms():
                 detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses.items()}
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
         finally:
+            if self.everything is not None:
+                self.everything.close()
             self._writer.close()
             self._watcher.close()
 
@@ -209,6 +293,8 @@ class Recording:
         trace: TracebackType | None,
     ) -> None:
         self._probes.close()
+        if self.everything is not None:
+            self.everything.disarm()
         if isinstance(error, RecorderFailed) and not self._stopped:
             # Since the last look it may have missed anything.
             detail = {"count": 1, "since_ns": self._loss_checked_ns}
@@ -272,7 +358,12 @@ def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
 
 
 def _attach_row(
-    time_ns: int, recorder: str, process: Process, scan: Scan, plan: WatchPlan
+    time_ns: int,
+    recorder: str,
+    process: Process,
+    scan: Scan,
+    plan: WatchPlan,
+    everything: AllRecorder | None,
 ) -> Event:
     detail: dict[str, Any] = {
         "format": FORMAT,
@@ -289,6 +380,8 @@ def _attach_row(
         "watched": [_watched(half) for half in plan.watched],
         "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
     }
+    if everything is not None:
+        detail["all"] = everything.describe()
     return Event(time_ns, "attach", detail=detail)
 
 

@@ -50,7 +50,8 @@ def follows_a_call(code: bytes) -> bool:
     return (
         code[-5:-4] == b"\xe8"
         or (code[-2:-1] == b"\xff" and 0xD0 <= code[-1] <= 0xD7)
-        or (code[-3:-2] == b"\xff" and 0x50 <= code[-2] <= 0x57)
+        or (code[-2:-1] == b"\xff" and code[-1] in (0x10, 0x11, 0x12, 0x13, 0x16, 0x17))
+        or (code[-3:-2] == b"\xff" and (0x50 <= code[-2] <= 0x57 or code[-2] == 0x14))
         or (code[-4:-3] == b"\xff" and code[-3] == 0x54)
         or (code[-6:-5] == b"\xff" and (0x90 <= code[-5] <= 0x97 or code[-5] == 0x15))
         or (code[-7:-6] == b"\xff" and code[-6] == 0x94)

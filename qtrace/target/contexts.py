@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from qtrace.target.maps import Module
 from qtrace.target.memory import Memory, read_word
 from qtrace.target.scan import Scan
+
+LOOK_S = 0.0005
 
 
 class ContextNames:
@@ -29,6 +33,15 @@ class ContextNames:
         if ctx not in self._names:
             self._read()
         return self._names.get(ctx, "")
+
+    def wait(self, timeout_s: float) -> None:
+        """Look until a program that has just been started has made its main context."""
+        deadline = time.monotonic() + timeout_s
+        while "main" in self._variables and "main" not in self._names.values():
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(LOOK_S)
+            self._read()
 
     def find(self, name: str) -> int:
         """The context of that name, 0 when there is none (yet)."""

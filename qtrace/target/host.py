@@ -6,16 +6,25 @@ version number or a configuration file says less than the system call itself.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from qtrace.target.bpf import (
+    MAP_CREATE,
+    MAP_TYPE_RINGBUF,
+    SMALLEST_PROGRAM,
+    SYSCALL,
+    bpf,
+    load_program,
+)  # fmt: skip
 
 State = Literal["ok", "missing", "untried"]
 Need = Literal["ebpf", "gdb", "target"]
@@ -24,11 +33,6 @@ ROOT = "run qtrace as root (sudo qtrace ...)"
 # linux/capability.h
 CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
-# bpf(2), by machine: asm/unistd.h.
-BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
-# linux/bpf.h
-BPF_MAP_CREATE, BPF_PROG_LOAD = 0, 5
-BPF_MAP_TYPE_RINGBUF, BPF_PROG_TYPE_KPROBE = 27, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +125,12 @@ def check_lockdown() -> Check:
 def check_bpf_syscall() -> Check:
     """Loads the smallest program there is: r0 = 0; exit."""
     name = "BPF system call"
-    instructions = ctypes.create_string_buffer(
-        bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
-    )
-    license_name = ctypes.create_string_buffer(b"GPL")
-    # union bpf_attr: type, number of instructions, their address, the licence's address.
-    attributes = (
-        BPF_PROG_TYPE_KPROBE.to_bytes(4, "little")
-        + (2).to_bytes(4, "little")
-        + ctypes.addressof(instructions).to_bytes(8, "little")
-        + ctypes.addressof(license_name).to_bytes(8, "little")
-    )
-    code = _bpf(BPF_PROG_LOAD, attributes)
-    if code == 0:
-        return Check(name, "ok", "a program was loaded")
-    return Check(name, "missing", f"loading a program: {os.strerror(code)}", _bpf_remedy(code))
+    try:
+        os.close(load_program(SMALLEST_PROGRAM))
+    except OSError as error:
+        reason = f"loading a program: {error.strerror}"
+        return Check(name, "missing", reason, _bpf_remedy(error.errno or 0))
+    return Check(name, "ok", "a program was loaded")
 
 
 def check_ring_buffer() -> Check:
@@ -143,12 +138,14 @@ def check_ring_buffer() -> Check:
     name = "BPF ring buffer"
     page = os.sysconf("SC_PAGE_SIZE")
     # union bpf_attr: type, key size, value size, number of entries.
-    attributes = b"".join(n.to_bytes(4, "little") for n in (BPF_MAP_TYPE_RINGBUF, 0, 0, page))
-    code = _bpf(BPF_MAP_CREATE, attributes)
-    if code == 0:
-        return Check(name, "ok", f"kernel {platform.release()}")
-    remedy = "use a kernel of 5.8 or later" if code == errno.EINVAL else _bpf_remedy(code)
-    return Check(name, "missing", f"kernel {platform.release()}: {os.strerror(code)}", remedy)
+    try:
+        os.close(bpf(MAP_CREATE, struct.pack("<4I", MAP_TYPE_RINGBUF, 0, 0, page)))
+    except OSError as error:
+        code = error.errno or 0
+        remedy = "use a kernel of 5.8 or later" if code == errno.EINVAL else _bpf_remedy(code)
+        found = f"kernel {platform.release()}: {error.strerror}"
+        return Check(name, "missing", found, remedy)
+    return Check(name, "ok", f"kernel {platform.release()}")
 
 
 def check_uprobes() -> Check:
@@ -205,27 +202,12 @@ def check_gdb() -> Check:
 
 
 def _bpf_remedy(code: int) -> str:
-    if code == errno.ENOSYS or platform.machine() not in BPF_SYSCALL:
+    if code == errno.ENOSYS or platform.machine() not in SYSCALL:
         return "use a kernel with CONFIG_BPF_SYSCALL=y"
     if code == errno.EPERM and {"CAP_BPF", "CAP_SYS_ADMIN"} & capabilities():
         # Held but refused: a container's seccomp filter, or a user namespace of its own.
         return "leave the container, or start it with --privileged"
     return ROOT
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    """bpf(2); what it creates is closed at once. Returns 0 or an errno."""
-    number = BPF_SYSCALL.get(platform.machine())
-    if number is None:
-        return errno.ENOSYS
-    # Zeros behind are the same as absent: pad to what old and new kernels take.
-    union = ctypes.create_string_buffer(attributes.ljust(72, b"\0"), 72)
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(ctypes.c_long(number), ctypes.c_int(command), union, ctypes.c_uint(72))
-    if fd < 0:
-        return ctypes.get_errno()
-    os.close(fd)
-    return 0
 
 
 def _own_status() -> str:

@@ -126,6 +126,11 @@ class AddressSpace:
         _end, key, name = self._ranges[index]
         return (self._files[key].module if key else None), name
 
+    def modules_in(self, folder: str) -> list[Module]:
+        """The mapped modules that lie in a folder of this name (QEMU's own: ``qemu``)."""
+        found = [f.module for f in self._files.values() if folder in Path(f.path).parts[:-1]]
+        return [module for module in found if module is not None]
+
     def module_of(self, file: str) -> Module | None:
         """The module whose mapping is the file behind a path (by device and inode)."""
         status = os.stat(file)
@@ -143,6 +148,10 @@ class _MappedFile:
         self._fd = _open(mapping, pid)
         if self._fd >= 0:
             weakref.finalize(self, os.close, self._fd)
+
+    @property
+    def path(self) -> str:
+        return self._mapping.path
 
     def is_file(self, status: os.stat_result) -> bool:
         return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), status)

@@ -118,6 +118,16 @@ class Unwinder:
             self._names[key] = self._name(pc, 0 if leaf else 1)
         return self._names[key]
 
+    def return_name(self, pc: int) -> str:
+        """The name of a word that may be a return address, empty when no call precedes it."""
+        found = self._space.find(pc)
+        module = found[0] if found else None
+        if module is None:
+            return ""
+        vaddr = pc - module.bias
+        called = follows_a_call(module.elf.read(vaddr - 7, 7))
+        return self.name(pc, leaf=False) if called else ""
+
     def _name(self, pc: int, back: int) -> str:
         found = self._find(pc)
         if found is None:

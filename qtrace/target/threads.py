@@ -44,6 +44,14 @@ class ThreadRoles:
                 if role:
                     self._roles[tid] = role
 
+    def look(self, tid: int, name: str, unwinder: Unwinder) -> Role:
+        """The role of a thread that came later, by what it is blocked in; else ``other``."""
+        if tid not in self._roles and role_of_name(name) is None:
+            role = role_of_blocked(self._process, tid, unwinder)
+            if role:
+                self._roles[tid] = role
+        return self.role(tid, name)
+
     def role(self, tid: int, name: str, frames: Iterable[str] = ()) -> Role:
         """The role of a thread, given its present name and a stack of its own.
 

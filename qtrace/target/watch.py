@@ -46,8 +46,13 @@ class WatchPlan:
     sites: tuple[Site, ...]
 
 
-def plan_watch(scan: Scan, module: Module, patterns: Sequence[str] = ()) -> WatchPlan:
+def plan_watch(
+    scan: Scan, module: Module, patterns: Sequence[str] = (), *, optional: bool = False
+) -> WatchPlan:
     """Choose the bottom halves by glob patterns, ``DEFAULT_WATCHED`` when there are none.
+
+    Args:
+        optional: a program that has none of the default ones is fine.
 
     Raises:
         NoMatch: a pattern matches nothing, or only what cannot be watched.
@@ -60,7 +65,7 @@ def plan_watch(scan: Scan, module: Module, patterns: Sequence[str] = ()) -> Watc
         if patterns and not usable:
             raise _no_match(scan, pattern, bool(matches))
         chosen |= {(half.name, half.callback): half for half in usable}
-    if not chosen:
+    if not chosen and not optional:
         raise ScanFailed(
             f"{module.name} has none of {', '.join(DEFAULT_WATCHED)}",
             f"choose one with -b; qtrace scan lists those of a binary (here: {_some(scan)})",

@@ -54,7 +54,7 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
     if total > counted:
         # Lost at a time nobody noted: it may have been any time.
         limits = np.iinfo(np.int64)
-        losses.loc[len(losses)] = [limits.min, limits.max, total - counted]
+        losses.loc[len(losses)] = [limits.min, limits.max, total - counted, False]
     return Facts(
         header=header,
         losses=losses,
@@ -119,16 +119,18 @@ def _header(path: Path, header: dict[str, Any], row: int) -> dict[str, Any]:
 
 def _losses(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     limits = np.iinfo(np.int64)
-    since, count = [], []
+    since, count, every = [], [], []
     for facts, row in zip(rows["facts"], rows["row"], strict=True):
         # Without a beginning: since ever.
         since.append(facts.get("since_ns", limits.min))
         count.append(facts.get("count", 1))
+        every.append(facts.get("probes") == "all")
         if not all(_is_int64(value) for value in (since[-1], count[-1])):
             raise refuse(path, "column 'detail': 'since_ns' or 'count' is no integer", row)
-    return pd.DataFrame(
+    losses = pd.DataFrame(
         {"since_ns": since, "until_ns": rows["time_ns"].to_numpy(), "count": count}, dtype=np.int64
     )
+    return losses.assign(every=np.array(every, dtype=np.bool_))
 
 
 def _is_int64(value: object) -> bool:

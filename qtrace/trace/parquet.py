@@ -9,14 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qtrace.trace.arrow import arrow_schema
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS, Event, to_row
 from qtrace.trace.writer import Replacing, output_failed
-
-
-def arrow_schema(text: pa.DataType) -> pa.Schema:
-    """Every column with its type: int64 times and ids, uint64 pointers, ``text`` for the rest."""
-    types = dict.fromkeys(INTEGER_COLUMNS, pa.int64()) | dict.fromkeys(POINTER_COLUMNS, pa.uint64())
-    return pa.schema([(column, types.get(column, text)) for column in COLUMNS])
 
 
 def write_parquet(

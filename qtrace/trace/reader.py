@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,8 +18,8 @@ import pyarrow.parquet as pq
 
 from qtrace.errors import TraceUnreadable
 from qtrace.trace import details
+from qtrace.trace.arrow import arrow_schema
 from qtrace.trace.broken import CONTROL, NOT_A_TRACE, explain, refuse
-from qtrace.trace.parquet import arrow_schema
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS, EventKind
 
 # The header is row 1, as in an editor and a spreadsheet; Parquet rows are numbered alike.
@@ -27,6 +28,9 @@ FIRST_ROW = 2
 BLOCK_SIZE = 8 << 20
 TEXT = pa.dictionary(pa.int32(), pa.string())
 HEADER_LIMIT = 1 << 20
+RAW_START = b'{"format":"qtrace-raw"'
+# Events of bottom halves: the only ones that come by the million.
+NAMED = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Trace:
             text, escaped as in the file, and ``row`` (int64, the row in the file).
         header: the attach row's detail.
         losses: one row per interval in which events were lost: ``since_ns``, ``until_ns``,
-            ``count`` (int64).
+            ``count`` (int64), ``every`` (of the probes of `--all`, not of watched ones).
         lost_events: how many events were lost.
         exit: the exit row's detail, or None when the target was still there at the end.
         detach: the detach row's detail; empty when the trace was cut off.
@@ -60,8 +64,11 @@ class Trace:
     complete: bool
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path, only: Collection[str] | None = None) -> Trace:
     """Read a CSV or Parquet trace.
+
+    Args:
+        only: leave out the events of bottom halves of other names (in bounded memory).
 
     Unknown columns and event kinds are skipped with a warning, a cut last row too.
 
@@ -70,10 +77,18 @@ def read_trace(path: str | Path) -> Trace:
     """
     path = Path(path)
     warnings: list[str] = []
+    numbers: pa.Array | None = None
     try:
         with path.open("rb") as file:
             start = file.read(HEADER_LIMIT)
-        if start.startswith(b"PAR1"):
+        if start.startswith(RAW_START):
+            raise TraceUnreadable(
+                f"{path} is the raw file of an --all recording that did not end in good order",
+                f"qtrace convert {path} trace.csv",
+            )
+        if only is not None:
+            table, numbers = _read_some(path, only)
+        elif start.startswith(b"PAR1"):
             table = _read_parquet(path, warnings)
         else:
             table = _read_csv(path, start, warnings)
@@ -81,7 +96,7 @@ def read_trace(path: str | Path) -> Trace:
         raise TraceUnreadable(
             f"cannot read {path}: {error.strerror or error}", "check the name and its permissions"
         ) from error
-    frame = _to_frame(path, table, warnings)
+    frame = _to_frame(path, table, numbers, warnings)
     facts = details.of(path, frame)
     if not facts.complete:
         warnings.append("it was cut off: there is no detach row; what came later is not known")
@@ -105,9 +120,9 @@ def _read_csv(path: Path, start: bytes, warnings: list[str]) -> pa.Table:
         raise TraceUnreadable(f"{path} is empty", NOT_A_TRACE)
     if b"\0" in start:
         raise TraceUnreadable(f"{path} is a binary file, no trace", NOT_A_TRACE)
-    _check_first_rows(path, start)
+    check_first_rows(path, start)
     mapped = pa.memory_map(str(path)).read_buffer()
-    end = _last_row_end(mapped)
+    end = last_row_end(mapped)
     if end == 0:
         raise TraceUnreadable(f"{path} is no trace: its first row has no end", NOT_A_TRACE)
     if end < len(mapped):
@@ -135,7 +150,7 @@ def _read_csv(path: Path, start: bytes, warnings: list[str]) -> pa.Table:
     return table
 
 
-def _check_first_rows(path: Path, start: bytes) -> None:
+def check_first_rows(path: Path, start: bytes) -> None:
     """The version first: another major version may have other columns."""
     text = start.decode("utf-8", "replace")
     rows = csv.reader(io.StringIO(text, newline=""))
@@ -152,17 +167,17 @@ def _check_first_rows(path: Path, start: bytes) -> None:
         raise TraceUnreadable(
             f"{path} is no trace: its first row does not name the columns of one", NOT_A_TRACE
         )
-    _check_names(path, names)
+    check_names(path, names)
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def check_names(path: Path, names: list[str]) -> None:
     for column in COLUMNS:
         if names.count(column) != 1:
             how = "is missing" if column not in names else "is there twice"
             raise refuse(path, f"column '{column}' {how}", row=1)
 
 
-def _last_row_end(data: pa.Buffer) -> int:
+def last_row_end(data: pa.Buffer) -> int:
     """Where the last whole row ends. Every row ends in a line end; one without was cut off."""
     end = len(data)
     while end:
@@ -177,7 +192,7 @@ def _last_row_end(data: pa.Buffer) -> int:
 def _read_parquet(path: Path, warnings: list[str]) -> pa.Table:
     try:
         names = pq.read_schema(path).names
-        _check_names(path, names)
+        check_names(path, names)
         table = pq.read_table(path)
         table = _known_columns(path, table, warnings)
         return table.cast(arrow_schema(pa.string())).cast(arrow_schema(TEXT)).unify_dictionaries()
@@ -197,7 +212,29 @@ def _known_columns(path: Path, table: pa.Table, warnings: list[str]) -> pa.Table
     return table.select(list(COLUMNS))
 
 
-def _to_frame(path: Path, table: pa.Table, warnings: list[str]) -> pd.DataFrame:
+def _read_some(path: Path, only: Collection[str]) -> tuple[pa.Table, pa.Array]:
+    """The rows without a bottom half and those of some, and the number of each."""
+    # It stands on this module.
+    from qtrace.trace.stream import rows_of
+
+    schema = arrow_schema(pa.string())
+    wanted, named = pa.array(list(only), pa.string()), pa.array(NAMED)
+    kept, numbers, first = [schema.empty_table()], [pa.array([], pa.int64())], FIRST_ROW
+    for table in rows_of(path, lambda _done, _all: None):
+        keep = pc.or_(
+            pc.is_in(table["name"], value_set=wanted),
+            pc.invert(pc.is_in(table["event"], value_set=named)),
+        ).combine_chunks()
+        kept.append(table.filter(keep))
+        numbers.append(pa.array(np.arange(first, first + len(table))).filter(keep))
+        first += len(table)
+    table = pa.concat_tables(kept).cast(arrow_schema(TEXT)).unify_dictionaries()
+    return table, pa.concat_arrays(numbers)
+
+
+def _to_frame(
+    path: Path, table: pa.Table, numbers: pa.Array | None, warnings: list[str]
+) -> pd.DataFrame:
     columns = {}
     for name in COLUMNS:
         column = table[name]
@@ -206,7 +243,8 @@ def _to_frame(path: Path, table: pa.Table, warnings: list[str]) -> pd.DataFrame:
         else:
             columns[name] = column.to_pandas()
     frame = pd.DataFrame(columns)
-    frame["row"] = np.arange(FIRST_ROW, len(frame) + FIRST_ROW)
+    whole = np.arange(FIRST_ROW, len(frame) + FIRST_ROW)
+    frame["row"] = whole if numbers is None else numbers.to_numpy()
     known = frame["event"].isin(get_args(EventKind))
     if not known.all():
         unknown = frame.loc[~known, "event"].astype(str)

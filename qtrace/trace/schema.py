@@ -22,6 +22,8 @@ EventKind = Literal[
 TRUNCATED = "[truncated]"
 COROUTINE = "[coroutine]"
 UNREADABLE = "[unreadable]"
+# Not the whole chain was asked for: what lies further out is not known, what is shown is right.
+PARTIAL = "[partial]"
 
 
 @dataclass(frozen=True, slots=True)

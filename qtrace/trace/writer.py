@@ -60,6 +60,8 @@ class Replacing:
     def __init__(self, path: str | Path, force: bool = False) -> None:
         self.path = check_output(path, force)
         self._temporary: Path | None = None
+        # Nothing has this name yet: whoever fails half-way may remove what was begun.
+        self.new = not self.path.exists()
         if self.path.is_file():
             self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
 

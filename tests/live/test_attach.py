@@ -171,6 +171,21 @@ def test_after_sigkill_of_qtrace_the_trace_is_readable_and_the_guest_untouched(
     assert watched_half(report)["verdicts"] == {"main-loop": 7}
 
 
+def test_kernels_without_links_for_uprobes_take_perf_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("qtrace.recorder.uprobes", "qtrace.recorder.program"):
+        monkeypatch.setattr(f"{module}.links_work", lambda: False)
+    trace = tmp_path / "trace.csv"
+    with (
+        Guest(find_qemu(), firmware="idle") as guest,
+        Recording.start(guest.pid, output=trace) as recording,
+    ):
+        save(guest, ROUNDS)
+        recording.poll(0)
+    assert watched_half(judge([trace]))["verdicts"] == {"main-loop": ROUNDS}
+
+
 def test_losses_are_counted_by_site_and_make_the_verdict_inconclusive(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     # Eight pages are less than one event: every reservation fails.

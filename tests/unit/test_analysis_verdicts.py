@@ -11,7 +11,7 @@ import pytest
 from qtrace.analysis import SEVERITY, exit_status, judge, load, worst
 from qtrace.analysis.stacks import judge_stack
 from qtrace.errors import ExitStatus, NoMatch, TraceUnreadable
-from qtrace.trace.schema import TRUNCATED, UNREADABLE, Event
+from qtrace.trace.schema import PARTIAL, TRUNCATED, UNREADABLE, Event
 from tests.unit.event_rows import (
     BARE_POLL,
     CALLBACK,
@@ -23,6 +23,7 @@ from tests.unit.event_rows import (
     NESTED,
     NESTED_FOR_DEVICE,
     PID,
+    ROOT,
     SCHEDULE_STACK,
     VCPU_POLL,
     VCPU_TID,
@@ -76,7 +77,12 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "no stack": ("inconclusive", {"stack": ()}, {}),
     "unreadable": ("inconclusive", {"stack": (UNREADABLE,)}, {}),
     "cut before the dispatcher": ("inconclusive", {"stack": (TRUNCATED, *LEAF)}, {}),
-    "no dispatcher": ("inconclusive", {"stack": ("main", *LEAF)}, {}),
+    "no dispatcher": ("inconclusive", {"stack": ("main", NAME)}, {}),
+    "aio_bh_poll called directly": ("nested-poll", {"stack": (*ROOT, "blk_insert_bs", *LEAF)}, {}),
+    "no more than asked for": (
+        "main-loop", {"stack": (PARTIAL, "aio_dispatch+0x1e", *LEAF)}, {},
+    ),
+    "less than the dispatcher": ("inconclusive", {"stack": (PARTIAL, *LEAF)}, {}),
     "cut behind the dispatcher": ("main-loop", {"stack": (TRUNCATED, *DISPATCH, *LEAF)}, {}),
 }  # fmt: skip
 
@@ -257,7 +263,16 @@ def test_the_innermost_dispatcher_decides() -> None:
     facts = judge_stack(";".join(("aio_poll+0x1", "main_loop_wait", "aio_dispatch+0x9", *LEAF)))
     assert (facts.dispatcher, facts.deciding_frame, facts.in_poll) == ("loop", 2, True)
     assert judge_stack(";".join(("aio_poll.part.0+0x1", *LEAF))).dispatcher == "poll"
-    assert judge_stack(";".join(("my_aio_poll+0x1", *LEAF))).dispatcher == ""
+    assert judge_stack(f"my_aio_poll+0x1;{NAME}").dispatcher == ""
+
+
+def test_whoever_calls_aio_bh_poll_itself_is_a_nested_loop() -> None:
+    # bdrv_graph_wrunlock() of 10.0, a tail call: its own frame is gone.
+    facts = judge_stack(";".join(("aio_dispatch+0x9", "f+0x1", "blk_insert_bs+0x69", *LEAF)))
+    assert (facts.dispatcher, facts.deciding_frame, facts.in_poll) == ("poll", 1, True)
+    # aio_dispatch() inlined into its static caller is still the main loop.
+    facts = judge_stack(";".join(("g_main_context_dispatch+0x9", "qemu@0x1", *LEAF)))
+    assert (facts.dispatcher, facts.in_poll) == ("loop", False)
 
 
 def test_findings_are_in_time_order_whatever_the_file_says(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_the_header_and_the_end_are_facts_of_the_trace(tmp_path: Path) -> None:
     assert trace.exit == {"signal": 6}
     assert trace.detach["reason"] == "target exited"
     assert trace.lost_events == 3
-    assert trace.losses.to_dict("records") == [{"since_ns": 5, "until_ns": 8, "count": 3}]
+    loss = {"since_ns": 5, "until_ns": 8, "count": 3, "every": False}
+    assert trace.losses.to_dict("records") == [loss]
     assert trace.complete
     assert not trace.warnings
 

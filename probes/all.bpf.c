@@ -1,0 +1,151 @@
+/* Every bottom half: a small record from each cheap site of the event loop (docs/probes.md).
+ *
+ * Which registers hold what at a site is the compiler's choice. qtrace/target/all_sites.py
+ * finds out and passes it as -D options:
+ *
+ * ENQUEUES  ENQUEUE(number, bh, new flags, offset of the return address) for each form
+ * ENDED_BH  the register that holds the bottom half after aio_bh_call()
+ * BH_*      offsets into QEMUBH; BH_NAME is -1 before 6.2
+ * RUN_DEPTH, POLL_CALLER, OUTER_CALLER  offsets from rsp where run() sits
+ * CPUS, RING_PAGES
+ */
+#include <uapi/linux/ptrace.h>
+#include "all.h"
+
+#define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP: the reader comes by itself */
+
+/* One ring per CPU. With one for all, CPUs wait for its lock, and since Linux 6.15 that lock
+ * (rqspinlock) may give up: the reservation fails although there is room. */
+BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
+BPF_ARRAY_OF_MAPS(rings, "ring", CPUS);
+/* Failed reservations by site. */
+BPF_HASH(lost, u64, u64, 1024);
+
+static __always_inline void count_lost(struct pt_regs *regs)
+{
+    u64 ip = regs->ip, zero = 0;
+    u64 *count = lost.lookup_or_try_init(&ip, &zero);
+    if (count)
+        __sync_fetch_and_add(count, 1);
+}
+
+static __always_inline struct all_event *begin(struct pt_regs *regs)
+{
+    int cpu = bpf_get_smp_processor_id();
+    void *own = rings.lookup(&cpu);
+    if (!own) {
+        count_lost(regs);
+        return 0;
+    }
+    struct all_event *event = bpf_ringbuf_reserve(own, sizeof(*event), 0);
+    if (!event) {
+        count_lost(regs);
+        return 0;
+    }
+    event->time_ns = bpf_ktime_get_ns();
+    event->ip = regs->ip;
+    event->tid = bpf_get_current_pid_tgid();
+    return event;
+}
+
+static __always_inline void read_word(u64 *into, u64 address)
+{
+    /* What cannot be read leaves a zero. */
+    bpf_probe_read_user(into, 8, (void *)address);
+}
+
+static __always_inline void read_bottom_half(struct all_event *event, u64 bh)
+{
+    event->bh = bh;
+#if BH_CTX == 0 && BH_NAME == 8 && BH_CALLBACK == 16 && BH_OPAQUE == 24
+    bpf_probe_read_user(&event->ctx, 32, (void *)bh);
+#else
+    read_word(&event->ctx, bh + BH_CTX);
+    event->name = 0;
+    if (BH_NAME >= 0)
+        read_word(&event->name, bh + BH_NAME);
+    read_word(&event->callback, bh + BH_CALLBACK);
+    read_word(&event->opaque, bh + BH_OPAQUE);
+#endif
+}
+
+static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, u32 caller)
+{
+    struct all_event *event = begin(regs);
+    if (!event)
+        return 0;
+    read_bottom_half(event, bh);
+    read_word(&event->caller[0], regs->sp + caller);
+    event->caller[1] = 0;
+    /* After cmpxchg succeeded, rax still holds what was there before. */
+    event->flags = (regs->ax & 0xffff) | new_flags << 16;
+    event->stack = 0;
+    bpf_ringbuf_submit(event, NO_WAKEUP);
+    return 0;
+}
+
+#define ENQUEUE(number, bh, new_flags, caller)     \
+    int enqueue_##number(struct pt_regs *regs)     \
+    {                                              \
+        return enqueue(regs, bh, new_flags, caller); \
+    }
+ENQUEUES
+
+/* aio_bh_call(bh), at its first instruction. */
+int run(struct pt_regs *regs)
+{
+    struct all_event *event = begin(regs);
+    if (!event)
+        return 0;
+    read_bottom_half(event, regs->di);
+    read_word(&event->caller[0], regs->sp + POLL_CALLER);
+    read_word(&event->caller[1], regs->sp + OUTER_CALLER);
+    event->flags = 0;
+    event->stack = regs->sp + RUN_DEPTH;
+    bpf_ringbuf_submit(event, NO_WAKEUP);
+    return 0;
+}
+
+/* In aio_bh_poll(), after aio_bh_call(). The bottom half may be freed by now. */
+int ended(struct pt_regs *regs)
+{
+    struct all_event *event = begin(regs);
+    if (!event)
+        return 0;
+    event->bh = ENDED_BH;
+    event->ctx = event->name = event->callback = event->opaque = 0;
+    event->caller[0] = event->caller[1] = 0;
+    event->flags = 0;
+    event->stack = regs->sp;
+    bpf_ringbuf_submit(event, NO_WAKEUP);
+    return 0;
+}
+
+/* A call to qemu_bh_cancel(bh), or its first instruction. */
+int cancel(struct pt_regs *regs)
+{
+    struct all_event *event = begin(regs);
+    if (!event)
+        return 0;
+    read_bottom_half(event, regs->di);
+    event->caller[0] = event->caller[1] = 0;
+    event->flags = event->stack = 0;
+    bpf_ringbuf_submit(event, NO_WAKEUP);
+    return 0;
+}
+
+/* aio_co_schedule(ctx, co), at its first instruction. */
+int co_schedule(struct pt_regs *regs)
+{
+    struct all_event *event = begin(regs);
+    if (!event)
+        return 0;
+    event->bh = event->name = event->callback = 0;
+    event->ctx = regs->di;
+    event->opaque = regs->si;
+    read_word(&event->caller[0], regs->sp);
+    event->caller[1] = 0;
+    event->flags = event->stack = 0;
+    bpf_ringbuf_submit(event, NO_WAKEUP);
+    return 0;
+}

@@ -1,0 +1,86 @@
+"""What a recording of --all does, while it does it: a line, or a table of the busiest."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qtrace.recorder.session import Recording
+
+ROWS = 15
+
+
+class LiveView:
+    """A line on a terminal's stderr, rewritten once a second; with ``table`` a table.
+
+    Without a terminal, or without --all, nothing is shown.
+    """
+
+    def __init__(self, recording: Recording, table: bool) -> None:
+        self._recording = recording
+        self._table = table
+        self._stack = ExitStack()
+        self._live: Any = None
+        self._produced, self._at = 0, time.monotonic()
+
+    def __enter__(self) -> LiveView:
+        if self._recording.everything is not None and sys.stderr.isatty():
+            from rich.live import Live
+
+            from qtrace.cli.output import stderr
+
+            self._live = self._stack.enter_context(
+                Live(console=stderr(), transient=True, auto_refresh=False)
+            )
+            self._recording.everything.sampling = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def update(self) -> None:
+        """Show the state of now."""
+        every = self._recording.everything
+        if self._live is None or every is None:
+            return
+        from rich.console import Group
+        from rich.text import Text
+
+        counts, now = every.counts, time.monotonic()
+        rate = (counts.produced - self._produced) / (now - self._at)
+        self._produced, self._at = counts.produced, now
+        contexts, rows = every.busy_now()
+        parts = [f"{rate:,.0f} events/s", f"{counts.produced:,} in all", f"{counts.lost:,} lost"]
+        parts += [f"{name or 'unknown'} {share * rate:,.0f}/s" for name, share in contexts]
+        if not every.armed:
+            parts.append("(its probes are off)")
+        line = Text(", ".join(parts))
+        shown = Group(line, _table(rows, rate)) if self._table and rows else line
+        self._live.update(shown, refresh=True)
+
+
+def _table(rows: list[Any], rate: float) -> Table:
+    from rich.table import Table
+
+    from qtrace.cli.report import inert
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("bottom half", overflow="fold")
+    for title in ("of the runs", "wait p50", "p99", "duration p50", "p99"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, busy in rows[:ROWS]:
+        times = [*(busy.wait or (None, None)), *(busy.took or (None, None))]
+        cells = ["" if value is None else f"{value / 1000:.1f} us" for value in times]
+        table.add_row(inert(name), f"{100 * busy.share:.1f} %", *cells)
+    return table

@@ -1,0 +1,256 @@
+"""Every bottom half of one process: arm the cheap sites, move blocks of records to the disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qtrace.recorder.all_program import load_all, slot_type
+from qtrace.recorder.busiest import Busy, busiest
+from qtrace.recorder.meaning import Meanings
+from qtrace.recorder.program import Program
+from qtrace.recorder.rings import Rings, Slots
+from qtrace.recorder.uprobes import Uprobes
+from qtrace.target.all_sites import AllPlan, AllSite, Kind
+from qtrace.target.maps import Module
+from qtrace.trace.raw import RawWriter
+from qtrace.trace.schema import Event
+
+# Wait at most so long between two looks; at a high rate the buffers would run full.
+PERIOD_S = 0.02
+# From this fill on, read again at once.
+BUSY_FILL = 0.125
+MASK = 0xFFFFFFFF
+# No schedule without the run that may follow, and no return whose run was not there to be seen:
+# neither when the probes come nor when they go.
+ARMED: tuple[Kind, ...] = ("return", "run", "cancel", "enqueue", "co_schedule")
+DISARMED: tuple[Kind, ...] = ("co_schedule", "enqueue", "return", "cancel", "run")
+# Records that are looked at together: their columns fit in a cache.
+STEP = 1 << 14
+# What a live display looks at: so many records of each of the last blocks.
+SAMPLE, SAMPLES = 2048, 15
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Every event that a probe of `--all` produced: on disk, or lost and counted."""
+
+    produced: int
+    written: int
+    lost: int
+
+
+class AllRecorder:
+    """The probes of `--all`. Blocks go to a RawWriter, what they mean beside them.
+
+    Attributes:
+        armed: its probes are set.
+        dropped: why and when they were taken off before the end; empty when they were not.
+        sampling: keep the latest records for ``busy_now``.
+    """
+
+    def __init__(self, plan: AllPlan, module: Module, pid: int, exe: str, program: Program) -> None:
+        self.plan = plan
+        self._module = module
+        self._uprobes = {
+            kind: Uprobes(program.library, pid, exe, module.elf.offset_of) for kind in ARMED
+        }
+        self._program = program
+        self._slot = slot_type()
+        self._rings = Rings(program, self._slot)
+        self._lost: dict[int, int] = {}
+        self._checked_ns = time.monotonic_ns()
+        self._mark = 0
+        self._writer: RawWriter | None = None
+        self._meanings: Meanings | None = None
+        self._run_ip = 0
+        self._bias = 0
+        self.armed = False
+        self.dropped: dict[str, Any] = {}
+        self.sampling = False
+        self._sample: list[Slots] = []
+
+    @classmethod
+    def load(
+        cls, plan: AllPlan, module: Module, pid: int, exe: str, pages: int | None = None
+    ) -> AllRecorder:
+        """Load the program for this plan.
+
+        Args:
+            exe: what to open for the process's executable.
+            pages: of each CPU's ring buffer.
+
+        Raises RecorderUnavailable.
+        """
+        return cls(plan, module, pid, exe, load_all(plan, pages))
+
+    def attach(self) -> None:
+        """Arm every site, what ends a life first. Raises CodeMismatch."""
+        self._checked_ns = time.monotonic_ns()
+        for kind in ARMED:
+            programs = {site.program for site in self.plan.sites if site.kind == kind}
+            for program in sorted(programs):
+                sites = [site for site in self.plan.sites if site.program == program]
+                labels = {site.vaddr: f"{site.kind}, {site.where}" for site in sites}
+                self._uprobes[kind].attach(self._program.functions[program], labels)
+        self.armed = True
+
+    def begin(self, writer: RawWriter, meanings: Meanings, bias: int, watched: list[int]) -> None:
+        """Where the binary lies is known: write the header; from now on records are taken.
+
+        Args:
+            watched: run-time addresses of callbacks that have probes of their own.
+        """
+        self._writer, self._meanings, self._bias = writer, meanings, bias
+        self._run_ip = next(s.vaddr + bias for s in self.plan.sites if s.kind == "run") & MASK
+        sites = [self._describe(site, bias) for site in self.plan.sites]
+        writer.begin(
+            self._slot,
+            {
+                "sites": sites,
+                "watched_callbacks": watched,
+                "return_to": self._name(self.plan.returns_to),
+            },
+        )
+
+    def _name(self, vaddr: int) -> str:
+        found = self._module.function_name(vaddr)
+        return f"{found[0]}+{found[1]:#x}" if found else f"{self._module.name}@{vaddr:#x}"
+
+    def _describe(self, site: AllSite, bias: int) -> dict[str, Any]:
+        ip = (site.vaddr + bias) & MASK
+        return {"ip": ip, "kind": site.kind, "new_flags": site.new_flags}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The probes, for the header of the trace and for people."""
+        return [
+            {
+                "kind": site.kind,
+                "where": site.where,
+                "address": f"{site.vaddr:#x}",
+                "instruction": site.instruction,
+                "emulated": site.emulated,
+            }
+            for site in self.plan.sites
+        ]
+
+    def drain(self, mark: int) -> list[Event]:
+        """Move what is there to the file; the losses since the last time.
+
+        Args:
+            mark: a time before the call; what happened earlier is all in the file then, rows
+                of other probes included.
+
+        Raises OutputFailed.
+        """
+        writer, meanings = self._writer, self._meanings
+        if writer is None or meanings is None:
+            return []
+        whole = True
+        facts: dict[str, Any] = {}
+        for ring in self._rings.rings:
+            last = False
+            while not last:
+                slots, last = ring.peek()
+                if not len(slots):
+                    whole = whole and last
+                    break
+                self._take(slots, writer, meanings, facts)
+                ring.release(len(slots))
+        for key, found in meanings.again().items():
+            facts.setdefault(key, {}).update(found)
+        # An unfinished record may be older than the mark: then the last one still holds.
+        self._mark = mark if whole else self._mark
+        losses = self._losses()
+        writer.write(losses)
+        writer.flush()
+        writer.append_facts(facts, self._mark)
+        return losses
+
+    @property
+    def busy(self) -> bool:
+        """The buffers fill quickly: do not wait before the next ``drain``."""
+        return self._rings.fill > BUSY_FILL
+
+    def busy_now(self) -> tuple[list[tuple[str, float]], list[tuple[str, Busy]]]:
+        """Since the last time, from a sample: each context's share, the busiest bottom halves."""
+        blocks, self._sample = self._sample, []
+        if not blocks or self._meanings is None:
+            return [], []
+        sample = np.concatenate(blocks)
+        ips = {k: [(s.vaddr + self._bias) & MASK for s in self.plan.sites if s.kind == k]
+               for k in ("run", "return", "enqueue")}  # fmt: skip
+        rows = busiest(sample, ips["run"][0], ips["return"][0], ips["enqueue"])
+        names = self._meanings.names
+        found, counts = np.unique(sample["ctx"][sample["ctx"] != 0], return_counts=True)
+        total = max(int(counts.sum()), 1)
+        contexts: dict[str, float] = {}
+        for ctx, count in zip(found.tolist(), counts.tolist(), strict=True):
+            name = self._meanings.context(ctx)
+            contexts[name] = contexts.get(name, 0.0) + count / total
+        return list(contexts.items()), [(names.get(row.name, "?"), row) for row in rows]
+
+    @property
+    def counts(self) -> Counts:
+        written = self._writer.records if self._writer else 0
+        lost = sum(self._lost.values())
+        return Counts(self._rings.produced + lost, written, lost)
+
+    def disarm(self) -> None:
+        """Take the probes off; records that are in the buffers stay."""
+        for kind in DISARMED:
+            self._uprobes[kind].close()
+        self.armed = False
+
+    def drop(self, reason: str) -> None:
+        """Disarm before the end; the trace says when and why."""
+        self.disarm()
+        self.dropped = {"dropped_ns": time.monotonic_ns(), "dropped": reason}
+
+    def finish(self) -> list[Event]:
+        """Disarm, take what is left. Raises OutputFailed."""
+        self.disarm()
+        losses = self.drain(time.monotonic_ns())
+        if self._writer is not None and self._meanings is not None:
+            self._writer.append_facts(self._meanings.finish())
+        return losses
+
+    def close(self) -> None:
+        self.disarm()
+        self._rings.close()
+
+    def _take(
+        self, slots: Slots, writer: RawWriter, meanings: Meanings, facts: dict[str, Any]
+    ) -> None:
+        writer.append_records(slots)
+        for at in range(0, len(slots), STEP):
+            for key, found in meanings.of(slots[at : at + STEP], self._run_ip).items():
+                facts.setdefault(key, {}).update(found)
+        if self.sampling:
+            self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
+
+    def _losses(self) -> list[Event]:
+        now = time.monotonic_ns()
+        rows = []
+        for ip, count in self._program.counts("lost"):
+            new = count - self._lost.get(ip, 0)
+            if new:
+                self._lost[ip] = count
+                detail = {
+                    "count": new,
+                    "since_ns": self._checked_ns,
+                    "site": self._label(ip),
+                    "probes": "all",
+                }
+                rows.append(Event(now, "lost", detail=detail))
+        self._checked_ns = now
+        return rows
+
+    def _label(self, ip: int) -> str:
+        for site in self.plan.sites:
+            if (ip & MASK) == (site.vaddr + self._bias) & MASK:
+                return f"--all {site.kind}"
+        return "--all"

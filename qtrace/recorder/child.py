@@ -1,0 +1,91 @@
+"""A program of our own that waits before its first instruction until the probes are armed.
+
+Fork, attach by pid, exec: a uprobe belongs to the file and follows the task into its new
+address space.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+
+from qtrace.errors import TargetError
+
+
+class Child:
+    """Forked, not yet the program. ``release`` lets it exec; it must be released or killed."""
+
+    def __init__(self, command: Sequence[str], output_fd: int | None = None) -> None:
+        """
+        Args:
+            command: program and arguments; the program is looked up on the PATH.
+            output_fd: where its standard output goes; ours by default.
+
+        Raises TargetError when there is no such program.
+        """
+        found = shutil.which(command[0])
+        if found is None:
+            raise TargetError(
+                f"there is no program {command[0]}", "give its path, or install it (qemu-utils)"
+            )
+        self.path = os.path.realpath(found)
+        self._command = list(command)
+        self._status: int | None = None
+        gate_read, self._gate = os.pipe()
+        self._failed, failed_write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(gate_read, failed_write, output_fd)
+        os.close(gate_read)
+        os.close(failed_write)
+
+    def _become(self, gate: int, failed: int, output_fd: int | None) -> None:
+        """In the child. Never returns."""
+        code = 127
+        try:
+            os.close(self._gate)
+            os.close(self._failed)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            if os.read(gate, 1) == b"!":
+                if output_fd is not None:
+                    os.dup2(output_fd, 1)
+                os.execv(self.path, self._command)
+        except OSError as error:
+            os.write(failed, str(error.errno).encode())
+        finally:
+            os._exit(code)
+
+    def release(self) -> None:
+        """Let it exec, and wait until it has: from here on its mappings are the program's.
+
+        Raises TargetError when the kernel refuses to run it.
+        """
+        os.write(self._gate, b"!")
+        os.close(self._gate)
+        # Its end of the pipe is closed by a successful exec.
+        failure = os.read(self._failed, 16)
+        os.close(self._failed)
+        if failure:
+            self.wait()
+            reason = os.strerror(int(failure))
+            raise TargetError(f"cannot run {self.path}: {reason}", "give a program of this machine")
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def pass_on(self, name: str) -> None:
+        """Send it a signal, by name. A terminal's Ctrl-C reached it by itself."""
+        if self._status is None:
+            os.kill(self.pid, signal.Signals[name])
+
+    def wait(self) -> int:
+        """Its wait status, when it has ended."""
+        if self._status is None:
+            _pid, self._status = os.waitpid(self.pid, 0)
+        return self._status

@@ -1,0 +1,82 @@
+"""A recording of a program that is started with every probe armed before its first line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from qtrace.recorder.all_recorder import AllRecorder
+from qtrace.recorder.child import Child
+from qtrace.recorder.ebpf import EbpfProbes
+from qtrace.recorder.program import Program, load_ahead
+from qtrace.recorder.session import Recording
+from qtrace.recorder.uprobes import Uprobes
+from qtrace.target.all_sites import plan_all
+from qtrace.target.contexts import ContextNames
+from qtrace.target.elf import Elf
+from qtrace.target.maps import Module
+from qtrace.target.process import Process
+from qtrace.target.scan_cache import scan_module
+from qtrace.target.watch import plan_watch
+from qtrace.trace.raw import RawWriter
+from qtrace.trace.writer import CsvWriter
+
+CONTEXTS_WAIT_S = 0.1
+
+
+def launch(
+    command: Sequence[str],
+    *,
+    output: Path,
+    patterns: Sequence[str] = (),
+    force: bool = False,
+    program: Future[Program] | None = None,
+    everything: bool = False,
+    ring_pages: int | None = None,
+    output_fd: int | None = None,
+) -> tuple[Recording, Child]:
+    """Start a QEMU program under the probes; see ``Recording.start`` for the arguments.
+
+    Args:
+        output_fd: where the program's standard output goes.
+
+    Raises:
+        QtraceError: whatever stands in the way; nothing is started then.
+    """
+    writer = RawWriter(output, force) if everything else CsvWriter(output, force)
+    child = Child(command, output_fd)
+    try:
+        program = program or load_ahead(everything=everything)
+        # Its own code is the file's: there is no process yet that could differ.
+        module = Module(Elf(child.path), 0)
+        scan = scan_module(module)
+        plan = plan_watch(scan, module, patterns, optional=True)
+        library = program.result().library
+        every = None
+        if everything:
+            every = AllRecorder.load(plan_all(module), module, child.pid, child.path, ring_pages)
+        uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
+        probes = EbpfProbes(uprobes, program.result())
+        try:
+            probes.attach(plan.sites)
+            if every is not None:
+                every.attach()
+            child.release()
+            process = Process(child.pid)
+            # Where its contexts lie can only be read while it lives: qemu-img may not for long.
+            contexts = ContextNames(scan, process.binary, process.memory)
+            contexts.wait(CONTEXTS_WAIT_S)
+            recording = Recording.arm(
+                process, scan, plan, probes, writer,
+                everything=every, armed=True, contexts=contexts,
+            )  # fmt: skip
+        except BaseException:
+            probes.close()
+            if every is not None:
+                every.close()
+            raise
+    except BaseException:
+        child.kill()
+        raise
+    return recording, child

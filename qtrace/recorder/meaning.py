@@ -1,0 +1,136 @@
+"""What the numbers in the records of `--all` mean, asked of the target while it is there."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from qtrace.errors import NoSuchProcess
+from qtrace.recorder.fresh import Fresh
+from qtrace.recorder.rings import Slots
+from qtrace.target.contexts import ContextNames
+from qtrace.target.process import Process
+from qtrace.target.stack import Unwinder
+from qtrace.target.threads import ThreadRoles
+
+MAX_NAME = 256
+# How often, and how many times, a thread of unknown role is looked at.
+LOOK_PERIOD_S, LOOKS = 0.05, 200
+
+
+class Meanings:
+    """Texts for names, code addresses, threads and contexts, each asked for once.
+
+    Attributes:
+        names: of bottom halves, by pointer, as far as they were seen.
+    """
+
+    def __init__(
+        self, process: Process, unwinder: Unwinder, roles: ThreadRoles, contexts: ContextNames
+    ) -> None:
+        self._process = process
+        self._unwinder = unwinder
+        self._roles = roles
+        self._contexts = contexts
+        self._program = process.program[:15]
+        self._fresh = {key: Fresh() for key in ("name", "callback", "inner", "outer", "tid", "ctx")}
+        self.names: dict[int, str] = {}
+        self._runners: dict[int, set[int]] = {}
+        self._threads: dict[int, str] = {}
+        self._unsure: dict[int, int] = {}
+        self._next_look = 0.0
+
+    def of(self, slots: Slots, run_ip: int) -> dict[str, Any]:
+        """Facts that are new with these records; empty when there are none."""
+        fresh = self._fresh
+        named = {p: self._string(p) for p in fresh["name"].of(slots["name"])}
+        self.names.update(named)
+        facts: dict[str, Any] = {
+            "names": {f"{p:x}": text for p, text in named.items()},
+            "symbols": self._symbols(slots),
+            "threads": {str(tid): self._thread(tid) for tid in fresh["tid"].of(slots["tid"])},
+        }
+        self._runners_of_nameless(slots, run_ip)
+        return {key: value for key, value in facts.items() if value}
+
+    def context(self, ctx: int) -> str:
+        """A context's name, empty when it is not known."""
+        return self._contexts.name(ctx)
+
+    def finish(self) -> dict[str, Any]:
+        """A last look, while the process may still be there; all threads with their roles."""
+        self._next_look = 0.0
+        facts = self.again()
+        return facts | {"threads": self.threads()}
+
+    def threads(self) -> dict[str, tuple[str, str]]:
+        """All threads that were seen, with the roles as they are known by now."""
+        return {
+            str(tid): (name, self._roles.role(tid, name)) for tid, name in self._threads.items()
+        }
+
+    def _string(self, address: int) -> str:
+        raw = self._process.memory.read(address, MAX_NAME)
+        if not raw:
+            # The process is gone; a literal still lies in its file.
+            binary = self._process.binary
+            raw = binary.elf.read(address - binary.bias, MAX_NAME)
+        return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+    def _symbols(self, slots: Slots) -> dict[str, str]:
+        fresh = self._fresh
+        callers = slots["caller"]
+        returns = {*fresh["inner"].of(callers[:, 0]), *fresh["outer"].of(callers[:, 1])}
+        found = {pc: self._unwinder.return_name(pc) for pc in returns}
+        for pc in fresh["callback"].of(slots["callback"]):
+            found[pc] = self._unwinder.name(pc, leaf=True)
+        return {f"{pc:x}": text for pc, text in found.items() if text}
+
+    def _thread(self, tid: int) -> tuple[str, str]:
+        try:
+            names = self._process.threads()
+        except NoSuchProcess:
+            names = {}
+        # A thread that is gone already had its program's name, unless it was given another.
+        name = names.get(tid, self._program)
+        self._threads[tid] = name
+        role = self._roles.look(tid, name, self._unwinder)
+        if role == "other":
+            self._unsure[tid] = LOOKS
+        return name, role
+
+    def _look_again(self) -> None:
+        """An IOThread shows itself when it is met waiting in its loop."""
+        now = time.monotonic()
+        if not self._unsure or now < self._next_look:
+            return
+        self._next_look = now + LOOK_PERIOD_S
+        for tid, looks in list(self._unsure.items()):
+            if self._roles.look(tid, self._threads[tid], self._unwinder) != "other" or looks <= 1:
+                del self._unsure[tid]
+            else:
+                self._unsure[tid] = looks - 1
+
+    def _runners_of_nameless(self, slots: Slots, run_ip: int) -> None:
+        """Remember which threads run the bottom halves of contexts that have no name yet."""
+        for ctx in self._fresh["ctx"].of(slots["ctx"]):
+            self._runners[ctx] = set()
+        for ctx, tids in self._runners.items():
+            runs = slots["tid"][(slots["ctx"] == ctx) & (slots["ip"] == np.uint32(run_ip))]
+            tids.update(np.unique(runs).tolist())
+
+    def again(self) -> dict[str, Any]:
+        """What is known by now and was not before: names of contexts."""
+        self._look_again()
+        found = {}
+        for ctx, tids in list(self._runners.items()):
+            for tid in tids:
+                name = self._threads.get(tid, "")
+                if self._roles.role(tid, name) == "iothread":
+                    self._contexts.learn(ctx, f"iothread:{self._roles.iothread_id(tid, name)}")
+            if text := self._contexts.name(ctx):
+                found[f"{ctx:x}"] = text
+                del self._runners[ctx]
+        return {"contexts": found} if found else {}

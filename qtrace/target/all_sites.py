@@ -1,0 +1,490 @@
+"""Where `--all` puts its probes: cheap instructions of the event loop, found in the code.
+
+The kernel emulates ``push``, ``nop``, ``jmp``, ``jcc`` and ``call``; any other instruction is
+copied out and single-stepped, a second trap that costs forty times as much (docs/probes.md).
+Wanted is therefore an emulated instruction that runs exactly once per event, outside any loop,
+at which the registers still hold what the record needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import capstone
+import numpy as np
+from capstone import x86
+
+from qtrace.errors import CodeMismatch, ScanFailed
+from qtrace.target.arch_x86_64 import BREAKPOINT, RSP
+from qtrace.target.bh_layout import BottomHalfLayout, calibrate_bottom_half
+from qtrace.target.dataflow import Function, direct_target, full_register, references_to
+from qtrace.target.elf import Elf
+from qtrace.target.maps import AddressSpace, Module
+from qtrace.target.memory import Memory
+
+Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
+
+# QEMUBH's flags (util/async.c, 5.2 to 10.2).
+PENDING, SCHEDULED, DELETED, ONESHOT, IDLE = 1, 2, 4, 8, 16
+# Call sites of qemu_bh_cancel() up to which each gets its own probe.
+MAX_CALLERS = 64
+# Prefixes that is_prefix_bad() of arch/x86/kernel/uprobes.c refuses: lock, es, cs, ss, ds.
+BAD_PREFIXES = frozenset({0xF0, 0x26, 0x2E, 0x36, 0x3E})
+CALLEE_SAVED = frozenset({"rbx", "rbp", "r12", "r13", "r14", "r15"})
+
+
+@dataclass(frozen=True, slots=True)
+class AllSite:
+    """One probe of `--all`.
+
+    Attributes:
+        kind: what a hit means.
+        where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
+        vaddr: link-time address.
+        program: the function of probes/all.bpf.c that it runs.
+        instruction: as the disassembler prints it.
+        emulated: the kernel emulates the instruction; else it is single-stepped.
+        new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
+    """
+
+    kind: Kind
+    where: str
+    vaddr: int
+    program: str
+    instruction: str
+    emulated: bool
+    new_flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AllPlan:
+    """Every probe of `--all` for one binary, and how its program is to be compiled.
+
+    ``returns_to`` is where aio_bh_call() returns to in aio_bh_poll(). ``notes`` say which
+    sites are dear.
+    """
+
+    sites: tuple[AllSite, ...]
+    defines: tuple[tuple[str, int | str], ...]
+    layout: BottomHalfLayout
+    returns_to: int
+    notes: tuple[str, ...]
+
+
+def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
+    """Choose the sites in a binary's own code.
+
+    Args:
+        imports_cancel: a module of this QEMU (block-*.so) calls qemu_bh_cancel() too.
+
+    Raises ScanFailed with the reason when this binary cannot be recorded so.
+    """
+    layout = calibrate_bottom_half(module)
+    chooser = _Chooser(module, layout)
+    enqueues, forms = chooser.enqueues()
+    run, ended, offsets, returns_to = chooser.run_and_return()
+    cancels = chooser.cancels(imports_cancel)
+    co_schedule = chooser.entry("co_schedule", "aio_co_schedule", ("rdi", "rsi"))
+    sites = (*enqueues, run, ended, *cancels, co_schedule)
+    defines: dict[str, int | str] = {
+        "ENQUEUES": " ".join(
+            f"ENQUEUE({number}, {', '.join(str(part) for part in form)})"
+            for number, form in enumerate(forms)
+        ),
+        "BH_CTX": layout.ctx,
+        "BH_NAME": layout.name,
+        "BH_CALLBACK": layout.callback,
+        "BH_OPAQUE": layout.opaque,
+        **offsets,
+    }
+    dear = [site for site in sites if not site.emulated]
+    notes = [
+        f"{site.kind} at {site.where}: no cheap instruction, each hit is single-stepped"
+        for site in dear
+    ]
+    return AllPlan(sites, tuple(defines.items()), layout, returns_to, tuple(notes))
+
+
+def modules_cancel(space: AddressSpace) -> bool:
+    """Whether a loaded module of this QEMU (block-*.so, hw-*.so) calls qemu_bh_cancel()."""
+    return any(
+        b"\0qemu_bh_cancel\0" in (module.elf.section(".dynstr") or b"")
+        for module in space.modules_in("qemu")
+    )
+
+
+def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
+    """Compare the running code at each site with the file's. Raises CodeMismatch."""
+    for site in plan.sites:
+        in_file = module.elf.read(site.vaddr, 16)
+        running = memory.read(site.vaddr + module.bias, len(in_file))
+        if running[1:] != in_file[1:] or running[:1] not in (in_file[:1], bytes([BREAKPOINT])):
+            raise CodeMismatch(
+                f"the code at {module.name}@{site.vaddr:#x} ({site.kind}, {site.where}) is "
+                "not what the file says",
+                "no probe was set; attach to a QEMU that nothing has patched",
+            )
+
+
+def emulated(instruction: capstone.CsInsn) -> bool:
+    """Whether the kernel emulates it under a uprobe (arch/x86/kernel/uprobes.c)."""
+    code = bytes(instruction.bytes)
+    if code[0] in (0xE8, 0xE9, 0xEB, 0x90) or 0x50 <= code[0] <= 0x57 or code[0] & 0xF0 == 0x70:
+        return True
+    if code[0] == 0x0F and code[1] & 0xF0 == 0x80:
+        return True
+    return code[0] == 0x41 and 0x50 <= code[1] <= 0x57
+
+
+# A form of enqueue: C expressions of the bottom half and of the new flags, and the offset of
+# the return address from rsp.
+_Form = tuple[str, str, int]
+
+
+class _Chooser:
+    """Looks for the sites in one binary."""
+
+    def __init__(self, module: Module, layout: BottomHalfLayout) -> None:
+        self._module = module
+        self._elf: Elf = module.elf
+        self._layout = layout
+
+    def enqueues(self) -> tuple[list[AllSite], list[_Form]]:
+        """Every aio_bh_enqueue(), shared (10.0) or inlined (7.2: seven times).
+
+        At the branch after its atomic OR, rax holds the old flags. All are found by the OR
+        itself, so that none that the compiler made out of sight is missed.
+        """
+        sites: list[AllSite] = []
+        forms: list[_Form] = []
+        for address in _cmpxchgs(self._elf, self._layout.flags):
+            extent = self._module.frames.function(address)
+            if extent is None:
+                continue
+            function = Function(self._elf, *extent)
+            found = _enqueue(function, address, self._layout.flags)
+            if found is None:
+                continue
+            site, bh, new_flags, flags_register = found
+            form = (_c(bh), _c(flags_register) if flags_register else "0", self._caller(site))
+            if form not in forms:
+                forms.append(form)
+            sites.append(
+                self._site("enqueue", function, site, f"enqueue_{forms.index(form)}", new_flags)
+            )
+        for symbol in ("qemu_bh_schedule", "aio_bh_schedule_oneshot_full"):
+            if not sites or not self._enqueues_through(symbol, sites):
+                raise self._refuse(f"the atomic OR behind {symbol}() was not found")
+        return sites, forms
+
+    def _enqueues_through(self, symbol: str, sites: list[AllSite]) -> bool:
+        """Whether a function has a site in it, or ends in a jump to a function that has one."""
+        address = self._module.symbols.address(symbol)
+        if address is None:
+            return symbol != "qemu_bh_schedule"
+        extent = self._module.frames.function(address)
+        if extent is None:
+            return False
+        code = Function(self._elf, *extent).instructions.values()
+        targets = {direct_target(i) for i in code if i.group(x86.X86_GRP_JUMP)}
+        for site in sites:
+            owner = self._module.frames.function(site.vaddr)
+            if owner and (owner == extent or owner[0] in targets):
+                return True
+        return False
+
+    def run_and_return(self) -> tuple[AllSite, AllSite, dict[str, int | str], int]:
+        """aio_bh_call()'s entry, the branch after its call, and where the callers' addresses lie.
+
+        With aio_bh_call() inlined into aio_bh_poll() there is no such call.
+        """
+        run = self.entry("run", "aio_bh_call", ("rdi",))
+        poll, called, called_end = self._call("aio_bh_poll", "aio_bh_call")
+        site = _first_emulated(poll, called_end)
+        if site is None or not _once(poll, called_end, site):
+            site = called_end
+        bh = _argument(poll, called)
+        if bh not in CALLEE_SAVED or _written(poll, called_end, site, bh):
+            bh = ""
+        depth = self._caller(run.vaddr)
+        below_poll = self._frame(called)
+        outer = depth + below_poll
+        _, poll_called, _ = self._call("aio_poll", "aio_bh_poll")
+        offsets: dict[str, int | str] = {
+            "ENDED_BH": _c(bh) if bh else "0",
+            "RUN_DEPTH": depth + 8,
+            "POLL_CALLER": outer,
+            "OUTER_CALLER": outer + self._frame(poll_called),
+        }
+        if self._caller(site) - self._caller(called):
+            raise self._refuse("aio_bh_poll() moves its stack pointer after aio_bh_call()")
+        return run, self._site("return", poll, site, "ended"), offsets, called_end
+
+    def cancels(self, imported: bool) -> list[AllSite]:
+        """The calls to qemu_bh_cancel(): it has no instruction that could be emulated.
+
+        Its first, a locked `and`, takes no probe at all: the kernel refuses that prefix. The
+        one after it serves where a module calls it as well, or something takes its address.
+        """
+        target = self._module.symbols.address("qemu_bh_cancel")
+        extent = self._module.frames.function(target) if target is not None else None
+        if target is None or extent is None:
+            raise self._refuse("it has no symbol qemu_bh_cancel")
+        function = Function(self._elf, *extent)
+        inside = self._site("cancel", function, _first_allowed(function), "cancel")
+        if imported or _address_taken(self._elf, target):
+            return [inside]
+        sites = []
+        for address in references_to(self._elf, {target}):
+            extent = self._module.frames.function(address)
+            caller = Function(self._elf, *extent) if extent else None
+            instruction = caller.instructions.get(address) if caller else None
+            if caller is None or instruction is None or direct_target(instruction) != target:
+                continue
+            if instruction.id not in (x86.X86_INS_CALL, x86.X86_INS_JMP):
+                return [inside]
+            sites.append(self._site("cancel", caller, address, "cancel"))
+        return sites if len(sites) <= MAX_CALLERS else [inside]
+
+    def entry(self, kind: Kind, symbol: str, arguments: tuple[str, ...]) -> AllSite:
+        """The first emulated instruction of a function, its arguments still in registers."""
+        address = self._module.symbols.address(symbol)
+        extent = self._module.frames.function(address) if address is not None else None
+        if address is None or extent is None:
+            raise self._refuse(f"it has no symbol {symbol}")
+        function = Function(self._elf, *extent)
+        site = address
+        for at in sorted(function.instructions):
+            instruction = function.instructions[at]
+            if emulated(instruction) and _once(function, address, at):
+                site = at
+                break
+            if _ends_block(instruction) or _writes(instruction) & set(arguments):
+                break
+        return self._site(kind, function, site, kind)
+
+    def _call(self, caller: str, callee: str) -> tuple[Function, int, int]:
+        """The one call of a function in another: the latter, the call's address and its end."""
+        target = self._module.symbols.address(callee)
+        address = self._module.symbols.address(caller)
+        extent = self._module.frames.function(address) if address is not None else None
+        if extent is None:
+            raise self._refuse(f"it has no symbol {caller}")
+        function = Function(self._elf, *extent)
+        calls = [
+            i
+            for i in function.instructions.values()
+            if i.id == x86.X86_INS_CALL and direct_target(i) == target
+        ]
+        if len(calls) != 1:
+            raise self._refuse(f"{caller}() calls {callee}() in {len(calls)} places, not in one")
+        return function, calls[0].address, calls[0].address + calls[0].size
+
+    def _frame(self, vaddr: int) -> int:
+        """Bytes from rsp to behind the return address, at an instruction."""
+        rule = self._module.frames.rule(vaddr)
+        if rule is None or rule.cfa_register != RSP:
+            raise self._refuse(f"the frame at {vaddr:#x} has no fixed size")
+        return rule.cfa_offset
+
+    def _caller(self, vaddr: int) -> int:
+        return self._frame(vaddr) - 8
+
+    def _site(
+        self, kind: Kind, function: Function, vaddr: int, program: str, new_flags: int = 0
+    ) -> AllSite:
+        instruction = function.instructions[vaddr]
+        named = self._module.function_name(vaddr)
+        text = f"{instruction.mnemonic} {instruction.op_str}".strip()
+        where = f"{self._module.name}@{vaddr:#x}"
+        if named:
+            where = f"{named[0]}+{named[1]:#x}" if named[1] else named[0]
+        return AllSite(kind, where, vaddr, program, text, emulated(instruction), new_flags)
+
+    def _refuse(self, why: str) -> ScanFailed:
+        return ScanFailed(
+            f"{self._module.name} cannot be recorded with --all: {why}", "record without --all"
+        )
+
+
+def _first_allowed(function: Function) -> int:
+    """The first instruction that takes a probe: none with a lock or segment prefix does."""
+    allowed = (
+        at
+        for at in sorted(function.instructions)
+        if bytes(function.instructions[at].bytes)[0] not in BAD_PREFIXES
+    )
+    return int(next(allowed, function.start))
+
+
+def _c(register: str) -> str:
+    """A register as a field of the kernel's pt_regs."""
+    return f"regs->{register[1:] if register[1:].isalpha() else register}"
+
+
+def _cmpxchgs(elf: Elf, flags: int) -> list[int]:
+    """Addresses at which the bytes read as `lock cmpxchg r32, flags(reg)`."""
+    hits: list[int] = []
+    for segment in elf.code:
+        code = np.frombuffer(
+            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
+        )
+        for prefixes in (1, 2):
+            at = np.flatnonzero(
+                (code[: -4 - prefixes] == 0xF0)
+                & (code[prefixes:-4] == 0x0F)
+                & (code[prefixes + 1 : -3] == 0xB1)
+                & (code[prefixes + 2 : -2] & 0xC0 == 0x40)
+                & (code[prefixes + 3 : -1] == flags)
+            )
+            if prefixes == 2:
+                at = at[code[at + 1] & 0xF0 == 0x40]
+            hits += [int(segment.vaddr + offset) for offset in at]
+    return sorted(hits)
+
+
+def _enqueue(function: Function, address: int, flags: int) -> tuple[int, str, int, str] | None:
+    """The site behind an atomic OR of QEMUBH's flags, None when this is another cmpxchg.
+
+    Returns its address, the register of the bottom half, the new flags (0 when they are in a
+    register) and that register.
+    """
+    code = function.instructions
+    exchange = code.get(address)
+    if exchange is None or exchange.id != x86.X86_INS_CMPXCHG:
+        return None
+    place, source = exchange.operands
+    bh = exchange.reg_name(place.mem.base)
+    desired = full_register(exchange, source.reg)
+    new_flags, register = _ored(function, address, desired)
+    if not (new_flags & PENDING or register):
+        return None
+    end = address + exchange.size
+    retry = code.get(end)
+    if retry is None or retry.id != x86.X86_INS_JNE or (direct_target(retry) or end) >= address:
+        return None
+    begin = end + retry.size
+    if not _inserts(function, begin, bh, flags - 8):
+        return None
+    site = _first_emulated(function, begin)
+    keep = {"rax", bh, register} - {""}
+    if site is None or not _once(function, begin, site):
+        site = begin
+    if any(_written(function, begin, site, name) for name in keep):
+        site = begin
+    return site, bh, new_flags, register
+
+
+def _ored(function: Function, address: int, desired: str) -> tuple[int, str]:
+    """What is ORed into the register that cmpxchg stores: a constant, or a register."""
+    before = [a for a in sorted(function.instructions) if address - 24 <= a < address]
+    for at in reversed(before):
+        instruction = function.instructions[at]
+        if desired not in _writes(instruction):
+            continue
+        if instruction.id != x86.X86_INS_OR:
+            return 0, ""
+        operand = instruction.operands[1]
+        if operand.type == x86.X86_OP_IMM:
+            return int(operand.imm) & 0xFF, ""
+        return 0, full_register(instruction, operand.reg)
+    return 0, ""
+
+
+def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
+    """Whether what comes next stores into the bottom half's `next`: the insertion."""
+    after = [a for a in sorted(function.instructions) if begin <= a < begin + 64]
+    for at in after:
+        instruction = function.instructions[at]
+        target = instruction.operands[0] if instruction.operands else None
+        if (
+            instruction.id == x86.X86_INS_MOV
+            and target is not None
+            and target.type == x86.X86_OP_MEM
+            and target.mem.disp == following
+            and instruction.reg_name(target.mem.base) == bh
+        ):
+            return True
+    return False
+
+
+def _first_emulated(function: Function, begin: int) -> int | None:
+    """The first emulated instruction from ``begin`` on, in a straight line."""
+    at = begin
+    while at in function.instructions:
+        instruction = function.instructions[at]
+        if emulated(instruction):
+            return at
+        if _ends_block(instruction):
+            return None
+        at += instruction.size
+    return None
+
+
+def _once(function: Function, begin: int, site: int) -> bool:
+    """Whether the site runs exactly once when control passes ``begin``: nothing jumps in
+    between, and no path leads from the site back to it without passing ``begin``."""
+    for instruction in function.instructions.values():
+        if instruction.group(x86.X86_GRP_JUMP):
+            target = direct_target(instruction)
+            if target is not None and begin < target <= site:
+                return False
+    seen: set[int] = set()
+    work = function.successors(function.instructions[site])
+    while work:
+        address = work.pop()
+        if address in seen or address == begin or address not in function.instructions:
+            continue
+        if address == site:
+            return False
+        seen.add(address)
+        work += function.successors(function.instructions[address])
+    return True
+
+
+def _argument(function: Function, call: int) -> str:
+    """The register that was copied into rdi for a call."""
+    for at in sorted((a for a in function.instructions if a < call), reverse=True):
+        instruction = function.instructions[at]
+        if "rdi" in _writes(instruction):
+            operands = instruction.operands
+            if instruction.id == x86.X86_INS_MOV and operands[1].type == x86.X86_OP_REG:
+                return full_register(instruction, operands[1].reg)
+            return ""
+    return ""
+
+
+def _written(function: Function, begin: int, end: int, register: str) -> bool:
+    return any(
+        register in _writes(instruction)
+        for at, instruction in function.instructions.items()
+        if begin <= at < end
+    )
+
+
+def _writes(instruction: capstone.CsInsn) -> set[str]:
+    return {full_register(instruction, register) for register in instruction.regs_access()[1]}
+
+
+def _ends_block(instruction: capstone.CsInsn) -> bool:
+    return any(
+        instruction.group(group) for group in (x86.X86_GRP_JUMP, x86.X86_GRP_CALL, x86.X86_GRP_RET)
+    )
+
+
+def _address_taken(elf: Elf, target: int) -> bool:
+    """Whether something may call a function by its address: a lea, or a relocated pointer."""
+    for segment in elf.code:
+        code = np.frombuffer(
+            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
+        )
+        # lea r64, [rip + disp32]: REX.W 8d, mod 00 rm 101
+        at = np.flatnonzero((code[1:-5] == 0x8D) & (code[2:-4] & 0xC7 == 0x05))
+        words = np.lib.stride_tricks.sliding_window_view(code, 4)[at + 3].copy()
+        goes_to = segment.vaddr + at + 7 + words.view("<i4")[:, 0]
+        if (goes_to == target).any():
+            return True
+    # An R_X86_64_RELATIVE entry has the address as its addend.
+    relocations = elf.section(".rela.dyn") or b""
+    return target in np.frombuffer(relocations[: len(relocations) // 24 * 24], "<i8")[2::3]

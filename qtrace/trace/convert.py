@@ -1,0 +1,292 @@
+"""Turn a trace into another form: raw, CSV or Parquet in; CSV or Parquet out.
+
+Streams: memory stays bounded however long the recording was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qtrace.errors import OutputFailed, TraceUnreadable
+from qtrace.trace.arrow import arrow_schema
+from qtrace.trace.raw import RawReader, Records
+from qtrace.trace.raw_rows import Facts, RowMaker
+from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
+from qtrace.trace.writer import Replacing, output_failed
+
+# Records of one step, and rows of one row group.
+CHUNK, GROUP = 1 << 15, 1 << 16
+SCHEMA = arrow_schema(pa.string())
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What came of a conversion.
+
+    Attributes:
+        rows: written.
+        merged: records of watched bottom halves that have rows of their own.
+        complete: the recording has its detach row.
+        warnings: what was cut off or unknown.
+    """
+
+    rows: int
+    merged: int
+    complete: bool
+    warnings: tuple[str, ...]
+
+
+class Output(Protocol):
+    """Takes tables with the columns of a trace."""
+
+    def write(self, table: pa.Table) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Converted:
+    """Write ``source`` (raw, CSV or Parquet) as ``target`` (.csv or .parquet).
+
+    Args:
+        progress: called with bytes read and bytes in all.
+
+    Raises:
+        TraceUnreadable: which row and column, or which byte.
+        OutputExists, OutputFailed: an earlier file is still there.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix not in (".csv", ".parquet"):
+        raise OutputFailed(f"{target} is neither .csv nor .parquet", "name a file of either kind")
+    if target.exists() and source.exists() and source.samefile(target):
+        raise OutputFailed(f"{target} is the file itself", "name another file")
+    report = progress or (lambda _done, _all: None)
+    replacing = Replacing(target, force)
+    with open_source(source) as begin:
+        is_raw = begin.startswith(b'{"format":"qtrace-raw"')
+    tables: Iterator[pa.Table]
+    raw = RawTables(RawReader(source), report) if is_raw else None
+    if raw is not None:
+        tables = raw.tables()
+    else:
+        # It needs pandas; the conversion that ends a recording does not.
+        from qtrace.trace.stream import rows_of
+
+        tables = rows_of(source, report)
+    return _write(tables, replacing, raw)
+
+
+@contextlib.contextmanager
+def open_source(path: Path) -> Iterator[bytes]:
+    """The first bytes of a file. Raises TraceUnreadable."""
+    try:
+        with path.open("rb") as file:
+            yield file.read(64)
+    except OSError as error:
+        raise TraceUnreadable(
+            f"cannot read {path}: {error.strerror or error}", "check the name and its permissions"
+        ) from error
+
+
+def _write(tables: Iterator[pa.Table], replacing: Replacing, raw: RawTables | None) -> Converted:
+    rows, complete = 0, False
+    output: Output | None = None
+    try:
+        file = replacing.open()
+        output = ParquetOutput(file) if replacing.path.suffix == ".parquet" else CsvOutput(file)
+        with file:
+            for table in tables:
+                output.write(table)
+                rows += table.num_rows
+                complete = complete or pc.any(pc.equal(_texts(table["event"]), "detach")).as_py()
+            output.close()
+        replacing.settle()
+    except OSError as error:
+        _drop(replacing)
+        raise output_failed(replacing.path, error) from error
+    except BaseException:
+        _drop(replacing)
+        raise
+    warnings = raw.warnings if raw else []
+    return Converted(rows, raw.maker.merged if raw else 0, complete, tuple(warnings))
+
+
+def _drop(replacing: Replacing) -> None:
+    """Remove what was begun: half a trace must not look like one."""
+    replacing.discard()
+    if replacing.new:
+        with contextlib.suppress(OSError):
+            replacing.path.unlink(missing_ok=True)
+
+
+class RawTables:
+    """The rows of a raw file in time order, as tables.
+
+    Every mark says that all earlier events are there: what is older is sorted and given out.
+    """
+
+    def __init__(self, reader: RawReader, progress: Progress) -> None:
+        self._reader = reader
+        self._progress = progress
+        self.warnings: list[str] = []
+        needed = {"time_ns", "ip", "tid", "bh", "ctx", "name", "callback", "opaque", "caller"}
+        if not (needed | {"flags", "stack"}) <= set(reader.slot.names or ()):
+            raise TraceUnreadable(
+                f"{reader.path}: its header describes other records", "take the original file"
+            )
+        facts = Facts(reader.header)
+        # Once through for what the numbers mean: a context may get its name late.
+        for block, _done in reader.blocks(CHUNK):
+            facts.learn(block.facts)
+        self.maker = RowMaker(facts, reader.slot)
+        if reader.truncated:
+            self.warnings.append("its last block was cut off: what came later is not known")
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Raises TraceUnreadable where the file is damaged."""
+        waiting: list[Records] = []
+        rows: list[list[str]] = []
+        for block, done in self._reader.blocks(CHUNK):
+            if block.records is not None:
+                waiting.append(block.records)
+            rows += block.facts.get("rows", [])
+            if block.mark:
+                yield from self._ready(waiting, rows, block.mark)
+                self._progress(done, self._reader.size)
+        yield from self._ready(waiting, rows, np.iinfo(np.int64).max)
+        self._progress(self._reader.size, self._reader.size)
+        if self.maker.unknown:
+            self.warnings.append(f"{self.maker.unknown} records of unknown probes were left out")
+
+    def _ready(
+        self, waiting: list[Records], rows: list[list[str]], mark: int
+    ) -> Iterator[pa.Table]:
+        records = np.concatenate(waiting) if waiting else np.empty(0, self._reader.slot)
+        early = records["time_ns"] < np.uint64(mark)
+        waiting[:] = [] if early.all() else [records[~early]]
+        order = np.flatnonzero(early)
+        order = order[np.argsort(records["time_ns"][order], kind="stable")]
+        due = [row for row in rows if int(row[0]) < mark]
+        rows[:] = [row for row in rows if int(row[0]) >= mark]
+        tables = (
+            self.maker.table(records[order[at : at + CHUNK]]) for at in range(0, len(order), CHUNK)
+        )
+        if not due:
+            yield from tables
+        else:
+            made = pa.concat_tables([*(_plain(t) for t in tables), table_of_rows(due)])
+            order = pc.sort_indices(made, sort_keys=[("time_ns", "ascending")])
+            yield made.take(order)
+
+
+def table_of_rows(rows: list[list[str]]) -> pa.Table:
+    """Rows as ``to_row`` makes them, typed."""
+    texts = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    columns = []
+    for field in SCHEMA:
+        values = texts[field.name]
+        if field.name in INTEGER_COLUMNS or field.name in POINTER_COLUMNS:
+            columns.append(pa.array([int(v, 0) if v else 0 for v in values], field.type))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    return table.cast(SCHEMA)
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string())
+
+
+class ParquetOutput:
+    """Row groups of a useful size, whatever comes."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd")
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        self._waiting.append(_plain(table))
+        self._rows += table.num_rows
+        if self._rows >= GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting, self._rows = [], 0
+
+
+class CsvOutput:
+    """The text that the csv module would write; quoted once per distinct value."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._put(",".join(COLUMNS).encode() + b"\r\n")
+
+    def write(self, table: pa.Table) -> None:
+        fields: list[Any] = [self._field(table, column) for column in COLUMNS[:-1]]
+        last = pc.binary_join_element_wise(self._field(table, COLUMNS[-1]), "", "\r\n")
+        lines = pc.binary_join_element_wise(*fields, last, ",")
+        for chunk in lines.chunks if isinstance(lines, pa.ChunkedArray) else [lines]:
+            _validity, offsets, data = chunk.buffers()
+            if len(chunk):
+                ends = np.frombuffer(offsets, np.int32)[
+                    chunk.offset : chunk.offset + len(chunk) + 1
+                ]
+                self._put(memoryview(data)[ends[0] : ends[-1]])
+
+    def close(self) -> None:
+        pass
+
+    def _put(self, data: Any) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def _field(self, table: pa.Table, column: str) -> pa.Array:
+        values = table[column].combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.chunk(0) if values.num_chunks else pa.array([], values.type)
+        if column == "time_ns":
+            return values.cast(pa.string())
+        if not pa.types.is_dictionary(values.type):
+            values = values.dictionary_encode()
+        texts = [_quoted(column, value) for value in values.dictionary.to_pylist()]
+        return pa.array(texts, pa.string()).take(values.indices)
+
+
+def _quoted(column: str, value: Any) -> str:
+    if column in POINTER_COLUMNS:
+        return f"{value:#x}" if value else ""
+    if column == "tid":
+        return str(value) if value else ""
+    text = str(value)
+    if not any(char in text for char in ',"\r\n'):
+        return text
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow([text])
+    return line.getvalue()[:-2]

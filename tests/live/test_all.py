@@ -1,0 +1,446 @@
+"""``--all``: every event of the event loop, counted; on real QEMU programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qtrace.analysis import judge
+from qtrace.errors import QtraceError
+from qtrace.lab.guest import Guest, find_qemu
+from qtrace.recorder.launch import launch
+from qtrace.recorder.session import Recording
+from qtrace.target.qmp import QmpClient
+from qtrace.trace.convert import convert
+from qtrace.trace.reader import Trace, read_trace
+from tests.live.attached import WATCHED, attached, is_running, save, watched_half
+from tests.live.benched import (
+    REQUESTS,
+    bench_command,
+    counted,
+    counted_by_bpftrace,
+    frame_of,
+    make_disk,
+    qtrace_run,
+)
+
+pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
+
+NATIVE = pytest.mark.parametrize("options", [(), ("-n",)], ids=["threads", "native"])
+ROUNDS = 23
+
+
+@NATIVE
+def test_every_event_of_a_known_number_of_requests_is_there(
+    qemu_binary: Path, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    image, trace = qemu_binary.with_name("qemu-img"), tmp_path / "trace.csv"
+    command = bench_command(image, make_disk(tmp_path), *options)
+    status, report, err = qtrace_run("--all", "-o", trace, "--", *command)
+    assert status == 0, err
+    assert "exited with status 0" in err
+    read = read_trace(trace)
+    rows = counted(trace)
+    assert (report["lost_events"], read.detach["all"]["lost"]) == (0, 0)
+    kinds = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
+    assert read.detach["all"]["produced"] == sum(rows[kind] for kind in kinds)
+    frame = read.frame
+    assert rows["run"] == rows["return"]
+    assert set(frame.loc[frame["event"].isin(kinds), "context"]) == {"main"}
+    runs = frame[frame["event"] == "run"]
+    assert runs["stack"].str.contains(r"^\[partial\];.+;aio_bh_poll\+0x", regex=True).all()
+    by_name = frame.groupby(["name", "event"], observed=True).size()
+    if options:
+        # Each completion is a one-shot of its own, between a schedule and a cancel of laio's.
+        name = "blk_aio_complete_bh" if ("blk_aio_complete_bh", "run") in by_name.index else "cb"
+        assert by_name[name, "schedule"] == by_name[name, "run"] == REQUESTS
+        laio = by_name["qemu_laio_completion_bh"]
+        assert laio["schedule"] == laio["cancel"]
+    else:
+        # thread_pool_completion_bh() cancels itself after each request that it finds done.
+        assert by_name["thread_pool_completion_bh", "cancel"] == REQUESTS
+
+
+@NATIVE
+def test_the_numbers_are_those_that_bpftrace_counts(
+    qemu_binary: Path, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    if shutil.which("bpftrace") is None:
+        pytest.skip("bpftrace is not installed: apt-get install bpftrace")
+    # bpftrace counts in every process of a file: this one is nobody else's.
+    image, trace = tmp_path / "qemu-img", tmp_path / "trace.parquet"
+    shutil.copy(qemu_binary.with_name("qemu-img"), image)
+    command = bench_command(image, make_disk(tmp_path), *options)
+    # Both at once: how many completions one look finds is another number in each run.
+    ours = [sys.executable, "-m", "qtrace", "run", "--all", "-o", str(trace), "--", *command]
+    entries = counted_by_bpftrace(image, ours)
+    rows = counted(trace)
+    assert rows["run"] == entries["aio_bh_call"] > 0
+    assert rows["co_schedule"] == entries["aio_co_schedule"]
+    scheduled = (
+        "qemu_bh_schedule", "qemu_bh_schedule_idle", "aio_bh_schedule_oneshot_full",
+        "aio_co_schedule", "aio_co_reschedule_self",
+    )  # fmt: skip
+    assert rows["schedule"] == sum(entries[name] for name in scheduled)
+
+
+def test_losses_are_counted_and_nothing_is_judged_from_incomplete_data(tmp_path: Path) -> None:
+    image, raw, trace = find_qemu("qemu-img"), tmp_path / "raw", tmp_path / "trace.csv"
+    command = bench_command(image, make_disk(tmp_path), "-n", requests=20011)
+    # One page holds 46 records.
+    recording, child = launch(command, output=raw, everything=True, ring_pages=1, output_fd=2)
+    with recording:
+        while not recording.ended:
+            recording.poll(0.1)
+        recording.stop("target exited")
+    assert child.wait() == 0
+    done = convert(raw, trace)
+    read = read_trace(trace)
+    counts = read.detach["all"]
+    assert counts["lost"] > 0
+    assert counts["produced"] == counts["written"] + counts["lost"]
+    kinds = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
+    assert counts["written"] == read.frame["event"].isin(kinds).sum() == done.rows - meta(read)
+    assert read.lost_events == counts["lost"]
+    report = judge([trace], ["*"])
+    for half in report["bottom_halves"]:
+        # Whatever is certain of it is true: qemu-img has one thread that runs bottom halves.
+        assert set(half["verdicts"]) <= {"main-loop", "inconclusive", "cancelled"}
+    assert any("inconclusive" in half["verdicts"] for half in report["bottom_halves"])
+
+
+def meta(read: Trace) -> int:
+    return int(read.frame["event"].isin(("attach", "lost", "exit", "detach")).sum())
+
+
+def test_watched_bottom_halves_keep_their_verdicts_and_stacks(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.parquet"
+    with (
+        Guest(qemu_binary, firmware="idle") as guest,
+        attached(guest.pid, "--all", "-o", trace) as attach,
+    ):
+        save(guest, ROUNDS)
+        status, report, err = attach.end()
+    assert status == 0, err
+    half = watched_half(report)
+    assert (half["scheduled"], half["verdicts"]) == (ROUNDS, {"main-loop": ROUNDS})
+    assert report["lost_events"] == 0
+    frame = read_trace(trace).frame
+    own = frame[frame["name"] == WATCHED]
+    assert set(own["event"]) == {"schedule", "run", "return"}
+    assert (own["event"] == "run").sum() == ROUNDS
+    assert not own.loc[own["event"] == "run", "stack"].str.startswith("[partial]").any()
+    # Beside them everything else, in its context.
+    contexts = frame[frame["event"] == "run"].groupby("name", observed=True)["context"].unique()
+    assert list(contexts["job_exit"]) == ["main"]
+    assert list(contexts["do_qmp_dispatch_bh"]) == ["iohandler"]
+    assert list(tmp_path.iterdir()) == [trace]
+
+
+def test_a_vcpu_that_polls_shows_in_every_row(qemu_binary: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    with (
+        Guest(qemu_binary) as guest,
+        attached(guest.pid, "--all", "--duration", "1s", "-o", trace) as attach,
+    ):
+        status, _report, err = attach.result()
+    assert status == 0, err
+    frame = read_trace(trace).frame
+    runs = frame[(frame["event"] == "run") & (frame["name"] == "thread_pool_completion_bh")]
+    vcpu = runs[runs["role"] == "vcpu"]
+    assert len(vcpu) > 100
+    assert vcpu["stack"].str.contains(";aio_poll+0x", regex=False).all()
+    assert set(vcpu["context"]) == {"main"}
+    scheduled = frame[(frame["event"] == "schedule") & (frame["name"] == runs["name"].iloc[0])]
+    assert {"worker", "vcpu"} <= set(scheduled["role"])
+
+
+def test_after_sigkill_of_qtrace_convert_brings_back_what_was_recorded(tmp_path: Path) -> None:
+    trace, raw = tmp_path / "trace.csv", tmp_path / "trace.csv.raw"
+    with Guest(find_qemu()) as guest:
+        with attached(guest.pid, "--all", "-o", trace) as attach:
+            save(guest, 3)
+            wait_for_size(raw, 1 << 20)
+            attach.process.kill()
+            attach.process.wait()
+        assert is_running(guest.pid)
+        save(guest, 1)
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "convert", str(raw), str(trace), "--format", "json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    done = json.loads(run.stdout)
+    assert done["complete"] is False
+    assert done["rows"] > (1 << 20) // 88 // 2
+    assert "cut off" in run.stderr
+    report = judge([trace])
+    assert not report["complete"]
+    assert watched_half(report)["verdicts"] == {"main-loop": 3}
+
+
+@pytest.mark.parametrize("cut", [1, 44, 10_000])
+def test_a_raw_file_that_was_cut_anywhere_is_read_up_to_there(cut: int, tmp_path: Path) -> None:
+    raw = recorded(tmp_path)
+    whole = convert(raw, tmp_path / "whole.csv").rows
+    os.truncate(raw, raw.stat().st_size - cut)
+    part = convert(raw, tmp_path / "part.parquet")
+    assert part.rows < whole
+    assert any("cut off" in text for text in part.warnings)
+    assert not part.complete
+
+
+def test_csv_and_parquet_become_each_other(tmp_path: Path) -> None:
+    raw = recorded(tmp_path)
+    first, second, third = (tmp_path / n for n in ("a.csv", "b.parquet", "c.csv"))
+    for source, target in ((raw, first), (first, second), (second, third)):
+        convert(source, target)
+    assert first.read_bytes() == third.read_bytes()
+
+
+def recorded(folder: Path) -> Path:
+    """A raw recording of qemu-img."""
+    raw = folder / "recording.raw"
+    command = bench_command(find_qemu("qemu-img"), make_disk(folder))
+    recording, child = launch(command, output=raw, everything=True, output_fd=2)
+    with recording:
+        while not recording.ended:
+            recording.poll(0.1)
+    child.wait()
+    return raw
+
+
+def test_an_iothreads_events_have_its_thread_and_context(qemu_binary: Path, tmp_path: Path) -> None:
+    disk, nbd, qmp = make_disk(tmp_path), tmp_path / "nbd", tmp_path / "qmp"
+    trace = tmp_path / "trace.csv"
+    process = subprocess.Popen(
+        [qemu_binary, "-nodefaults", "-display", "none", "-S", "-machine", "none",
+         "-object", "iothread,id=io7",
+         "-blockdev", f"driver=file,node-name=disk,filename={disk}",
+         "-qmp", f"unix:{qmp},server=on,wait=off", "-qmp", f"unix:{qmp}2,server=on,wait=off"]
+    )  # fmt: skip
+    try:
+        wait_for(lambda: answers(qmp))
+        with QmpClient(qmp) as client:
+            client.command("nbd-server-start", addr={"type": "unix", "data": {"path": str(nbd)}})
+            client.command(
+                "block-export-add", type="nbd", id="e", iothread="io7",
+                **{"node-name": "disk"},
+            )  # fmt: skip
+            threads = {t["id"]: t["thread-id"] for t in client.command("query-iothreads")}
+            with attached(process.pid, "--all", "--qmp", f"{qmp}2", "-o", trace) as attach:
+                bench_over_nbd(qemu_binary, nbd)
+                status, _report, err = attach.end()
+            assert status == 0, err
+    finally:
+        process.kill()
+        process.wait()
+    check_iothread(trace, process.pid, "iothread:io7", threads["io7"])
+
+
+def test_a_storage_daemons_iothread_is_known_without_its_help(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    disk, nbd, trace = make_disk(tmp_path), tmp_path / "nbd", tmp_path / "trace.parquet"
+    process = subprocess.Popen(
+        [qemu_binary.with_name("qemu-storage-daemon"), "--object", "iothread,id=io7",
+         "--blockdev", f"driver=file,node-name=disk,filename={disk}",
+         "--nbd-server", f"addr.type=unix,addr.path={nbd}",
+         "--export", "type=nbd,id=e,node-name=disk,name=disk,iothread=io7"]
+    )  # fmt: skip
+    try:
+        wait_for(nbd.exists)
+        with attached(process.pid, "--all", "-o", trace) as attach:
+            bench_over_nbd(qemu_binary, nbd)
+            status, _report, err = attach.end()
+        assert status == 0, err
+    finally:
+        process.kill()
+        process.wait()
+    frame = frame_of(trace)
+    (name,) = {c for c in frame["context"] if str(c).startswith("iothread:")}
+    tid = frame.loc[(frame["context"] == name) & (frame["event"] == "run"), "tid"].iloc[0]
+    check_iothread(trace, process.pid, name, int(tid))
+
+
+def bench_over_nbd(qemu: Path, socket: Path) -> None:
+    """QEMU 7.2 aborts when the client of an export in an IOThread goes away, traced or not
+    (nbd_blockdev_client_closed() asserts that it is on the main thread): the last thing to do.
+    """
+    command = bench_command(qemu.with_name("qemu-img"), socket, requests=503)
+    command[-1] = f"nbd+unix:///disk?socket={socket}"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def check_iothread(trace: Path, pid: int, context: str, tid: int) -> None:
+    frame = frame_of(trace)
+    runs = frame[frame["event"] == "run"]
+    ours = runs[runs["context"] == context]
+    assert len(ours) > 100
+    assert set(ours["tid"]) == {tid}
+    assert tid != pid
+    assert set(ours["role"]) == {"iothread"}
+    assert ours["stack"].str.contains(";aio_poll+0x", regex=False).all()
+    others = runs[runs["context"] != context]
+    assert set(others["tid"]) <= {pid}
+    assert set(others["context"]) <= {"main", "iohandler"}
+
+
+def answers(socket: Path) -> bool:
+    try:
+        with QmpClient(socket):
+            return True
+    except QtraceError:
+        return False
+
+
+def test_a_full_disk_leaves_what_was_recorded_readable(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", str(small)], check=True)
+    try:
+        raw = small / "recording.raw"
+        command = bench_command(find_qemu("qemu-img"), make_disk(tmp_path), "-n", requests=20011)
+        run = subprocess.run(
+            [sys.executable, "-m", "qtrace", "run", "--all", "-o", str(small / "t.csv"),
+             "--", *command], capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.returncode == 3
+        assert "No space left" in run.stderr
+        assert "remedy:" in run.stderr
+        raw = small / "t.csv.raw"
+        assert convert(raw, tmp_path / "t.csv").rows > 10_000
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_size_ends_the_recording_in_good_order(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.parquet"
+    with (
+        Guest(find_qemu()) as guest,
+        attached(guest.pid, "--all", "--max-size", "1M", "-o", trace) as attach,
+    ):
+        status, report, err = attach.result()
+    assert status == 0, err
+    assert report["complete"]
+    assert read_trace(trace).detach["reason"] == "size"
+
+
+def test_too_dear_probes_are_dropped_and_watching_goes_on(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    with (
+        Guest(find_qemu()) as guest,
+        attached(guest.pid, "--all", "--max-overhead", "0.001", "-o", trace) as attach,
+    ):
+        assert attach.process.stderr is not None
+        while "its probes" not in (line := attach.process.stderr.readline()):
+            assert line
+        save(guest, 5)
+        status, report, err = attach.end()
+    assert status in (0, 1), err
+    assert watched_half(report)["scheduled"] == 5
+    read = read_trace(trace)
+    dropped = read.detach["all"]["dropped_ns"]
+    rows = read.frame[read.frame["event"] == "co_schedule"]
+    assert (rows["time_ns"] < dropped).all()
+
+
+def test_the_first_finding_ends_the_recording(tmp_path: Path) -> None:
+    with (
+        Guest(find_qemu(), idle_sockets=200) as guest,
+        attached(guest.pid, "--until-finding", "--all") as attach,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        result = pool.submit(attach.result)
+        while not result.done():
+            save(guest, 1)
+        status, report, _err = result.result()
+    assert status == 1
+    assert report["verdict"] == "vcpu-poll"
+    assert watched_half(report)["findings"]
+
+
+# qtrace run
+
+
+def test_the_probes_are_armed_before_the_first_instruction(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    image = qemu_binary.with_name("qemu-img")
+    target = tmp_path / "new.qcow2"
+    status, report, err = qtrace_run(
+        "--all", "-o", trace, "--", image, "create", "-f", "qcow2", target, "1M"
+    )
+    assert status == 0, err
+    rows = counted(trace)
+    assert rows["run"] > 0
+    assert rows["run"] == rows["return"]
+    # Nothing was scheduled before the recording began.
+    judged = judge([trace], ["*"])
+    assert report["target"]["program"] == "qemu-img"
+    assert all("inconclusive" not in half["verdicts"] for half in judged["bottom_halves"])
+
+
+def test_a_program_that_fails_is_reported(tmp_path: Path) -> None:
+    status, _report, err = qtrace_run("--", find_qemu("qemu-img"), "info", tmp_path / "nothing")
+    assert "qemu-img exited with status 1" in err
+    assert "nothing" in err
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [(["no-such-qemu"], "there is no program"), (["/bin/true"], "is not a QEMU program")],
+)
+def test_what_cannot_be_run_is_refused(command: list[str], what: str) -> None:
+    status, report, err = qtrace_run("--all", "--", *command)
+    assert (status, report) == (3, {})
+    assert what in err
+
+
+def test_a_signal_reaches_the_program(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path)
+    command = bench_command(find_qemu("qemu-img"), disk, requests=1_000_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qtrace", "run", "--format", "json", "--", *command],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("recording")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert "was ended by signal 15" in err
+    assert json.loads(out)["traces"][0]["exit"] == {"signal": 15}
+
+
+def test_the_rows_of_a_recording_stay_out_of_the_way_of_its_end(tmp_path: Path) -> None:
+    """Recording.start and stop at once: nothing to convert but the frame of a trace."""
+    raw = tmp_path / "raw"
+    with Guest(find_qemu(), firmware="idle") as guest:
+        Recording.start(guest.pid, output=raw, everything=True).stop("at once")
+    done = convert(raw, tmp_path / "t.csv")
+    assert done.complete
+    assert read_trace(tmp_path / "t.csv").lost_events == 0
+
+
+def wait_for_size(path: Path, size: int) -> None:
+    wait_for(lambda: path.exists() and path.stat().st_size >= size)
+
+
+def wait_for(condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
