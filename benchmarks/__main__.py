@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import all_events, arming, first_stack, inspect, watching
+from benchmarks import all_events, arming, first_stack, gdb_recorder, inspect, watching
 from benchmarks.pairs import Row
 
 BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "arming": arming.run,
+    "gdb": gdb_recorder.run,
     "inspect": inspect.run,
     "stacks": first_stack.run,
     "watching": watching.run,

@@ -47,11 +47,16 @@ class Experimenting:
 @contextmanager
 def started(command: str, pid: int, *options: object) -> Iterator[Experimenting]:
     """An experiment that may not be in force yet."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qtrace", command, "--pid", str(pid), "--bh", WATCHED,
-         *map(str, options), "--format", "json"],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    words = [sys.executable, "-m", "qtrace", command, "--pid", str(pid), "--bh", WATCHED,
+             *map(str, options), "--format", "json"]  # fmt: skip
+    with started_command(words) as experiment:
+        yield experiment
+
+
+@contextmanager
+def started_command(words: list[str]) -> Iterator[Experimenting]:
+    """Any command of qtrace, ended whatever happens."""
+    process = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield Experimenting(process)
     finally:
