@@ -164,6 +164,6 @@ def next_warning(process: subprocess.Popen[str]) -> str:
 def await_looks(trace: Path, name: str, count: int) -> None:
     """Until the recorder has written that many rows of looks."""
     deadline = time.monotonic() + 30
-    while trace.read_text().count(f",main,{name},") < count:
+    while sum(",blocked," in row and f",{name}," in row for row in trace.open()) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
