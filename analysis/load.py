@@ -24,11 +24,20 @@ def load(
     Raises:
         TraceUnreadable: one of them is broken, or a folder or glob holds none.
     """
+    return [item if isinstance(item, Trace) else read_trace(item, only) for item in files(source)]
+
+
+def files(source: str | Path | Trace | Iterable[str | Path | Trace]) -> list[Path | Trace]:
+    """What ``source`` names, unread.
+
+    Raises:
+        TraceUnreadable: a folder or a glob holds no trace.
+    """
     if isinstance(source, Trace):
         return [source]
     if isinstance(source, (str, Path)):
-        return [read_trace(path, only) for path in _files(Path(source))]
-    return [trace for item in source for trace in load(item, only)]
+        return list(_files(Path(source)))
+    return [found for item in source for found in files(item)]
 
 
 def _files(path: Path) -> list[Path]:

@@ -90,13 +90,28 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
         "foreign-poll",
     )  # fmt: skip
     return instances.assign(
-        role=role,
+        role=pd.Categorical(role),
         verdict=pd.Categorical(verdict, categories=SEVERITY, ordered=True),
-        reason=reason,
+        reason=pd.Categorical(reason),
         deciding_frame=facts["deciding_frame"].to_numpy(np.int64),
         device_frame=facts["device_frame"].to_numpy(np.int64),
         proof=pd.Series(shown, dtype=object).reindex(instances.index),
     )
+
+
+def finding_rows(instances: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """The classified instances of these bottom halves whose verdict is a finding, in time order.
+
+    Columns: ``verdict``, ``instance`` (index into ``instances``), ``name``, ``context``,
+    ``thread``, ``role``, ``tid``, ``time_ns``, ``scheduled_ns``, ``scheduled_row``,
+    ``ended_row``.
+    """
+    own = instances["name"].isin(list(names)) & instances["verdict"].isin(FINDINGS)
+    found = instances[own.to_numpy()].rename(columns={"ended_ns": "time_ns"})
+    found = found.assign(instance=found.index)
+    columns = ["verdict", "instance", "name", "context", "thread", "role", "tid", "time_ns",
+               "scheduled_ns", "scheduled_row", "ended_row"]  # fmt: skip
+    return found[columns].sort_values("time_ns", kind="stable", ignore_index=True)
 
 
 def _doubts(

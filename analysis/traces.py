@@ -1,0 +1,225 @@
+"""Recordings as typed frames: events, instances, contexts, threads, findings (docs/analysis.md).
+
+``open_traces("folder")`` takes what ``load`` takes. Each frame is made when it is first asked
+for and kept: ``traces.instances`` of all recordings together, ``traces[0].instances`` of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import union_categoricals
+
+from qtrace.analysis.actors import contexts_of, threads_of
+from qtrace.analysis.explain import explain
+from qtrace.analysis.instances import pair_instances
+from qtrace.analysis.load import files
+from qtrace.analysis.verdicts import classify, finding_rows
+from qtrace.trace.reader import Trace, read_trace
+
+
+class AnalysedTrace:
+    """One recording.
+
+    Attributes:
+        trace: what the reader gave; ``path``, ``header``, ``detach``, ``losses``, ``exit``,
+            ``lost_events``, ``warnings`` and ``complete`` are its own.
+    """
+
+    def __init__(self, source: str | Path | Trace) -> None:
+        self._source = source
+
+    @cached_property
+    def trace(self) -> Trace:
+        """Raises TraceUnreadable: no such file, no trace, a broken one."""
+        return self._source if isinstance(self._source, Trace) else read_trace(self._source)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._source.path if isinstance(self._source, Trace) else Path(self._source)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The attach row's detail: ``target``, ``watched``, with `--all` also ``all``."""
+        return self.trace.header
+
+    @property
+    def detach(self) -> dict[str, Any]:
+        """The detach row's detail; empty when the trace was cut off."""
+        return self.trace.detach
+
+    @property
+    def losses(self) -> pd.DataFrame:
+        """Intervals in which events were lost."""
+        return self.trace.losses
+
+    @property
+    def exit(self) -> dict[str, Any] | None:
+        """The exit row's detail, None when the target outlived the recording."""
+        return self.trace.exit
+
+    @property
+    def lost_events(self) -> int:
+        """How many events were lost."""
+        return self.trace.lost_events
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each thing that was skipped or is missing."""
+        return self.trace.warnings
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing at its end: it has its detach row."""
+        return self.trace.complete
+
+    @property
+    def every(self) -> bool:
+        """It has every bottom half (`--all`), not only watched ones."""
+        return "all" in self.header
+
+    @property
+    def watched(self) -> list[str]:
+        """The names of the bottom halves that the recording watched."""
+        return [item["name"] for item in self.header["watched"]]
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row per event, in time order."""
+        return self.trace.frame
+
+    @cached_property
+    def instances(self) -> pd.DataFrame:
+        """One row per instance, with its verdict, in the order of their first event."""
+        return classify(pair_instances(self.events), self.trace)
+
+    @cached_property
+    def contexts(self) -> pd.DataFrame:
+        """One row per AioContext: what was scheduled into it and who ran it."""
+        return contexts_of(self.instances)
+
+    @cached_property
+    def threads(self) -> pd.DataFrame:
+        """One row per thread: what it scheduled and ran."""
+        return threads_of(self.events, self.instances)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """The watched instances whose verdict is a finding; ``instance`` leads back to them."""
+        return finding_rows(self.instances, self.watched)
+
+    def evidence(self, rows: Iterable[int]) -> pd.DataFrame:
+        """The rows of ``events`` with these numbers (column ``row``), in time order."""
+        return self.events[self.events["row"].isin(list(rows))]
+
+    def explain(self, instance: int) -> str:
+        """What became of an instance and why, in prose.
+
+        Raises:
+            IndexError: there is no instance of that number.
+        """
+        if not 0 <= instance < len(self.instances):
+            raise IndexError(f"no instance {instance}: there are {len(self.instances)}")
+        return explain(self.instances.iloc[instance], self.trace)
+
+
+class Traces(Sequence[AnalysedTrace]):
+    """Several recordings; the frames are of all of them, with a leading column ``trace``."""
+
+    def __init__(self, sources: Iterable[str | Path | Trace | AnalysedTrace]) -> None:
+        self._traces = [
+            source if isinstance(source, AnalysedTrace) else AnalysedTrace(source)
+            for source in sources
+        ]
+
+    def __len__(self) -> int:
+        return len(self._traces)
+
+    def __iter__(self) -> Iterator[AnalysedTrace]:
+        return iter(self._traces)
+
+    @overload
+    def __getitem__(self, index: int) -> AnalysedTrace: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Traces: ...
+
+    def __getitem__(self, index: int | slice) -> AnalysedTrace | Traces:
+        found = self._traces[index]
+        return Traces(found) if isinstance(found, list) else found
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing at any of their ends."""
+        return all(trace.complete for trace in self)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """The events of all of them, one trace after the other."""
+        return self._together([trace.events for trace in self])
+
+    @property
+    def instances(self) -> pd.DataFrame:
+        """The instances of all of them."""
+        return self._together([trace.instances for trace in self])
+
+    @property
+    def contexts(self) -> pd.DataFrame:
+        """The contexts of all of them."""
+        return self._together([trace.contexts for trace in self])
+
+    @property
+    def threads(self) -> pd.DataFrame:
+        """The threads of all of them."""
+        return self._together([trace.threads for trace in self])
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """The findings of all of them."""
+        return self._together([trace.findings for trace in self])
+
+    def explain(self, instance: int) -> str:
+        """What became of an instance, by its index in ``instances``.
+
+        Raises:
+            IndexError: there is no instance of that number.
+        """
+        number = instance
+        for trace in self:
+            if 0 <= number < len(trace.instances):
+                return trace.explain(number)
+            number -= len(trace.instances)
+        raise IndexError(f"no instance {instance}")
+
+    def _together(self, parts: list[pd.DataFrame]) -> pd.DataFrame:
+        number, names = pd.factorize(pd.Index([str(trace.path) for trace in self]))
+        codes = np.repeat(number, [len(part) for part in parts])
+        paths = pd.CategoricalDtype(names)
+        columns: dict[str, Any] = {"trace": pd.Categorical.from_codes(codes, dtype=paths)}
+        for column in parts[0].columns if parts else []:
+            columns[str(column)] = _stacked([part[column] for part in parts])
+        return pd.DataFrame(columns)
+
+
+def _stacked(parts: list[pd.Series]) -> Any:
+    """Categories stay categories: pandas makes objects of them where they differ."""
+    if len(parts) == 1:
+        return parts[0].array
+    if isinstance(parts[0].dtype, pd.CategoricalDtype):
+        return union_categoricals(parts)
+    return pd.concat(parts, ignore_index=True).array
+
+
+def open_traces(source: str | Path | Trace | Iterable[str | Path | Trace]) -> Traces:
+    """Open a trace, a folder of them, a glob, or a list of these; nothing is read yet.
+
+    Raises:
+        TraceUnreadable: a folder or a glob holds no trace.
+    """
+    return Traces(files(source))

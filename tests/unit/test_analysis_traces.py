@@ -1,0 +1,97 @@
+"""The frames of one recording and of several, and what they need to be made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qtrace.analysis import open_traces
+from qtrace.errors import TraceUnreadable
+from tests.unit.event_rows import NAME, VCPU_TID, recording, run, run_on_vcpu, schedule
+
+FRAMES = ("events", "instances", "contexts", "threads", "findings")
+
+
+def two(folder: Path) -> Path:
+    recording(folder / "a.csv", schedule(10), run(20))
+    recording(folder / "b.csv", schedule(10), run_on_vcpu(25), schedule(30))
+    return folder
+
+
+def test_frames_of_several_traces_stand_one_after_the_other(tmp_path: Path) -> None:
+    traces = open_traces(two(tmp_path))
+    assert [len(trace.instances) for trace in traces] == [1, 2]
+    names = [str(tmp_path / name) for name in ("a.csv", "b.csv", "b.csv")]
+    assert traces.instances["trace"].astype(str).tolist() == names
+    assert traces.instances["verdict"].tolist() == ["main-loop", "vcpu-poll", "pending"]
+    assert traces.instances["wait_ns"].tolist()[:2] == [10, 15]
+    assert traces.threads["ran"].tolist() == [1, 0, 1]
+    assert traces.contexts[["instances", "ran", "pending"]].to_numpy().tolist() == [
+        [1, 1, 0],
+        [2, 1, 1],
+    ]
+    assert len(open_traces([tmp_path / "a.csv", str(tmp_path / "*.csv")])) == 3
+    assert traces[1:].findings["tid"].tolist() == [VCPU_TID]
+
+
+def test_a_column_has_one_type_however_many_traces(tmp_path: Path) -> None:
+    traces = open_traces(two(tmp_path))
+    for name in FRAMES:
+        whole = getattr(traces, name)
+        assert whole.columns[0] == "trace"
+        for one in traces:
+            part = getattr(one, name)
+            for column in part:
+                if isinstance(part[column].dtype, pd.CategoricalDtype):
+                    assert isinstance(whole[column].dtype, pd.CategoricalDtype), (name, column)
+                else:
+                    assert whole[column].dtype == part[column].dtype, (name, column)
+
+
+def test_a_finding_leads_back_to_its_rows(tmp_path: Path) -> None:
+    one = open_traces(two(tmp_path))[1]
+    (finding,) = one.findings.to_dict("records")
+    rows = one.evidence([finding["scheduled_row"], finding["ended_row"]])
+    assert rows["event"].tolist() == ["schedule", "run"]
+    assert rows["name"].tolist() == [NAME, NAME]
+    assert one.instances.loc[finding["instance"], "verdict"] == finding["verdict"] == "vcpu-poll"
+
+
+def test_an_instance_is_explained_by_its_number(tmp_path: Path) -> None:
+    traces = open_traces(two(tmp_path))
+    assert traces.explain(1) == traces[1].explain(0)
+    assert "vcpu-poll" in traces.explain(1)
+    for wrong in (3, -1):
+        with pytest.raises(IndexError, match="no instance"):
+            traces.explain(wrong)
+
+
+def test_files_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    recording(tmp_path / "a.csv", schedule(10), run(20))
+    (tmp_path / "b.csv").write_text("no trace")
+    traces = open_traces(tmp_path)
+    assert len(traces[0].events) == 4
+    with pytest.raises(TraceUnreadable, match=r"b\.csv"):
+        _ = traces[1].events
+
+
+def test_the_library_needs_no_tracer_and_no_terminal(tmp_path: Path) -> None:
+    recording(tmp_path / "t.csv", schedule(10), run_on_vcpu(20))
+    code = (
+        "import sys\n"
+        "for name in ('bcc', 'gdb', 'click', 'rich', 'capstone', 'elftools', 'pygdbmi', 'qemu',\n"
+        "             'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "from qtrace.analysis import judge, open_traces\n"
+        "traces = open_traces(sys.argv[1])\n"
+        "print(traces.explain(0), judge(sys.argv[1])['verdict'], len(traces.findings))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "t.csv")], capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.split()[-2:] == ["vcpu-poll", "1"]
