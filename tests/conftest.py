@@ -41,14 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Of QEMU and accelerator `make test` takes the diagonal: each of the four once.
 DIAGONAL = ({"7.2", "tcg"}, {"10.0", "kvm"})
-# Whole files that stop guests, kill debuggers or write cores take too long for it: of these it
-# shows each command once, `make soak` the rest.
-LONG = ("test_gdb_", "test_inspect", "test_steer", "test_reroute", "test_lab_experiments",
-        "test_attach_stall")  # fmt: skip
+# Whole files that stop guests and kill debuggers take too long for it: of these it shows each
+# command once, `make soak` the rest.
+LONG = ("test_gdb_recorder", "test_steer", "test_reroute", "test_lab_experiments")
 SHOWN = (
-    "test_a_job_that_nobody_can_run_is_stranded[7.2-tcg]",
-    "test_a_hung_qemu_is_explained_in_one_sentence[7.2-tcg]",
-    "test_why_says_who_is_in_the_way[7.2-tcg-live]",
     "test_each_run_is_where_it_was_wanted_and_ebpf_judges_it_so[7.2-tcg-vcpu]",
     "test_it_goes_into_the_other_context_and_no_vcpu_runs_it[7.2-tcg]",
     "test_every_schedule_and_run_is_recorded_and_the_guest_hardly_paused[7.2-tcg]",
