@@ -6,7 +6,7 @@ for and kept: ``traces.instances`` of all recordings together, ``traces[0].insta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -18,6 +18,7 @@ from pandas.api.types import union_categoricals
 from qtrace.analysis.actors import contexts_of, threads_of
 from qtrace.analysis.explain import explain
 from qtrace.analysis.instances import pair_instances
+from qtrace.analysis.lint import LintResult, run_lints
 from qtrace.analysis.load import files
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import Trace, read_trace
@@ -114,6 +115,14 @@ class AnalysedTrace:
         """The watched instances whose verdict is a finding; ``instance`` leads back to them."""
         return finding_rows(self.instances, self.watched)
 
+    def lint(
+        self,
+        names: Iterable[str] | None = None,
+        thresholds: Mapping[str, float | str] | None = None,
+    ) -> list[LintResult]:
+        """What the lints say of it, see ``run_lints``."""
+        return run_lints([self], names, thresholds)
+
     def evidence(self, rows: Iterable[int]) -> pd.DataFrame:
         """The rows of ``events`` with these numbers (column ``row``), in time order."""
         return self.events[self.events["row"].isin(list(rows))]
@@ -183,6 +192,14 @@ class Traces(Sequence[AnalysedTrace]):
     def findings(self) -> pd.DataFrame:
         """The findings of all of them."""
         return self._together([trace.findings for trace in self])
+
+    def lint(
+        self,
+        names: Iterable[str] | None = None,
+        thresholds: Mapping[str, float | str] | None = None,
+    ) -> list[LintResult]:
+        """What the lints say of each of them, see ``run_lints``."""
+        return run_lints(self, names, thresholds)
 
     def explain(self, instance: int) -> str:
         """What became of an instance, by its index in ``instances``.

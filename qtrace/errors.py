@@ -6,6 +6,8 @@ exit status; nothing in here knows about the command line.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -67,6 +69,21 @@ class ScanFailed(TargetError):
 
 class NoMatch(QtraceError):
     """A bottom-half pattern that matches nothing."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class NoSuchLint(QtraceError):
+    exit_status = ExitStatus.USAGE
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        near = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"the nearest is {near[0]}; " if near else ""
+        super().__init__(f"there is no lint {name!r}", f"{hint}qtrace lints lists them")
+
+
+class BadThreshold(QtraceError):
+    """A limit that is not of the lint's kind."""
 
     exit_status = ExitStatus.USAGE
 

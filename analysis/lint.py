@@ -1,0 +1,271 @@
+"""Lints: what else a recording shows of the event loop's health, each with its proof.
+
+A lint is one file in ``analysis/lints`` that defines ``LINT``, and a line in ``LINTS`` there
+(docs/lints.md). It answers ``finding``, ``none`` or ``inconclusive``: never a finding from
+incomplete data, never ``none`` where it could not have seen one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from qtrace.errors import BadThreshold, NoSuchLint
+
+if TYPE_CHECKING:
+    from qtrace.analysis.traces import AnalysedTrace
+
+Unit = Literal["ns", "/s", ""]
+Answer = Literal["finding", "none", "inconclusive"]
+Level = Literal["error", "warning"]
+Needs = Literal["", "--all"]
+
+# How many nanoseconds a written time has.
+TIMES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+# A finding of many occurrences names the rows of as many, the worst first.
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit: nanoseconds (``ns``), events per second (``/s``), or a plain number."""
+
+    value: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        return show(self.value, self.unit)
+
+    def parse(self, text: str) -> Threshold:
+        """Another value of the same kind: ``10ms``, ``2s``, ``100/s``, ``1000``.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|/s|)", text.strip())
+        if match is None:
+            raise ValueError(text)
+        value, unit = float(match[1]), match[2]
+        if self.unit == "ns":
+            if unit not in TIMES:
+                raise ValueError(text)
+            return replace(self, value=value * TIMES[unit])
+        if unit not in ("", self.unit):
+            raise ValueError(text)
+        return replace(self, value=value)
+
+
+def show(value: float, unit: str) -> str:
+    """A value for people, in three digits: ``1.25 s``, ``100/s``, ``7``."""
+    if unit != "ns":
+        return f"{value:,.0f}{unit}" if value >= 10 else f"{value:.3g}{unit}"
+    for name in ("s", "ms", "us"):
+        if value >= TIMES[name]:
+            return f"{value / TIMES[name]:.3g} {name}"
+    return f"{value:.0f} ns"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a lint found, once for each bottom half, context or thread that it is about.
+
+    Attributes:
+        lint: its name.
+        trace: the recording.
+        sentence: it, in one sentence.
+        name: the bottom half, or the function.
+        context: the AioContext.
+        tid, thread, role: the thread that it happened on; 0 and empty when none did.
+        time_ns: when, CLOCK_MONOTONIC; of the worst occurrence.
+        value, unit: what is compared with the threshold; of the worst occurrence.
+        rows: numbers (column ``row`` of ``events``) of the rows that prove it: of the worst
+            ``SHOWN`` occurrences.
+        count: of occurrences.
+        level: ``error`` where QEMU is known to break.
+        instance: index into ``instances`` of the worst occurrence, or None.
+        facts: more, JSON-able.
+    """
+
+    lint: str
+    trace: AnalysedTrace = field(repr=False)
+    sentence: str
+    name: str = ""
+    context: str = ""
+    tid: int = 0
+    thread: str = ""
+    role: str = ""
+    time_ns: int = 0
+    value: float = 0
+    unit: Unit = ""
+    rows: tuple[int, ...] = ()
+    count: int = 1
+    level: Level = "warning"
+    instance: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def evidence(self) -> pd.DataFrame:
+        """The rows of ``events`` that prove it."""
+        return self.trace.evidence(self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; ``evidence`` has the file and the row numbers."""
+        plain = {
+            key: getattr(self, key)
+            for key in ("sentence", "level", "name", "context", "tid", "thread", "role", "time_ns",
+                        "value", "unit", "count", "instance", "facts")
+        }  # fmt: skip
+        return plain | {"evidence": {"trace": str(self.trace.path), "rows": list(self.rows)}}
+
+
+@dataclass(frozen=True)
+class LintResult:
+    """What a lint says of one recording.
+
+    Attributes:
+        lint: its name.
+        trace: the recording's path.
+        result: ``finding``, ``none`` or ``inconclusive``.
+        reason: why it is inconclusive; else empty.
+        findings: the worst first.
+        threshold: that it was judged by.
+        facts: what it counted, JSON-able.
+    """
+
+    lint: str
+    trace: str
+    result: Answer
+    reason: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    threshold: Threshold | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "lint": self.lint,
+            "trace": self.trace,
+            "result": self.result,
+            "reason": self.reason,
+            "threshold": None if self.threshold is None else str(self.threshold),
+            "findings": [finding.as_dict() for finding in self.findings],
+            "facts": self.facts,
+        }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check hands back.
+
+    Attributes:
+        findings: in any order; proven, whatever else is missing.
+        doubts: why what it saw besides may be more; empty when it was all there.
+        facts: see ``LintResult``.
+    """
+
+    findings: Sequence[Finding] = ()
+    doubts: Sequence[str] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lint:
+    """One thing to look for.
+
+    Attributes:
+        name: as on the command line.
+        sentence: what it finds.
+        threshold: the default, None when there is nothing to choose.
+        why: what the threshold means, and why that default.
+        needs: ``--all`` where nothing can be said without the rows of every bottom half.
+        evidence: which rows prove a finding.
+        source: the QEMU commits and issues it comes from.
+        check: looks at one recording, by a threshold (one of zero where there is none).
+    """
+
+    name: str
+    sentence: str
+    threshold: Threshold | None
+    why: str
+    needs: Needs
+    evidence: str
+    source: str
+    check: Callable[[AnalysedTrace, Threshold], Seen]
+
+
+def lint_trace(trace: AnalysedTrace, lint: Lint, threshold: Threshold | None) -> LintResult:
+    """Let one lint look at one recording.
+
+    A proven finding stands. Without one, lost events, an end that was cut off or rows that
+    were never recorded leave it open: what is missing might have been one.
+    """
+    if lint.needs == "--all" and not trace.every:
+        seen = Seen(doubts=["it needs every bottom half: record with --all"])
+    else:
+        seen = lint.check(trace, threshold or Threshold(0, ""))
+    doubts = list(seen.doubts)
+    if trace.lost_events:
+        doubts.append(f"events lost: {trace.lost_events:,}")
+    if not trace.complete:
+        doubts.append("the recording was cut off")
+    findings = sorted(seen.findings, key=lambda one: (one.level != "error", -one.value))
+    result: Answer = "finding" if findings else "inconclusive" if doubts else "none"
+    reason = "; ".join(doubts) if result == "inconclusive" else ""
+    path = str(trace.path)
+    return LintResult(lint.name, path, result, reason, findings, threshold, seen.facts)
+
+
+def run_lints(
+    traces: Iterable[AnalysedTrace],
+    names: Iterable[str] | None = None,
+    thresholds: Mapping[str, float | str] | None = None,
+) -> list[LintResult]:
+    """Let lints look at recordings: a result for each lint and recording.
+
+    Args:
+        names: of the lints; all of them when None.
+        thresholds: by the lint's name; text with its unit (``10ms``, ``100/s``), or a number in
+            the default's unit.
+
+    Raises:
+        NoSuchLint: there is none of that name.
+        BadThreshold: a text that is no such value, or a lint without a threshold.
+    """
+    chosen = choose(names)
+    limits = {lint.name: lint.threshold for lint in chosen}
+    for name, value in (thresholds or {}).items():
+        limits[name] = _threshold(choose([name])[0], value)
+    return [lint_trace(trace, lint, limits[lint.name]) for trace in traces for lint in chosen]
+
+
+def choose(names: Iterable[str] | None) -> list[Lint]:
+    """The lints of these names, each once; all of them when None.
+
+    Raises:
+        NoSuchLint: there is none of that name.
+    """
+    from qtrace.analysis.lints import LINTS, find
+
+    if names is None:
+        return [find(name) for name in LINTS]
+    wanted = list(dict.fromkeys(names))
+    if unknown := [name for name in wanted if name not in LINTS]:
+        raise NoSuchLint(unknown[0], LINTS)
+    return [find(name) for name in wanted]
+
+
+def _threshold(lint: Lint, value: float | str) -> Threshold:
+    if lint.threshold is None:
+        raise BadThreshold(f"{lint.name} has no threshold", "qtrace lints shows which have one")
+    if not isinstance(value, str):
+        return replace(lint.threshold, value=float(value))
+    try:
+        return lint.threshold.parse(value)
+    except ValueError:
+        raise BadThreshold(
+            f"{value!r} is no threshold for {lint.name}",
+            f"write it like its default, {lint.threshold}".replace(" ms", "ms"),
+        ) from None

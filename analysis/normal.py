@@ -1,0 +1,25 @@
+"""Bottom halves that a nested event loop is there to run.
+
+A synchronous block request waits in aio_poll() for what completes it. Whatever thread polls has
+to run these, so that no lint takes offence at them.
+"""
+
+COMPLETIONS = frozenset({
+    "aio_wait_bh", "bdrv_co_drain_bh_cb", "blk_aio_complete_bh", "cb", "co_schedule_bh_cb",
+    "dummy_bh_cb", "error_callback_bh", "ioq_submit_bh", "luring_unplug_fn", "notify_event_cb",
+    "null_bh_cb", "qemu_laio_completion_bh", "qemu_luring_completion_bh", "spawn_thread_bh_fn",
+    "thread_pool_completion_bh",
+})  # fmt: skip
+"""Of the block layer and the main loop itself (util/aio-wait.c, util/thread-pool.c,
+block/linux-aio.c, block/io_uring.c, block/block-backend.c; ``cb`` is how 7.2 and 10.0 name
+blk_aio_complete_bh() behind replay_bh_schedule_oneshot_event())."""
+
+GRAPH = frozenset({"bdrv_schedule_unref_bh", "blk_exp_delete_bh"})
+"""bdrv_graph_wrunlock() polls on purpose to run the first of these (10.0); they may not run on a
+vCPU thread."""
+
+MUST_BE_MAIN = frozenset({
+    "snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh", "job_exit",
+    "do_qmp_dispatch_bh",
+})  # fmt: skip
+"""Known to break QEMU on any other thread: issue 2111; issue 780; effd60c878 (issue 1933)."""

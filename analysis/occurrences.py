@@ -1,0 +1,64 @@
+"""From the instances or runs that a lint takes offence at to one finding per group of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from qtrace.analysis.lint import SHOWN
+
+ROLES = {"vcpu": "vCPU thread", "iothread": "IOThread", "migration": "migration thread",
+         "worker": "worker thread"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Occurrences:
+    """One group.
+
+    Attributes:
+        worst: the columns of the worst one; ``index`` is its label.
+        count: of all of them.
+        rows: numbers of the event rows of the worst ``SHOWN``, in order.
+    """
+
+    worst: dict[str, Any]
+    count: int
+    rows: tuple[int, ...]
+
+
+def grouped(
+    found: pd.DataFrame, by: Sequence[str], value: str, rows: Sequence[str]
+) -> Iterator[Occurrences]:
+    """The groups of a frame, with the worst of each first.
+
+    Args:
+        by: what makes a group.
+        value: the column by which the largest is the worst.
+        rows: columns with numbers of event rows.
+    """
+    for _key, part in found.groupby(list(by), observed=True, sort=False):
+        most = part.nlargest(SHOWN, value)
+        worst = most.iloc[0]
+        numbers = {
+            int(number) for column in rows for number in most[column].dropna() if number >= 0
+        }
+        yield Occurrences(
+            {str(key): worst[key] for key in part.columns} | {"index": int(most.index[0])},
+            len(part),
+            tuple(sorted(numbers)),
+        )
+
+
+def who(role: str, thread: str, tid: int) -> str:
+    """A thread in a sentence."""
+    if role == "main":
+        return f"the main thread (tid {tid})"
+    return f"{ROLES.get(role, 'thread')} {thread} (tid {tid})"
+
+
+def times(count: int) -> str:
+    """``once``, ``7 times``."""
+    return "once" if count == 1 else f"{count:,} times"
