@@ -14,6 +14,8 @@ from typing import Any
 
 import gdb
 
+from qtrace.gdb.lifeline import Lifeline
+from qtrace.gdbscripts.pass_over import pass_over
 from qtrace.target.memory import ProcessMemory
 
 WORD = 0xFFFFFFFFFFFFFFFF
@@ -65,7 +67,8 @@ class Target:
 class Stop(gdb.Breakpoint):
     """A place where a thread is stopped for as long as ``reached`` takes.
 
-    The others run on meanwhile; stepping over the place then stops them all for an instant.
+    The others run on meanwhile. Where the instruction is none that can be passed over, gdb
+    steps through it, for which it stops them all for an instant.
     """
 
     def __init__(self, address: int) -> None:
@@ -76,7 +79,12 @@ class Stop(gdb.Breakpoint):
     def stop(self) -> bool:
         """gdb calls this; True keeps everything stopped."""
         try:
-            return self.reached(gdb.selected_thread().ptid[1])
+            tid = gdb.selected_thread().ptid[1]
+            stays = self.reached(tid)
+            effect = plan.config["pass_over"].get(str(self.address))
+            if effect is not None:
+                pass_over(tid, effect, plan.target.write)
+            return stays
         except Exception as error:
             # gdb would keep everything stopped. The target may also have died under our hands.
             plan.channel.send({"kind": "error", "text": f"{type(error).__name__}: {error}"})
@@ -134,11 +142,14 @@ class Plan:
 
 
 plan: Plan
+lifeline: Lifeline
 
 
-def prepare(fd: int, kinds: dict[str, type[Plan]]) -> None:
+def prepare(fd: int, lifeline_fd: int, kinds: dict[str, type[Plan]]) -> None:
     """Take qtrace's orders; gdb is not attached yet."""
-    global plan
+    global plan, lifeline
+    lifeline = Lifeline(lifeline_fd)
+    lifeline.hold()
     channel = Channel(fd)
     config = channel.config()
     plan = kinds[config["kind"]](channel, config)
@@ -171,6 +182,7 @@ def disarm() -> None:
         if stop.is_valid():
             stop.delete()
     plan.stops.clear()
+    lifeline.release()
 
 
 def _on_stop(event: gdb.StopEvent) -> None:

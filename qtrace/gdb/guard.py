@@ -8,39 +8,47 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import qtrace
 from qtrace.errors import RecorderUnavailable
+from qtrace.gdb.mi import WATCHDOG_PRIORITY, hurry
 from qtrace.target.process import Process
 
-PROGRAM = Path(__file__).with_name("watchdog.py")
+ROOT = str(Path(qtrace.__file__).resolve().parents[1])
+PROGRAM = f"import sys; sys.path.append({ROOT!r}); from qtrace.gdb import watchdog; watchdog.main()"
 LIMIT_S = 5.0
 
 
 class Guard:
     """A watchdog over one gdb and its target."""
 
-    def __init__(self, process: Process, target: int, gdb: int, code: Mapping[int, bytes]) -> None:
+    def __init__(
+        self, process: Process, target: int, gdb: int, lifeline: int, code: Mapping[int, bytes]
+    ) -> None:
         """Start it and wait until it watches.
 
         Args:
             target, gdb: pidfds.
+            lifeline: from ``Lifeline.create``; gdb has it too.
             code: the original byte at each run-time address that gdb will set.
 
         Raises:
             RecorderUnavailable: this kernel does not let code be written through /proc.
         """
         memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        fds = (target, gdb, memory)
+        fds = (target, gdb, memory, lifeline)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(PROGRAM), str(process.pid), *map(str, fds)],
+                [sys.executable, "-I", "-S", "-c", PROGRAM, str(process.pid), *map(str, fds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pass_fds=fds,
                 start_new_session=True,
+                preexec_fn=partial(hurry, WATCHDOG_PRIORITY),
                 cwd="/",
                 bufsize=0,
             )
@@ -54,6 +62,10 @@ class Guard:
                 f"the code of process {process.pid} cannot be written through /proc/PID/mem",
                 "boot with proc_mem.force_override=always, or record by eBPF",
             )
+
+    def held(self) -> None:
+        """gdb holds the lifeline."""
+        self._write("l")
 
     def stopped_by_user(self) -> None:
         """Whoever stopped the target wants it stopped: no SIGCONT."""

@@ -26,6 +26,8 @@ from qtrace.errors import RecorderUnavailable
 Record = dict[str, Any]
 
 PR_SET_PDEATHSIG = 1
+# The watchdog acts while gdb is dying, and sleeps otherwise.
+GDB_PRIORITY, WATCHDOG_PRIORITY = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -195,6 +197,13 @@ class Mi:
 
 def _begin() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
-    # The guest stands still while gdb waits for a processor: it goes first.
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    hurry(GDB_PRIORITY)
+
+
+def hurry(priority: int) -> None:
+    """The guest stands still, or dies, while this process waits for a processor: it goes first."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
+    except PermissionError:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, -20)

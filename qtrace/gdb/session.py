@@ -26,7 +26,9 @@ from qtrace.gdb.checks import (
     ptrace_refused,
 )
 from qtrace.gdb.guard import Guard
+from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdb.mi import GdbGone, Mi, MiError
+from qtrace.gdb.pass_over import LONGEST, describe
 from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind
 from qtrace.target.process import Process
 
@@ -53,6 +55,8 @@ SETTINGS = (
     "set confirm off",
     "set history save off",
     "set mi-async on",
+    # Of several threads the last one to die frees gdb's memory: see qtrace.gdb.lifeline.
+    "maintenance set worker-threads 0",
 )
 # QEMU's signals are QEMU's: KVM kicks its vCPUs by SIGUSR1, and gdb would stop at each.
 HANDLE = (
@@ -111,6 +115,11 @@ class GdbSession:
         self._process = process
         self._own = frozenset(config["stops"])
         original = original_code(process, self._own)
+        effects = {
+            str(address): effect
+            for address in self._own
+            if (effect := describe(process.memory.read(address, LONGEST), address)) is not None
+        }
         self._before = changed_code(process)
         self.ending = Ending()
         self._errors: list[str] = []
@@ -123,30 +132,37 @@ class GdbSession:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="qtrace-gdb-")))
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(self._channel.close)
+            lifeline = Lifeline.create()
+            stack.callback(os.close, lifeline)
             with theirs:
                 _widen(theirs)
                 stand_in = folder / "none"
                 stand_in.write_bytes(_empty_executable())
                 arguments = [word for setting in SETTINGS for word in ("-iex", setting)]
-                self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(),))
+                self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(), lifeline))
                 stack.callback(self._mi.close)
-                self._guard = Guard(process, self._target, self._mi.pidfd, original)
+                self._guard = Guard(process, self._target, self._mi.pidfd, lifeline, original)
                 stack.callback(self._finish)
                 try:
-                    self._prepare(theirs.fileno(), script, {**config, "pid": process.pid})
+                    self._prepare(
+                        (theirs.fileno(), lifeline),
+                        script,
+                        {**config, "pid": process.pid, "pass_over": effects},
+                    )
                 except (GdbGone, TimeoutError, MiError) as error:
                     raise gdb_unusable(error) from error
             self._cleanup = stack.pop_all()
 
-    def _prepare(self, fd: int, script: str, config: dict[str, Any]) -> None:
+    def _prepare(self, fds: tuple[int, int], script: str, config: dict[str, Any]) -> None:
         self._mi.wait_ready(START_S)
         self._channel.send(json.dumps(config).encode())
         root = str(Path(qtrace.__file__).resolve().parents[1])
         self._python(
             f"import sys; sys.path.append({root!r}); "
             f"from qtrace.gdbscripts import stops, {script}; "
-            f"stops.prepare({fd}, {script}.KINDS)"
+            f"stops.prepare(*{fds}, {script}.KINDS)"
         )
+        self._guard.held()
 
     def attach(self) -> None:
         """Attach, arm and let the target run on. Whatever it raises, all is put back before.

@@ -1,17 +1,18 @@
 """Outlives qtrace and gdb, and puts a target back when gdb dies with breakpoints in it.
 
-A program of its own (standard library only, no part of qtrace is imported), started before gdb
-attaches:
+A process of its own (standard library only), started before gdb attaches; ``main`` has these
+arguments:
 
-    watchdog.py TARGET_PID TARGET_PIDFD GDB_PIDFD MEMORY_FD
+    TARGET_PID TARGET_PIDFD GDB_PIDFD MEMORY_FD LIFELINE_FD
 
 Standard input: one line of JSON, ``{"code": {"ADDRESS": "HEX"}, ...}`` with the original
-byte at each address that gdb will set; then single letters, ``u`` when the user has stopped the
-target and ``d`` when gdb has detached in good order; end of file when qtrace has gone. Standard
-output: ``ready``, and one line of JSON when it had to act.
+byte at each address that gdb will set; then single letters, ``l`` when gdb holds the lifeline,
+``u`` when the user has stopped the target and ``d`` when gdb has detached in good order; end of
+file when qtrace has gone. Standard output: ``ready``, and one line of JSON when it had to act.
 
 A gdb that is killed leaves its breakpoints in the code, and the next thread to meet one is killed
-by SIGTRAP, QEMU with it. Stops that gdb had asked for and not collected leave the process in
+by SIGTRAP, QEMU with it: they must be gone before the kernel lets the threads run
+(``qtrace.gdb.lifeline``). Stops that gdb had asked for and not collected leave the process in
 state T.
 """
 
@@ -23,7 +24,11 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+
+from qtrace.gdb.lifeline import Lifeline
 
 BREAKPOINT = b"\xcc"
 # qtrace is gone: the kernel has sent gdb SIGHUP, which ends it within a second or two.
@@ -33,19 +38,29 @@ SETTLED_S, LIMIT_S = 0.2, 3.0
 
 
 def main() -> None:
-    pid, target, gdb, memory = (int(argument) for argument in sys.argv[1:])
+    pid, target, gdb, memory, lifeline = (int(argument) for argument in sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     code = {int(a): bytes.fromhex(b) for a, b in json.loads(read_line())["code"].items()}
     if not may_write(memory, code):
         say("refused")
         return
+    restored: list[str] = []
+
+    def restore_all() -> None:
+        restored.extend(hex(a) for a, byte in code.items() if restore(memory, a, byte))
+
+    def hold_on() -> None:
+        if Lifeline(lifeline).wait():
+            restore_all()
+
+    holding_on = threading.Thread(target=hold_on, daemon=True)
     say("ready")
-    stopped_by_user = wait_for_end(target, gdb)
+    stopped_by_user = wait_for_end(target, gdb, holding_on.start)
     if stopped_by_user is None:
         return
-    # Nothing may come between: the next thread to arrive there dies.
-    restored = [hex(address) for address, byte in code.items() if restore(memory, address, byte)]
+    # Without a lifeline it is most likely too late; else nothing is left to restore.
+    restore_all()
     continued = False if stopped_by_user else continue_if_stopped(pid, target)
     say(json.dumps({"restored": restored, "continued": continued}))
 
@@ -75,8 +90,12 @@ def may_write(memory: int, code: dict[int, bytes]) -> bool:
     return True
 
 
-def wait_for_end(target: int, gdb: int) -> bool | None:
-    """Until gdb has died: whether the user has stopped the target. None when all is well."""
+def wait_for_end(target: int, gdb: int, held: Callable[[], None]) -> bool | None:
+    """Until gdb has died: whether the user has stopped the target. None when all is well.
+
+    Args:
+        held: called when gdb holds the lifeline.
+    """
     stopped_by_user = False
     poll = select.poll()
     for fd in (0, target, gdb):
@@ -96,6 +115,8 @@ def wait_for_end(target: int, gdb: int) -> bool | None:
             said = os.read(0, 4096)
             if b"d" in said:
                 return None
+            if b"l" in said:
+                held()
             stopped_by_user = stopped_by_user or b"u" in said
             if not said:
                 poll.unregister(0)
@@ -139,7 +160,3 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         pass
     return False
-
-
-if __name__ == "__main__":
-    main()
