@@ -205,6 +205,8 @@ def announce(recording: Recording, what: str, duration: float | None) -> None:
     hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
     names = [*recording.watched, *(["every bottom half"] if recording.everything else [])]
     recorder = RECORDERS[recording.recorder]
+    if not names:
+        names = ["no bottom half (none of the watched ones is in it)"]
     click.echo(f"recording {', '.join(names)} of {what} by {recorder} ({hint})", err=True)
     if recording.why:
         click.echo(f"by gdb, as eBPF cannot be used: {recording.why}", err=True)

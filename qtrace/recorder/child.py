@@ -1,17 +1,22 @@
 """A program of our own that waits before its first instruction until the probes are armed.
 
 Fork, attach by pid, exec: a uprobe belongs to the file and follows the task into its new
-address space.
+address space. The child asks to be traced (ptrace), so that it stops in exec once more: where
+its code lies can be read of a program, too, that ends a moment later.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 from collections.abc import Sequence
 
 from qtrace.errors import TargetError
+
+PTRACE_TRACEME, PTRACE_DETACH = 0, 17
+NOT_TRACED = b"t"
 
 
 class Child:
@@ -50,6 +55,9 @@ class Child:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
             if os.read(gate, 1) == b"!":
+                if _ptrace(PTRACE_TRACEME, 0) != 0:
+                    os.write(failed, NOT_TRACED)
+                    return
                 if output_fd is not None:
                     os.dup2(output_fd, 1)
                 os.execv(self.path, self._command)
@@ -59,7 +67,7 @@ class Child:
             os._exit(code)
 
     def release(self) -> None:
-        """Let it exec, and wait until it has: from here on its mappings are the program's.
+        """Let it exec, and wait until it has: it stands before its program's first instruction.
 
         Raises TargetError when the kernel refuses to run it.
         """
@@ -68,10 +76,22 @@ class Child:
         # Its end of the pipe is closed by a successful exec.
         failure = os.read(self._failed, 16)
         os.close(self._failed)
+        if failure == NOT_TRACED:
+            self.wait()
+            raise TargetError(
+                f"cannot hold {self.path} until the probes are armed: ptrace is refused",
+                "do not run qtrace itself below strace or gdb; sysctl kernel.yama.ptrace_scope=1",
+            )
         if failure:
             self.wait()
             reason = os.strerror(int(failure))
             raise TargetError(f"cannot run {self.path}: {reason}", "give a program of this machine")
+        self._note(os.waitpid(self.pid, 0)[1])
+
+    def go(self) -> None:
+        """Let it run from its first instruction on; from here nobody traces it."""
+        if self._status is None:
+            _ptrace(PTRACE_DETACH, self.pid)
 
     def kill(self) -> None:
         """End it at once, whatever it is doing."""
@@ -86,6 +106,16 @@ class Child:
 
     def wait(self) -> int:
         """Its wait status, when it has ended."""
-        if self._status is None:
-            _pid, self._status = os.waitpid(self.pid, 0)
+        while self._status is None:
+            self._note(os.waitpid(self.pid, 0)[1])
         return self._status
+
+    def _note(self, status: int) -> None:
+        if not os.WIFSTOPPED(status):
+            self._status = status
+
+
+def _ptrace(request: int, pid: int) -> int:
+    ptrace = ctypes.CDLL(None).ptrace
+    ptrace.restype = ctypes.c_long
+    return int(ptrace(request, ctypes.c_long(pid), None, None))

@@ -64,9 +64,12 @@ def launch(
                 every.attach()
             child.release()
             process = Process(child.pid)
-            # Where its contexts lie can only be read while it lives: qemu-img may not for long.
             contexts = ContextNames(scan, process.binary, process.memory)
+            child.go()
+            # Its contexts' names can only be read while it lives: qemu-img may not for long.
             contexts.wait(CONTEXTS_WAIT_S)
+            # Its libraries came meanwhile.
+            process.space.refresh()
             recording = Recording.arm(
                 process, scan, plan, probes, writer,
                 everything=every, armed=True, contexts=contexts,

@@ -22,6 +22,8 @@ from elftools.elf.segments import NoteSegment
 from qtrace.errors import TargetError, UnsupportedBinary
 
 PF_X = 1
+# Bytes of a build id: SHA-1 makes 20, ld's --build-id=0x... whatever it is given.
+MAX_BUILD_ID = 64
 
 
 T = TypeVar("T")
@@ -148,7 +150,8 @@ class Elf:
     def _build_id(self) -> str | None:
         for segment in self._elf.iter_segments("PT_NOTE"):
             for note in cast(NoteSegment, segment).iter_notes():
-                if note["n_type"] == "NT_GNU_BUILD_ID":
+                # A damaged note may claim half the file; it becomes part of file names.
+                if note["n_type"] == "NT_GNU_BUILD_ID" and note["n_descsz"] <= MAX_BUILD_ID:
                     return str(note["n_desc"])
         return None
 

@@ -55,6 +55,9 @@ class Output(Protocol):
 
     def close(self) -> None: ...
 
+    def discard(self) -> None:
+        """Let go of it without finishing it."""
+
 
 def convert(
     source: str | Path,
@@ -111,11 +114,17 @@ def _write(tables: Iterator[pa.Table], replacing: Replacing, raw: RawTables | No
         file = replacing.open()
         output = ParquetOutput(file) if replacing.path.suffix == ".parquet" else CsvOutput(file)
         with file:
-            for table in tables:
-                output.write(table)
-                rows += table.num_rows
-                complete = complete or pc.any(pc.equal(_texts(table["event"]), "detach")).as_py()
-            output.close()
+            try:
+                for table in tables:
+                    output.write(table)
+                    rows += table.num_rows
+                    complete = complete or has_detach(table)
+                output.close()
+            except BaseException:
+                # Its writer would otherwise finish a file that is closed by then.
+                with contextlib.suppress(OSError):
+                    output.discard()
+                raise
         replacing.settle()
     except OSError as error:
         _drop(replacing)
@@ -125,6 +134,10 @@ def _write(tables: Iterator[pa.Table], replacing: Replacing, raw: RawTables | No
         raise
     warnings = raw.warnings if raw else []
     return Converted(rows, raw.maker.merged if raw else 0, complete, tuple(warnings))
+
+
+def has_detach(table: pa.Table) -> bool:
+    return bool(pc.any(pc.equal(_texts(table["event"]), "detach")).as_py())
 
 
 def _drop(replacing: Replacing) -> None:
@@ -234,6 +247,9 @@ class ParquetOutput:
         self._flush()
         self._writer.close()
 
+    def discard(self) -> None:
+        self._writer.close()
+
     def _flush(self) -> None:
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting))
@@ -260,6 +276,9 @@ class CsvOutput:
                 self._put(memoryview(data)[ends[0] : ends[-1]])
 
     def close(self) -> None:
+        pass
+
+    def discard(self) -> None:
         pass
 
     def _put(self, data: Any) -> None:

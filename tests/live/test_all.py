@@ -393,6 +393,15 @@ def test_the_probes_are_armed_before_the_first_instruction(
     assert all("inconclusive" not in half["verdicts"] for half in judged["bottom_halves"])
 
 
+@pytest.mark.parametrize("options", [(), ("--all",)], ids=["watch", "all"])
+def test_a_program_that_ends_at_once_is_recorded_and_reported(options: tuple[str, ...]) -> None:
+    # It ends long before its contexts, threads and mappings can be looked at.
+    for _ in range(5):
+        status, report, err = qtrace_run(*options, "--", find_qemu("qemu-img"), "--version")
+        assert "qemu-img exited with status 0" in err
+        assert (status, report["complete"]) == (0, True)
+
+
 def test_a_program_that_fails_is_reported(tmp_path: Path) -> None:
     status, _report, err = qtrace_run("--", find_qemu("qemu-img"), "info", tmp_path / "nothing")
     assert "qemu-img exited with status 1" in err
