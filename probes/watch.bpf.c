@@ -57,6 +57,9 @@ int on_hit(struct pt_regs *regs)
     read_candidate(event, 3, regs->r13);
     read_candidate(event, 4, regs->r14);
     read_candidate(event, 5, regs->r15);
+    /* The first two arguments: a QMP command's name, a job's. */
+    read_candidate(event, 6, regs->di);
+    read_candidate(event, 7, regs->si);
 
     /* First to the end of the page, then page by page until a read fails: a copy that
      * crosses the end of the stack fails whole, and a coroutine's stack ends 0x70 bytes

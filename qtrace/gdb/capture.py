@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from qtrace.gdb.session import Message
-from qtrace.target.arch_x86_64 import CALLEE_SAVED, REGISTER_NAMES, RSP
-from qtrace.target.hit import QEMUBH_BYTES, Hit
+from qtrace.target.arch_x86_64 import REGISTER_NAMES, RSP
+from qtrace.target.hit import CANDIDATES, QEMUBH_BYTES, Hit
 
 # For the script inside gdb (gdbscripts.stops.capture): the registers in the order wanted, those
 # that may point to the QEMUBH, and how much of the stack: as much as probes/event.h has room for,
 # the rest of the first page and eight more.
 CAPTURE: dict[str, Any] = {
     "registers": REGISTER_NAMES,
-    "candidates": [REGISTER_NAMES[register] for register in CALLEE_SAVED],
+    "candidates": [REGISTER_NAMES[register] for register in CANDIDATES],
     "candidate_bytes": QEMUBH_BYTES,
     "stack_pages": 9,
 }
@@ -23,7 +23,7 @@ def hit_of(message: Message) -> Hit:
     """A message that has a capture."""
     facts = message.facts
     registers = dict(enumerate(facts["registers"]))
-    size = len(CALLEE_SAVED) * QEMUBH_BYTES
+    size = len(CANDIDATES) * QEMUBH_BYTES
     return Hit(
         time_ns=facts["time_ns"],
         tid=facts["tid"],

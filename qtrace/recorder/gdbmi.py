@@ -15,6 +15,9 @@ from qtrace.target.hit import Hit
 from qtrace.target.process import Process
 from qtrace.target.watch import Site
 
+# What gdbscripts/record.py does at the steps of a QMP command.
+STEPS = {"command": "commands", "begin": "steps", "end": "steps", "reply": "replies"}
+
 
 class GdbProbes:
     """The armed breakpoints of one process; see ``qtrace.recorder.probes.Probes``."""
@@ -31,12 +34,13 @@ class GdbProbes:
 
     def attach(self, sites: Sequence[Site]) -> None:
         bias = self._process.binary.bias
-        stops = [site.vaddr + bias for site in sites]
-        self._session = GdbSession(
-            self._process,
-            "record",
-            {"kind": "record", "stops": stops, "capture": CAPTURE},
-        )
+        groups: dict[str, list[int]] = {"sites": [], "commands": [], "steps": [], "replies": []}
+        for site in sites:
+            group = STEPS.get(site.name, "sites") if site.kind == "qmp" else "sites"
+            groups[group].append(site.vaddr + bias)
+        stops = [address for group in groups.values() for address in group]
+        config = {"kind": "record", "stops": stops, "capture": CAPTURE, **groups}
+        self._session = GdbSession(self._process, "record", config)
         self._session.attach()
 
     def poll(self, timeout_s: float) -> list[Hit]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
+from qtrace.recorder.commands import Commands
 from qtrace.recorder.ending import Watcher
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.probes import Backend, Probes, open_probes
@@ -78,7 +79,8 @@ class Recording:
         bias = process.binary.bias
         self._sites = {site.vaddr + bias: site for site in plan.sites}
         contexts = contexts or ContextNames(scan, process.binary, process.memory)
-        self._rows = RowMaker(self._sites, self._unwinder, roles, contexts)
+        self._commands = Commands(process.binary, process.memory)
+        self._rows = RowMaker(self._sites, self._unwinder, roles, contexts, self._commands)
         self._lost: dict[int, int] = {}
         self._loss_checked_ns = time.monotonic_ns()
         self._surveyed = False
@@ -220,7 +222,7 @@ class Recording:
         rows += [*taken, *self._look(self._stalls.check)]
         if self._watcher.ended():
             self.ended = True
-            rows += self._take(self._probes.drain())
+            rows += [*self._take(self._probes.drain()), *self._commands.show()]
             status = self._watcher.status()
             rows.append(Event(time.monotonic_ns(), "exit", detail=status))
         if self.ended or time.monotonic_ns() - self._loss_checked_ns >= LOSS_CHECK_NS:
@@ -249,7 +251,8 @@ class Recording:
             every = self.everything
             if every is not None:
                 every.disarm()
-            self._write([*self._take(self._probes.drain()), *self._losses()])
+            self._write([*self._take(self._probes.drain()), *self._commands.show()])
+            self._write(self._losses())
             self._write([] if self.ended else self._look(self._stalls.end))
             if every is not None:
                 every.finish()
@@ -261,6 +264,7 @@ class Recording:
                 "lost": sum(self._lost.values()),
                 "hits": dict(hits),
                 "silent": _silent(self._plan, hits),
+                "qmp": {"commands": self._commands.taken, "left_out": self._commands.left_out},
             }
             if every is not None:
                 counts = every.counts
@@ -326,7 +330,10 @@ class Recording:
 
     def _take(self, hits: list[Hit]) -> list[Event]:
         # CPUs reserve and take the time in two steps: neighbours may be swapped.
-        return [self._rows.row(hit) for hit in sorted(hits, key=lambda hit: hit.time_ns)]
+        rows = []
+        for hit in sorted(hits, key=lambda hit: hit.time_ns):
+            rows += self._rows.rows(hit)
+        return rows + self._commands.long(time.monotonic_ns())
 
     def _losses(self) -> list[Event]:
         now = time.monotonic_ns()
@@ -379,6 +386,8 @@ def _attach_row(
         },
         "watched": [_watched(half) for half in plan.watched],
         "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
+        "returns": sorted({site.name for site in plan.sites if site.kind == "return"}),
+        "qmp": sorted({site.name for site in plan.sites if site.kind in ("qmp", "job")}),
     }
     if everything is not None:
         detail["all"] = everything.describe()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qtrace.target.arch_x86_64 import RETURN_ADDRESS
+from qtrace.target.arch_x86_64 import CALLEE_SAVED, RDI, RETURN_ADDRESS, RSI
 
 # How much is copied of what may be the QEMUBH.
 QEMUBH_BYTES = 64
+# The registers behind which that much is copied: one of the callee-saved ones points to the
+# QEMUBH when a callback is entered; the others are the first two arguments.
+CANDIDATES = (*CALLEE_SAVED, RDI, RSI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,7 @@ class Hit:
 
     Attributes:
         registers: by DWARF number, ``RETURN_ADDRESS`` being the site itself.
-        candidates: ``QEMUBH_BYTES`` behind each callee-saved register, one of which is the
-            QEMUBH when a callback is entered.
+        candidates: ``QEMUBH_BYTES`` behind each register of ``CANDIDATES``.
         stack: the stack's bytes from ``stack_base`` on.
     """
 
@@ -32,3 +34,8 @@ class Hit:
     @property
     def address(self) -> int:
         return self.registers[RETURN_ADDRESS]
+
+    def behind(self, register: int) -> bytes:
+        """What a register of ``CANDIDATES`` points at; zeros where it points nowhere."""
+        start = CANDIDATES.index(register) * QEMUBH_BYTES
+        return self.candidates[start : start + QEMUBH_BYTES]

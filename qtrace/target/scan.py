@@ -27,6 +27,8 @@ from qtrace.target.dataflow import (
     references_to,
 )  # fmt: skip
 from qtrace.target.elf import Elf
+from qtrace.target.exits import find_exits
+from qtrace.target.qmp_sites import DISPATCH_BH, QmpSite, find_qmp_sites
 from qtrace.target.symbols import SymbolTable
 
 # aio_bh_schedule_oneshot_full() has a name argument since 0f08586c71 (6.2).
@@ -59,12 +61,14 @@ class BottomHalf:
     """A one-shot bottom half: link-time address of its callback, and who schedules it.
 
     ``callback`` is 0 where the code passes a variable (then ``name`` is an expression).
+    ``exits`` are the instructions at which it returns, empty where not all are known.
     """
 
     name: str
     callback: int
     code: str
     sites: tuple[CallSite, ...]
+    exits: tuple[int, ...]
 
     @property
     def watchable(self) -> bool:
@@ -80,6 +84,7 @@ class Scan:
         found_by: ``symbol``, or ``names`` where the binary has no symbol for it.
         context_variables: link-time addresses of the static pointers to the main loop's
             contexts, by context name.
+        qmp: where it takes, carries out and answers QMP commands, and tells of jobs.
     """
 
     build_id: str
@@ -89,6 +94,7 @@ class Scan:
     found_by: str
     bottom_halves: tuple[BottomHalf, ...]
     context_variables: dict[str, int]
+    qmp: tuple[QmpSite, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,10 +103,17 @@ class Scan:
     def from_json(cls, data: dict[str, Any]) -> Scan:
         """Raises KeyError or TypeError when the data is not a scan of this version."""
         halves = tuple(
-            BottomHalf(**{**half, "sites": tuple(CallSite(**site) for site in half["sites"])})
+            BottomHalf(
+                **{
+                    **half,
+                    "sites": tuple(CallSite(**site) for site in half["sites"]),
+                    "exits": tuple(half["exits"]),
+                }
+            )
             for half in data["bottom_halves"]
         )
-        return cls(**{**data, "bottom_halves": halves})
+        qmp = tuple(QmpSite(**site) for site in data["qmp"])
+        return cls(**{**data, "bottom_halves": halves, "qmp": qmp})
 
 
 def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str) -> Scan:
@@ -135,11 +148,19 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
             f"{elf.build_id or '(none)'}",
         )
     halves = tuple(
-        BottomHalf(name, callback, elf.read(callback, 16).hex() if callback else "", tuple(sites))
+        BottomHalf(
+            name,
+            callback,
+            elf.read(callback, 16).hex() if callback else "",
+            tuple(sites),
+            find_exits(elf, frames, callback) if callback else (),
+        )
         for (name, callback), sites in sorted(found.items())
     )
+    dispatch_bh = next((half.callback for half in halves if half.name == DISPATCH_BH), 0)
+    qmp = find_qmp_sites(elf, symbols, frames, dispatch_bh)
     return Scan(
-        elf.build_id, elf.code_hash, version, scheduler, found_by, halves, variables
+        elf.build_id, elf.code_hash, version, scheduler, found_by, halves, variables, qmp
     )  # fmt: skip
 
 

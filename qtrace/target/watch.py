@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import capstone
+from capstone import x86
 
 from qtrace.errors import CodeMismatch, NoMatch, ScanFailed
 from qtrace.target.arch_x86_64 import BREAKPOINT
@@ -22,16 +23,23 @@ DEFAULT_WATCHED = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_del
 # Exported and rarely called: recorded beside them, with their stacks.
 PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop")
 
-SiteKind = Literal["schedule", "run", "call"]
+SiteKind = Literal["schedule", "run", "return", "call", "qmp", "job"]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place to probe: a link-time address in the executable, and what a hit means."""
+    """One place to probe: a link-time address in the executable, and what a hit means.
+
+    ``name`` is the bottom half's or function's, or the step of a QMP command. What must stand
+    there: a call (or jump) to ``callee``, or with ``leaves`` the end of a function, else the
+    start of one.
+    """
 
     kind: SiteKind
     name: str
     vaddr: int
+    callee: int = 0
+    leaves: bool = False
 
     @property
     def label(self) -> str:
@@ -73,12 +81,28 @@ def plan_watch(
     watched = tuple(chosen.values())
     sites = []
     for half in watched:
-        sites += [Site("schedule", half.name, site.address) for site in half.sites]
+        sites += [
+            Site("schedule", half.name, site.address, callee=scan.scheduler) for site in half.sites
+        ]
         sites.append(Site("run", half.name, half.callback))
+        sites += [Site("return", half.name, address, leaves=True) for address in half.exits]
     for name in PLAIN_CALLS:
         address = module.symbols.address(name)
         if address is not None:
             sites.append(Site("call", name, address))
+    # Who asks for that bottom half too has it as a watched one: one site, one meaning.
+    taken = {site.vaddr for site in sites}
+    sites += [
+        Site(
+            "job" if found.step == "status" else "qmp",
+            found.step,
+            found.address,
+            found.callee,
+            leaves=found.step == "end",
+        )
+        for found in scan.qmp
+        if found.address not in taken
+    ]
     return WatchPlan(watched, tuple(sites))
 
 
@@ -123,7 +147,7 @@ def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> 
     """Compare the running code with the file and with what each site must be.
 
     A probe in the wrong place can kill a VM: a call site must be a direct call or jump to
-    the scheduling function, a callback and a plain call must be the start of a function.
+    its callee, the end of a function a return or a jump, all else the start of a function.
 
     Raises CodeMismatch.
     """
@@ -135,15 +159,18 @@ def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> 
         # Another tracer's uprobe shows as a breakpoint instruction in the first byte.
         same = running[1:] == in_file[1:] and running[:1] in (in_file[:1], bytes([BREAKPOINT]))
         instruction = next(decoder.disasm(in_file, site.vaddr, 1), None)
-        if site.kind == "schedule":
-            expected = instruction is not None and direct_target(instruction) == scan.scheduler
-        else:
-            function = module.frames.function(site.vaddr)
-            expected = instruction is not None and function is not None
-            expected = expected and function is not None and function[0] == site.vaddr
-        if not (same and expected):
+        if not (same and instruction is not None and _is_expected(site, instruction, module)):
             raise CodeMismatch(
                 f"the code at {module.name}@{site.vaddr:#x} ({site.label}) is not what the "
                 f"{'scan found' if same else 'file says'}",
                 "no probe was set; attach to a QEMU that nothing has patched",
             )
+
+
+def _is_expected(site: Site, instruction: capstone.CsInsn, module: Module) -> bool:
+    if site.callee:
+        return direct_target(instruction) == site.callee
+    if site.leaves:
+        return bool(instruction.group(x86.X86_GRP_RET)) or instruction.id == x86.X86_INS_JMP
+    function = module.frames.function(site.vaddr)
+    return function is not None and function[0] == site.vaddr

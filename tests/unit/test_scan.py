@@ -14,6 +14,7 @@ from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
 from qtrace.target import scan_cache
 from qtrace.target.cache import cache_folder
 from qtrace.target.cfi import CallFrames
+from qtrace.target.dataflow import Function, direct_target
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 from qtrace.target.scan import Scan, scan_binary
@@ -65,6 +66,29 @@ def test_without_symbols_the_name_strings_lead_to_the_same_scan(qemu_binary: Pat
     assert blind.context_variables == known.context_variables
     jobs = {h.name: h.sites[0].context for h in blind.bottom_halves}
     assert {jobs[name] for name in JOBS} == {"main"}
+
+
+@pytest.mark.qemu
+def test_the_snapshot_jobs_and_the_dispatcher_end_where_they_wake_a_coroutine(
+    qemu_binary: Path,
+) -> None:
+    elf = Elf(qemu_binary)
+    scan = scan_of(qemu_binary)
+    wake = load_symbols(elf).address("aio_co_wake")
+    found = {half.name: half for half in scan.bottom_halves}
+    for name in (*JOBS, "do_qmp_dispatch_bh"):
+        (end,) = found[name].exits
+        start, stop = CallFrames(elf).function(end) or (0, 0)
+        assert start == found[name].callback
+        assert direct_target(Function(elf, start, stop).instructions[end]) == wake
+    # One that is a mere jump begins and ends at the same instruction.
+    assert found["dummy_bh_cb"].exits == ()
+
+
+@pytest.mark.qemu
+def test_every_step_of_a_qmp_command_has_one_site(qemu_binary: Path) -> None:
+    steps = [site.step for site in scan_of(qemu_binary).qmp]
+    assert sorted(steps) == sorted(["command", "begin", "end", "reply", "STOP", "RESUME", "status"])
 
 
 @pytest.mark.qemu

@@ -1,0 +1,51 @@
+"""QMP in the trace: what a reply had to wait for, from both recorders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.jobs import REAL, run_job
+from qtrace.recorder.probes import Backend
+from qtrace.recorder.session import Recording
+from qtrace.trace.reader import read_trace
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("ebpf", marks=pytest.mark.bpf), pytest.param("gdb", marks=pytest.mark.gdb)],
+)
+def test_between_the_end_of_a_command_and_its_late_reply_lies_the_bottom_half(
+    qemu_binary: Path, accel: Accelerator, backend: Backend, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    with (
+        Guest(qemu_binary, accel, firmware="idle", disk=True) as guest,
+        Recording.start(guest.pid, output=trace, backend=backend) as recording,
+    ):
+        guest.qmp.command("query-status")
+        run_job(guest.qmp, "snapshot-save", "first", **REAL)
+        recording.poll(0)
+    frame = read_trace(trace).frame
+    # Nothing else was going on when it was asked for its status.
+    assert "query-status" not in set(frame["name"])
+    rows = frame[frame["event"].isin(("qmp", "job", "schedule", "run", "return"))]
+    rows = rows[rows["name"] != "job-dismiss"]
+    facts = [json.loads(text or "{}") for text in rows["detail"]]
+    told = [
+        f.get("step") or f.get("status") or e for e, f in zip(rows["event"], facts, strict=True)
+    ]
+    assert told[:8] == ["command", "begin", "created", "running", "schedule", "end", "run", "event"]
+    assert told[8:] == ["event", "return", "reply", "waiting", "pending", "concluded", "null"]
+    steps = dict(zip(told, rows["time_ns"], strict=True))
+    took = steps["return"] - steps["run"]
+    assert took / (steps["reply"] - steps["end"]) > 0.5
+    assert set(rows.loc[rows["event"] == "job", "name"]) == {"first"}
+    (run,) = frame[frame["event"] == "run"].itertuples()
+    (returned,) = frame[frame["event"] == "return"].itertuples()
+    assert (returned.tid, returned.bh, returned.ctx) == (run.tid, run.bh, run.ctx)
