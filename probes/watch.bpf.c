@@ -13,15 +13,16 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /* Failed reservations by site. The ring buffer itself loses records silently. */
 BPF_HASH(lost, u64, u64, 1024);
 
-static void read_candidate(struct watch_event *event, u32 index, u64 address)
+static __always_inline void read_candidate(struct watch_event *event, u32 index, u64 address)
 {
     /* A register that points nowhere leaves zeros. */
     bpf_probe_read_user(&event->candidates[index * QEMUBH_BYTES], QEMUBH_BYTES, (void *)address);
 }
 
-int on_hit(struct pt_regs *regs)
+/* An event of which the first `bytes` are used; nothing is reserved for the others. */
+static __always_inline struct watch_event *begin(struct pt_regs *regs, u64 bytes)
 {
-    struct watch_event *event = events.ringbuf_reserve(sizeof(struct watch_event));
+    struct watch_event *event = events.ringbuf_reserve(bytes);
     if (!event) {
         u64 ip = regs->ip, zero = 0;
         u64 *count = lost.lookup_or_try_init(&ip, &zero);
@@ -60,13 +61,31 @@ int on_hit(struct pt_regs *regs)
     /* The first two arguments: a QMP command's name, a job's. */
     read_candidate(event, 6, regs->di);
     read_candidate(event, 7, regs->si);
+    event->stack_end = 0;
+    return event;
+}
+
+/* A step of a QMP command, a change of a job, a return: where it was reached is known. */
+int on_step(struct pt_regs *regs)
+{
+    struct watch_event *event = begin(regs, offsetof(struct watch_event, stack));
+    if (event)
+        events.ringbuf_submit(event, 0);
+    return 0;
+}
+
+/* A schedule, a run, a call: with the stack. */
+int on_hit(struct pt_regs *regs)
+{
+    struct watch_event *event = begin(regs, sizeof(struct watch_event));
+    if (!event)
+        return 0;
 
     /* First to the end of the page, then page by page until a read fails: a copy that
      * crosses the end of the stack fails whole, and a coroutine's stack ends 0x70 bytes
      * above where snapshot_save_job_run() schedules. */
     u64 page = regs->sp & ~(u64)(PAGE_BYTES - 1);
     u32 inside = regs->sp & (PAGE_BYTES - 1);
-    event->stack_end = 0;
     if (bpf_probe_read_user(&event->stack[inside], PAGE_BYTES - inside, (void *)regs->sp) == 0) {
         event->stack_end = PAGE_BYTES;
 #pragma unroll

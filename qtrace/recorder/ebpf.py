@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Sequence
 
-from qtrace.recorder.program import Program, RingBuffer
+from qtrace.recorder.program import FUNCTIONS, Program, RingBuffer
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.arch_x86_64 import PAGE, REGISTER_COUNT, RSP
 from qtrace.target.hit import Hit
@@ -32,8 +32,9 @@ class EbpfProbes:
             return
         if self._ring is None:
             self._ring = RingBuffer(self._program, "events", self._receive)
-        labels = {site.vaddr: site.label for site in sites}
-        self._uprobes.attach(self._program.functions["on_hit"], labels)
+        for function, wanted in zip(FUNCTIONS, (False, True), strict=True):
+            labels = {site.vaddr: site.label for site in sites if site.is_step is wanted}
+            self._uprobes.attach(self._program.functions[function], labels)
 
     def poll(self, timeout_s: float) -> list[Hit]:
         """The hits of now, waiting for one at most so long."""

@@ -51,7 +51,7 @@ def launch(
         # Its own code is the file's: there is no process yet that could differ.
         module = Module(Elf(child.path), 0)
         scan = scan_module(module)
-        plan = plan_watch(scan, module, patterns, optional=True)
+        plan = plan_watch(scan, module, patterns, optional=True, returns=not everything)
         library = program.result().library
         every = None
         if everything:

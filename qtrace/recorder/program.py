@@ -127,12 +127,14 @@ def _os_error(what: str) -> OSError:
 # 32 MiB: some 850 hits may wait while Python unwinds one.
 RING_PAGES = 8192
 RING_PAGES_BESIDE_ALL = 2048
+# With a copy of the stack, and without.
+FUNCTIONS = ("on_hit", "on_step")
 
 
 def load_watch(ring_pages: int = RING_PAGES) -> Program:
     """probes/watch.bpf.c, with a ring buffer of so many pages (a power of two)."""
     return Program(
-        Source("watch.bpf.c", ("on_hit",), ("events", "lost"), (("RING_PAGES", ring_pages),))
+        Source("watch.bpf.c", FUNCTIONS, ("events", "lost"), (("RING_PAGES", ring_pages),))
     )
 
 

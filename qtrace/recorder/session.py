@@ -130,7 +130,7 @@ class Recording:
         process = Process(pid)
         module = process.binary
         scan = scan_module(module)
-        plan = plan_watch(scan, module, patterns, optional=everything)
+        plan = plan_watch(scan, module, patterns, optional=everything, returns=not everything)
         check_sites(plan, scan, module, process.memory)
         every = None
         if everything:
@@ -261,7 +261,7 @@ class Recording:
                 hits[site.label] += count
             detail: dict[str, Any] = {
                 "reason": reason,
-                "lost": sum(self._lost.values()),
+                "lost": sum(n for at, n in self._lost.items() if not self._sites[at].is_step),
                 "hits": dict(hits),
                 "silent": _silent(self._plan, hits),
                 "qmp": {"commands": self._commands.taken, "left_out": self._commands.left_out},
@@ -343,6 +343,8 @@ class Recording:
             if new:
                 site = self._sites[address]
                 detail = {"count": new, "since_ns": self._loss_checked_ns, "site": site.label}
+                if site.is_step:
+                    detail["probes"] = "steps"
                 rows.append(Event(now, "lost", name=site.name, detail=detail))
                 self._lost[address] = count
         self._loss_checked_ns = now

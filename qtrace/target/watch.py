@@ -45,6 +45,11 @@ class Site:
     def label(self) -> str:
         return f"{self.kind} {self.name}"
 
+    @property
+    def is_step(self) -> bool:
+        """Whether no verdict depends on it, and where it was reached from tells nothing."""
+        return self.kind in ("return", "qmp", "job")
+
 
 @dataclass(frozen=True, slots=True)
 class WatchPlan:
@@ -55,12 +60,18 @@ class WatchPlan:
 
 
 def plan_watch(
-    scan: Scan, module: Module, patterns: Sequence[str] = (), *, optional: bool = False
+    scan: Scan,
+    module: Module,
+    patterns: Sequence[str] = (),
+    *,
+    optional: bool = False,
+    returns: bool = True,
 ) -> WatchPlan:
     """Choose the bottom halves by glob patterns, ``DEFAULT_WATCHED`` when there are none.
 
     Args:
         optional: a program that has none of the default ones is fine.
+        returns: where they return, too; `--all` has that of its own.
 
     Raises:
         NoMatch: a pattern matches nothing, or only what cannot be watched.
@@ -85,7 +96,8 @@ def plan_watch(
             Site("schedule", half.name, site.address, callee=scan.scheduler) for site in half.sites
         ]
         sites.append(Site("run", half.name, half.callback))
-        sites += [Site("return", half.name, address, leaves=True) for address in half.exits]
+        exits = half.exits if returns else ()
+        sites += [Site("return", half.name, address, leaves=True) for address in exits]
     for name in PLAIN_CALLS:
         address = module.symbols.address(name)
         if address is not None:

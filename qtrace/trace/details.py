@@ -44,7 +44,11 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
             "give each recording its own file; `qtrace analyze` takes several",
         )
     header = _header(path, attach["facts"].iloc[0], int(attach["row"].iloc[0]))
-    losses = _losses(path, _rows(path, frame, "lost"))
+    lost = _rows(path, frame, "lost")
+    # What no verdict depends on makes none inconclusive.
+    steps = np.array([facts.get("probes") == "steps" for facts in lost["facts"]], dtype=np.bool_)
+    losses = _losses(path, lost[~steps])
+    lost_steps = int(_losses(path, lost[steps])["count"].sum())
     exits = _rows(path, frame, "exit")["facts"]
     detach = _rows(path, frame, "detach")["facts"]
     ending = detach.iloc[-1] if len(detach) else {}
@@ -58,7 +62,7 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
     return Facts(
         header=header,
         losses=losses,
-        lost_events=max(total, counted),
+        lost_events=max(total, counted) + lost_steps,
         exit=exits.iloc[-1] if len(exits) else None,
         detach=ending,
         complete=len(detach) > 0,
