@@ -190,7 +190,7 @@ def chosen(contexts: list[Context], wanted: str) -> list[Context]:
 
 def state(look: Look, thread: Thread) -> str:
     """What a thread does, in a few words."""
-    if not thread.frames:
+    if thread.kernel:
         return "the kernel's own"
     if thread.blocked_in:
         return wait_of(look, thread)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,23 +12,18 @@ import gdb
 
 from qtrace.gdbscripts.debug_info import with_debug_info
 from qtrace.gdbscripts.stacks import Stack, Stacks
-from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, register
+from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, is_core, register
 from qtrace.roles import Role, role_of_functions, role_of_name
 from qtrace.target.aio.coroutine import guard_of_thread
+from qtrace.target.aio.ending import ABORT_MESSAGE, FATAL, SENT, read_abort_message
 from qtrace.target.aio.layout import Layout, calibrate
-from qtrace.target.aio.model import BottomHalf, Context, Look, Thread
+from qtrace.target.aio.model import BottomHalf, Context, Ending, Look, Thread
 from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.arch_x86_64 import SYSCALL_INSTRUCTION
 from qtrace.target.memory import read_word
-from qtrace.target.syscalls import RUNNING_GUEST, syscall_name
+from qtrace.target.syscalls import RUNNING_GUEST, restarted, sleeps, syscall_name
 
 T = TypeVar("T")
-SYSCALL = b"\x0f\x05"
-# What a system call that sleeps returns when it is stopped: -EINTR, or that it goes on later
-# (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, -ERESTART_RESTARTBLOCK).
-INTERRUPTED = (-4, -512, -513, -514, -516)
-RESTART_SYSCALL = "restart_syscall"
-# Those with a time-out; a name before any that it contains.
-RESTARTED = ("futex", "clock_nanosleep", "nanosleep", "poll")
 
 _layouts: dict[tuple[str, int | None], tuple[Layout, list[str]]] = {}
 
@@ -83,8 +79,9 @@ class Qemu:
             tid = thread.ptid[1]
             frame = gdb.newest_frame()
             # Without a pc it is the kernel's worker: it runs no code of QEMU's.
+            kernel = not frame.pc()
             nothing = Stack((), False)
-            stack = self.stacks.of_thread(self.current_coroutine(tid)) if frame.pc() else nothing
+            stack = nothing if kernel else self.stacks.of_thread(self.current_coroutine(tid))
             frame = gdb.newest_frame()
             at = register(frame, "rsp") or 0, register(frame, "rip") or 0
             name = thread.name or ""
@@ -92,6 +89,7 @@ class Qemu:
                 Thread(
                     tid, name, self._role(tid, name, stack, owners),
                     _system_call(self.memory, stack), stack.names, stack.whole, stack.polls, at,
+                    kernel=kernel,
                 )
             )  # fmt: skip
         return found
@@ -143,6 +141,7 @@ class Qemu:
             jobs=jobs,
             threads=attempt(self.threads),
             bql_holder=holder[0] if holder else None,
+            ending=ending(),
             torn=tuple(torn),
             missing=tuple(sorted(missing)),
             coroutine_frames={co: stack.names for co, stack in frames.items() if stack},
@@ -171,18 +170,34 @@ class Qemu:
         return role_of_name(name) or role_of_functions(functions) or "other"
 
 
+def ending() -> Ending | None:
+    """The signal that a core was written for; None of a live process, or one that was copied."""
+    if not is_core():
+        return None
+    # gdb puts the thread first that the signal hit.
+    first = min(gdb.selected_inferior().threads(), key=lambda thread: int(thread.num))
+    first.switch()
+    try:
+        info = gdb.parse_and_eval("$_siginfo")
+        number, code = int(info["si_signo"]), int(info["si_code"])
+        sender = int(info["_sifields"]["_kill"]["si_pid"]) if code in SENT else 0
+    except gdb.error:
+        return None
+    if number not in FATAL:
+        return None
+    outside = sender if sender != gdb.selected_inferior().pid else 0
+    variable = GdbProgram().address(ABORT_MESSAGE)
+    message = read_abort_message(GdbMemory(), variable) if variable and not outside else ""
+    return Ending(signal.Signals(number).name, first.ptid[1], outside, message)
+
+
 def _system_call(memory: GdbMemory, stack: Stack) -> str:
     """The system call that the selected thread sleeps in, empty when it runs."""
     frame = gdb.newest_frame()
     number, pc = register(frame, "orig_rax"), register(frame, "rip")
-    if number is None or pc is None or number >> 63 or memory.read(pc - 2, 2) != SYSCALL:
+    if number is None or pc is None or number >> 63:
         return ""
-    # Whatever else a call returned, it had returned: the thread was stopped on its way out.
-    if (register(frame, "rax") or 0) - (1 << 64) not in INTERRUPTED:
+    if memory.read(pc - 2, 2) != SYSCALL_INSTRUCTION or not sleeps(register(frame, "rax") or 0):
         return ""
-    name = syscall_name(number, register(frame, "rsi") or 0)
-    if name == RESTART_SYSCALL and stack.names:
-        # A debugger's stop interrupted it; the C library's function tells what it was.
-        function = stack.names[0].partition("+")[0]
-        return next((call for call in RESTARTED if call in function), name)
+    name = restarted(syscall_name(number, register(frame, "rsi") or 0), stack.names)
     return "" if name == RUNNING_GUEST else name

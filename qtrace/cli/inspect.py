@@ -120,7 +120,8 @@ def _prove(looker: Looker, first: Look) -> list[Finding]:
 
 def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:
     from qtrace.target.aio.why import explain
-    from qtrace.target.core import CoreFile, CoreSource
+    from qtrace.target.core import CoreSource
+    from qtrace.target.core_file import CoreFile
     from qtrace.target.look import Looker
 
     source = CoreSource(CoreFile(core), exe)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qtrace.cli.report import inert
-from qtrace.target.aio.model import BottomHalf, Context, Look, Thread
+from qtrace.target.aio.model import BottomHalf, Context, Ending, Look, Thread
 from qtrace.target.aio.why import STRANDED, Finding, named_frames
 
 Name = Callable[[int], str]
@@ -68,6 +68,14 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
             }
             for job in look.jobs
         ],
+        "ending": {
+            "signal": look.ending.signal,
+            "tid": look.ending.tid,
+            "sent_by_pid": look.ending.sender or None,
+            "message": inert(look.ending.message) or None,
+        }
+        if look.ending
+        else None,
         "bql": {"known": look.bql_holder is not None, "holder": look.bql_holder or None},
         "torn": list(look.torn),
         "missing": list(look.missing),
@@ -108,6 +116,7 @@ def _thread(look: Look, thread: Thread) -> Document:
         "tid": thread.tid,
         "name": inert(thread.name),
         "role": thread.role,
+        "kernel": thread.kernel,
         "blocked_in": thread.blocked_in or None,
         "polls": [
             {"context": inert(look.context(p.ctx).label) if p.ctx else None, "frame": p.frame}
@@ -134,6 +143,8 @@ def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]
         for frame in look.coroutine_frames.get(job.co, ()):
             console.print(Text(inert(f"      {frame}")))
     console.print(Text(inert(_big_lock(look))))
+    if look.ending:
+        console.print(Text(inert(_ended(look.ending))))
     if look.stopped:
         console.print(Text("the process is stopped: that nothing moves shows nothing", style=NOTE))
     for what in look.torn:
@@ -200,6 +211,8 @@ def _print_thread(console: Console, look: Look, thread: Thread) -> None:
 
 
 def _doing(thread: Thread) -> str:
+    if thread.kernel:
+        return "the kernel's own"
     if not thread.blocked_in:
         return "runs" if not thread.frames else f"in {(named_frames(thread) or ['?'])[0]}"
     frames = named_frames(thread)
@@ -215,7 +228,14 @@ def _big_lock(look: Look) -> str:
     return f"BQL: held by {holder.label if holder else look.bql_holder}"
 
 
+def _ended(ending: Ending) -> str:
+    """How the process of a core ended."""
+    if ending.sender:
+        return f"ended by {ending.signal}, which process {ending.sender} sent"
+    return f"ended by {ending.signal} in {ending.tid}"
+
+
 def worst(findings: Sequence[Finding]) -> str:
-    """The verdict of a look: ``stranded``, ``stuck`` or ``clear``."""
+    """The verdict of a look: ``crashed``, ``stranded``, ``stuck`` or ``clear``."""
     kinds = [finding.kind for finding in findings]
     return STRANDED if STRANDED in kinds else kinds[0] if kinds else "clear"

@@ -63,6 +63,9 @@ class LiveSource:
         """Whether it is SIGSTOPped or held by a debugger."""
         return self._main_state() in ("T", "t")
 
+    def ending(self) -> None:
+        """It lives."""
+
     def _main_state(self) -> str:
         """The main thread's state as ps(1) shows it, empty when it is gone."""
         fields = self._files.read(self.pid, "stat").rpartition(")")[2].split()
@@ -82,7 +85,7 @@ class LiveSource:
         registers = {RSP: int(fields[-2], 16), RETURN_ADDRESS: int(fields[-1], 16)}
         if not registers[RETURN_ADDRESS]:
             # A kernel thread that bears the process's id (KVM's, vhost's).
-            return State(name, None)
+            return State(name, None, kernel=True)
         times = self._files.read(tid, "schedstat").split()
         return State(name, registers, int(times[0]) if times else 0)
 

@@ -20,7 +20,7 @@ from qtrace.target.memory import Pages, read_word
 from qtrace.target.process import read_version
 from qtrace.target.source import Source, State
 from qtrace.target.stack import COMPLETE, COROUTINE, Chain, Unwinder
-from qtrace.target.syscalls import RUNNING_GUEST
+from qtrace.target.syscalls import RUNNING_GUEST, restarted
 from qtrace.target.threads import role_of_stack
 
 T = TypeVar("T")
@@ -83,6 +83,7 @@ class Looker:
             jobs=jobs,
             threads=threads,
             bql_holder=source.outer_tid(holder) if holder else holder,
+            ending=source.ending(),
             stopped=source.stopped(),
             main_loop=source.program not in WITHOUT_MAIN_LOOP,
             torn=tuple(torn),
@@ -97,6 +98,8 @@ class Looker:
         """One thread, unwound when it does not run."""
         for _ in range(TRIES):
             state = self.source.state(tid)
+            if state.kernel:
+                return Thread(tid, name, role_of_name(name) or "other", "", kernel=True)
             if state.registers is None:
                 break
             seen = self._seen.get(tid)
@@ -137,13 +140,14 @@ class Looker:
         self, tid: int, name: str, owns_context: bool, state: State, chain: Chain
     ) -> Thread:
         frames = self.unwinder.names(chain)
+        blocked_in = restarted(state.blocked_in, frames)
         assert state.registers is not None
         pc, stack_pointer = chain.frames[0].pc, state.registers[DWARF_NUMBERS["rsp"]]
         return Thread(
             tid=tid,
             name=name,
             role=self._role(tid, name, owns_context, frames),
-            blocked_in="" if state.blocked_in == RUNNING_GUEST else state.blocked_in,
+            blocked_in="" if state.blocked_in == RUNNING_GUEST else blocked_in,
             frames=tuple(frames),
             whole=chain.end in (COMPLETE, COROUTINE),
             polls=self._polls(chain, frames),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from qtrace.target.aio.model import Ending
 from qtrace.target.maps import Module, Space
 from qtrace.target.memory import Memory
 
@@ -17,6 +18,8 @@ class State:
     blocked_in: str
     registers: dict[int, int] | None
     cpu_ns: int = 0
+    # A thread of the kernel's that bears the process's id.
+    kernel: bool = False
 
 
 class Source(Protocol):
@@ -41,6 +44,9 @@ class Source(Protocol):
 
     def stopped(self) -> bool:
         """Whether the target is stopped by somebody, so that nothing in it can move."""
+
+    def ending(self) -> Ending | None:
+        """The signal that a core was written for."""
 
     def thread_pointers(self) -> dict[int, int]:
         """fs_base by tid, as far as known."""

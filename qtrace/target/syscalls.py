@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 KVM_RUN = 0xAE80
 IOCTL = 16
 # A vCPU thread in this one is not waiting: its guest runs, or is halted.
@@ -24,3 +26,29 @@ def syscall_name(number: int, second_argument: int = 0) -> str:
     if number == IOCTL and second_argument == KVM_RUN:
         return RUNNING_GUEST
     return NAMES.get(number, f"syscall {number}")
+
+
+# What a system call that sleeps returns when it is stopped: -EINTR, or that it goes on later
+# (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, -ERESTART_RESTARTBLOCK).
+INTERRUPTED = frozenset({-4, -512, -513, -514, -516})
+RESTART = "restart_syscall"
+# Those with a time-out; a name before any that it contains.
+RESTARTED = ("futex", "clock_nanosleep", "nanosleep", "ppoll", "poll")
+
+
+def sleeps(result: int) -> bool:
+    """Whether a stopped thread in a system call slept there, by what rax holds.
+
+    Whatever else it holds, the call had returned: the thread was on its way out of the kernel.
+    """
+    return result - (1 << 64) in INTERRUPTED
+
+
+def restarted(name: str, frames: Iterable[str]) -> str:
+    """What ``restart_syscall`` was: the C library's innermost function tells."""
+    if name != RESTART:
+        return name
+    function = next(iter(frames), "").partition("+")[0]
+    if function.startswith(("pthread_cond_", "__futex", "__lll_lock", "sem_")):
+        return "futex"
+    return next((call for call in RESTARTED if call in function), name)

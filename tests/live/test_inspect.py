@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,76 +28,18 @@ from tests.live.attached import is_running
 from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
 from tests.live.gdb_cases import Hung, everywhere
 from tests.live.gdb_session import core_of
-from tests.live.hung import JOB, guest_with_sleeping_job, hung_guest
+from tests.live.hung import guest_with_sleeping_job, hung_guest
+from tests.live.inspecting import (
+    TIMEOUT_S,
+    check_hung,
+    context,
+    functions,
+    in_words,
+    inspect,
+    thread,
+)
 
 pytestmark = pytest.mark.qemu
-
-TIMEOUT_S = 60
-LEFT_BEHIND = "co_schedule_bh_cb"
-
-
-def inspect(*options: object) -> tuple[int, dict[str, Any], str]:
-    """Exit status, JSON and stderr."""
-    run = subprocess.run(
-        [sys.executable, "-m", "qtrace", "inspect", *map(str, options), "--format", "json"],
-        text=True, capture_output=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-    assert "Traceback" not in run.stderr, run.stderr
-    return run.returncode, json.loads(run.stdout) if run.stdout else {}, run.stderr
-
-
-def in_words(*options: object) -> str:
-    run = subprocess.run(
-        [sys.executable, "-m", "qtrace", "inspect", *map(str, options)],
-        text=True, capture_output=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-    assert "Traceback" not in run.stderr, run.stderr
-    return run.stdout
-
-
-def context(document: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [c for c in document["contexts"] if c["name"] == name]
-    return dict(found)
-
-
-def thread(document: dict[str, Any], tid: int) -> dict[str, Any]:
-    (found,) = [t for t in document["threads"] if t["tid"] == tid]
-    return dict(found)
-
-
-def functions(stack: list[str]) -> list[str]:
-    return [frame.split("+0x")[0] for frame in stack]
-
-
-def check_hung(document: dict[str, Any], pid: int) -> None:
-    """What both a live look and a core show of ``hung_guest``."""
-    finding = next(f for f in document["findings"] if f["verdict"] == "stranded")
-    assert finding["bottom_halves"] == [LEFT_BEHIND]
-    assert (finding["context"], finding["polls"]) == ("iohandler", "main")
-    sentence = finding["sentence"]
-    assert f"{LEFT_BEHIND} is stranded in `iohandler`" in sentence
-    assert f"the only thread that runs it, {pid} (main), waits in bdrv_drain" in sentence
-    assert sentence.endswith("polling `main`")
-    (half,) = [
-        h for h in context(document, "iohandler")["bottom_halves"] if LEFT_BEHIND in h["name"]
-    ]
-    assert half["flags"] == ["PENDING", "SCHEDULED"]
-    main = thread(document, pid)
-    assert main["blocked_in"] == "ppoll"
-    assert main["complete"]
-    assert [poll["context"] for poll in main["polls"]] == ["main"]
-    assert {"aio_poll", "qemu_cleanup", "_start"} <= set(functions(main["stack"]))
-    assert document["bql"] == {"known": True, "holder": pid}
-    (job,) = document["jobs"]
-    assert (job["id"], job["type"]) == (JOB, "backup")
-    assert functions(job["stack"])[0] == "qemu_coroutine_switch"
-    assert "job_yield" in functions(job["stack"])
-    # Without its thread's name a 7.2 does not tell an IOThread's id.
-    others = [c for c in document["contexts"] if c["name"].startswith("iothread:")]
-    assert len(others) == 2
-    assert pid not in [c["tid"] for c in others]
-    assert document["torn"] == []
-    assert document["missing"] == []
 
 
 @everywhere

@@ -129,6 +129,8 @@ class Thread:
     polls: tuple[Poll, ...] = ()
     waits_at: tuple[int, int] = (0, 0)
     cpu_ns: int = 0
+    # A thread of the kernel's (KVM's, vhost's) that bears the process's id.
+    kernel: bool = False
 
     @property
     def functions(self) -> list[str]:
@@ -139,6 +141,20 @@ class Thread:
     def label(self) -> str:
         known = self.role if self.role == "main" else self.name or self.role
         return f"{self.tid} ({known or 'thread'})"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The signal that a core was written for (``SIGABRT``), and the thread that it hit.
+
+    ``sender`` is who sent it from outside, 0 for a fault of QEMU's own; ``message`` is what
+    abort() was told, as by a failed assertion, else empty.
+    """
+
+    signal: str
+    tid: int
+    sender: int = 0
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,8 @@ class Look:
     threads: tuple[Thread, ...] = ()
     # Tid of the BQL's holder, 0 when nobody holds it, None when not known.
     bql_holder: int | None = None
+    # How the process of a core ended; None when it lives, or was only copied (gcore).
+    ending: Ending | None = None
     # The process was stopped (SIGSTOP, a debugger): that nothing moves shows nothing then.
     stopped: bool = False
     # The program's main thread has a main loop (qemu-img and its like only poll).

@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from qtrace.target.aio.model import IDLE, BottomHalf, Context, Job, Look, Thread
+from qtrace.target.aio.model import IDLE, BottomHalf, Context, Ending, Job, Look, Thread
 
 # How many named frames of a wait are told.
 TOLD = 4
+# ... and of what died: assertions fail deep in code without names.
+DEEP = 8
 # How a thread waits, not why: left out where a wait is told.
 MECHANICS = re.compile(
     r"_*(ppoll|poll|g_poll|epoll_p?wait|syscall|futex|clone|start_thread|lll_)|_*pthread_|"
@@ -28,7 +30,11 @@ JOB_WAITS = frozenset({
     "job_cancel_sync_locked", "job_complete_sync", "job_complete_sync_locked",
 })  # fmt: skip
 
-STRANDED, STUCK = "stranded", "stuck"
+# How a thread dies, not why.
+DYING = re.compile(r"_*(GI_)?_*(pthread_kill|raise|gsignal|abort|assert_fail|assert_perror_fail)")
+RUN = "aio_bh_poll"
+
+CRASHED, STRANDED, STUCK = "crashed", "stranded", "stuck"
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ class Finding:
     """Why something does not go on.
 
     Attributes:
-        kind: ``stranded`` (bottom halves that nobody can run) or ``stuck`` (a thread that waits
-            inside a nested poll or for others, with nothing pending to show for it).
+        kind: ``crashed`` (a core of what a bug ended), ``stranded`` (bottom halves that nobody
+            can run) or ``stuck`` (a thread that waits inside a nested poll or for others, with
+            nothing pending to show for it).
         sentence: all of it, for people.
         context: the bottom halves' context, or the one that the stuck thread polls.
         bottom_halves: those that are stranded; empty for ``stuck``.
@@ -65,6 +72,11 @@ def explain(look: Look, name: str = "") -> list[Finding]:
     Args:
         name: only bottom halves of that name (every context's, and stuck threads, when empty).
     """
+    ended = look.ending
+    if ended is not None and not ended.sender:
+        # What waited then, waits for ever: it explains nothing.
+        dead = look.thread(ended.tid)
+        return [] if dead is None else [_crashed(look, ended, dead)]
     findings = []
     for context in look.contexts:
         waiting = [
@@ -222,6 +234,31 @@ def _stranded(look: Look, context: Context, halves: list[BottomHalf], runner: Th
     )  # fmt: skip
 
 
+def _crashed(look: Look, ended: Ending, thread: Thread) -> Finding:
+    functions = thread.functions
+    at = 1 + max((n for n, f in enumerate(functions) if DYING.match(f)), default=-1)
+    polls = polled_context(look, thread)
+    poll = thread.polls[0].frame if thread.polls else len(functions)
+    inner = functions[at:poll]
+    ran = inner.index(RUN) if RUN in inner else None
+    told = _named(inner[:ran])
+    where = " < ".join(told[:DEEP]) or "code without names"
+    sentence = f"{ended.signal} ended it in {thread.label}: {where}"
+    if polls is not None:
+        sentence += ", a bottom half that it ran" if ran is not None else ""
+        sentence += f" inside aio_poll() of `{polls.label}`"
+        under = " < ".join(_named(functions[poll + 1 :])[:2])
+        sentence += f", called by {under}" if under else ""
+    if polls is not None and look.bql_holder not in (None, thread.tid):
+        sentence += ", without the BQL"
+    if ended.message:
+        sentence += f"; {ended.message}"
+    return Finding(
+        CRASHED, sentence, polls or Context(0, ""), (), thread, tuple(told), polls,
+        proof=f"the core was written for this {ended.signal}",
+    )  # fmt: skip
+
+
 def _stuck(look: Look, thread: Thread) -> Finding:
     polls = polled_context(look, thread)
     sentence = f"the main loop does not run: {thread.label} {wait_of(look, thread)}"
@@ -271,7 +308,11 @@ def polled_context(look: Look, thread: Thread) -> Context | None:
 
 def named_frames(thread: Thread) -> list[str]:
     """The functions that tell why a thread waits: without the machinery, libc and the start."""
-    functions = [f for f in thread.functions if not MECHANICS.match(f)]
+    return _named(thread.functions)
+
+
+def _named(functions: list[str]) -> list[str]:
+    functions = [f for f in functions if not MECHANICS.match(f)]
     stop = next((n for n, f in enumerate(functions) if f in STARTS), len(functions))
     return functions[:stop]
 
