@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # A wait that is still the same after this long is told as a finding.
 APART_S = 0.5
+YIELDING = 10
 EXAMPLES = """\b
 Examples:
   qtrace inspect --pid 1234
@@ -143,6 +145,8 @@ def _watch(
     from qtrace.cli.look import finding_json, look_json, summary
     from qtrace.target.aio.why import confirm
 
+    # Where processors are scarce the guest comes first.
+    os.nice(YIELDING)
     looks: deque[Look] = deque()
     ends = None if duration is None else time.monotonic() + duration
     found = False

@@ -45,6 +45,7 @@ class Looker:
         self.layout = calibrate(ModuleProgram(source.binary))
         if self.layout.main_variable is None and self.layout.ctx_bh_list is None:
             raise _no_code(source)
+        self._missing = frozenset(self.layout.missing())
         self.reader = AioReader(source.memory, self.layout)
         self._stack = Pages(source.memory)
         self.unwinder = Unwinder(source.space)
@@ -57,7 +58,7 @@ class Looker:
     def look(self) -> Look:
         """Everything there is to see now. Raises NoSuchProcess when the process is gone."""
         source, reader, torn = self.source, self.reader, list[str]()
-        missing = set(self.layout.missing())
+        missing = set(self._missing)
         began = time.monotonic_ns()
         names = source.threads()
         self._pointers = source.thread_pointers()
