@@ -23,12 +23,17 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
-def pass_over(tid: int, effect: dict[str, Any], write: Callable[[int, bytes], None]) -> None:
+def pass_over(
+    tid: int,
+    effect: dict[str, Any],
+    read_word: Callable[[int], int],
+    write: Callable[[int, bytes], None],
+) -> None:
     """Give a stopped thread the effect of its next instruction.
 
     Args:
         effect: from ``qtrace.gdb.pass_over.describe``.
-        write: writes to the target's memory.
+        read_word, write: of the target's memory.
 
     Raises:
         OSError: the thread is gone, or not gdb's to change; it has been left as it was.
@@ -48,10 +53,13 @@ def pass_over(tid: int, effect: dict[str, Any], write: Callable[[int, bytes], No
         # Below the stack pointer of a thread that calls or has just been called: nobody's yet.
         write(values["rsp"], pushed)
     values["rip"] = effect["next"]
+    if values["rip"] is None:
+        values["rip"] = read_word(values["rsp"])
+        values["rsp"] += 8
     buffer.raw = LAYOUT.pack(*(values[name] for name in PRSTATUS_REGISTERS))
     _ptrace(PTRACE_SETREGS, tid, buffer)
     # gdb remembers the old ones until the thread runs; by this one it decides whether to step.
-    gdb.execute(f"set var $rip = {effect['next']:#x}", to_string=True)
+    gdb.execute(f"set var $rip = {values['rip']:#x}", to_string=True)
 
 
 def _ptrace(request: int, tid: int, buffer: ctypes.Array[ctypes.c_char]) -> None:

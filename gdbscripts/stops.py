@@ -16,7 +16,7 @@ import gdb
 
 from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdbscripts.pass_over import pass_over
-from qtrace.target.memory import ProcessMemory
+from qtrace.target.memory import ProcessMemory, read_word
 
 WORD = 0xFFFFFFFFFFFFFFFF
 LARGEST_CONFIG = 1 << 20
@@ -49,6 +49,13 @@ class Target:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.memory = ProcessMemory(pid)
+
+    def word(self, address: int) -> int:
+        """Raises OSError when it cannot be read."""
+        word = read_word(self.memory, address)
+        if word is None:
+            raise OSError(f"no memory at {address:#x}")
+        return word
 
     def write(self, address: int, data: bytes) -> None:
         """Behind gdb's back."""
@@ -83,7 +90,7 @@ class Stop(gdb.Breakpoint):
             stays = self.reached(tid)
             effect = plan.config["pass_over"].get(str(self.address))
             if effect is not None:
-                pass_over(tid, effect, plan.target.write)
+                pass_over(tid, effect, plan.target.word, plan.target.write)
             return stays
         except Exception as error:
             # gdb would keep everything stopped. The target may also have died under our hands.

@@ -21,8 +21,9 @@ def describe(code: bytes, address: int) -> dict[str, Any] | None:
     """The effect of the instruction at a run-time address; None when it is none of the few.
 
     Returns:
-        ``next``, where the thread goes on; ``push``, the register or the number that it
-        pushes; ``set``, the new value of a register: another register's name, or a number.
+        ``next``, where the thread goes on, None for where the word at the top of the stack
+        says (``ret``); ``push``, the register or the number that it pushes; ``set``, the new
+        value of a register: another register's name, or a number.
     """
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     decoder.detail = True
@@ -40,6 +41,8 @@ def describe(code: bytes, address: int) -> dict[str, Any] | None:
         return {"next": operands[0].imm, "push": after}
     if instruction.id == x86.X86_INS_JMP and kinds == [x86.X86_OP_IMM]:
         return {"next": operands[0].imm}
+    if instruction.id == x86.X86_INS_RET and not kinds:
+        return {"next": None}
     if instruction.id == x86.X86_INS_MOV and kinds[:1] == [x86.X86_OP_REG]:
         return _moved(instruction, after)
     return None

@@ -16,6 +16,7 @@ EFFECTS = {
     "call": (b"\xe8\x10\x00\x00\x00", {"next": AT + 0x15, "push": AT + 5}),
     "jmp": (b"\xe9\xf0\xff\xff\xff", {"next": AT - 11}),
     "short jmp": (b"\xeb\x02", {"next": AT + 4}),
+    "ret": (b"\xc3", {"next": None}),
     "endbr64": (b"\xf3\x0f\x1e\xfa", {"next": AT + 4}),
     "mov rdx, rbx": (b"\x48\x89\xda", {"next": AT + 3, "set": {"rdx": "rbx"}}),
     "mov esi, 1": (b"\xbe\x01\x00\x00\x00", {"next": AT + 5, "set": {"rsi": 1}}),
@@ -31,7 +32,7 @@ OTHERS = {
     "push [rdi]": b"\xff\x37",
     "call rax": b"\xff\xd0",
     "je": b"\x74\x02",
-    "ret": b"\xc3",
+    "ret 8": b"\xc2\x08\x00",
     "nothing": b"",
     "no instruction": b"\x06",
 }
