@@ -26,6 +26,8 @@ Needs = Literal["", "--all"]
 
 # How many nanoseconds a written time has.
 TIMES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+# Stands for every lint.
+ALL = "all"
 # A finding of many occurrences names the rows of as many, the worst first.
 SHOWN = 5
 
@@ -46,7 +48,7 @@ class Threshold:
         Raises:
             ValueError: it is not one.
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|/s|)", text.strip())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|ms|s|/s|)", text.strip().replace(",", ""))
         if match is None:
             raise ValueError(text)
         value, unit = float(match[1]), match[2]
@@ -226,7 +228,7 @@ def run_lints(
     """Let lints look at recordings: a result for each lint and recording.
 
     Args:
-        names: of the lints; all of them when None.
+        names: of the lints, or ``all``; all of them when None.
         thresholds: by the lint's name; text with its unit (``10ms``, ``100/s``), or a number in
             the default's unit.
 
@@ -252,6 +254,8 @@ def choose(names: Iterable[str] | None) -> list[Lint]:
     if names is None:
         return [find(name) for name in LINTS]
     wanted = list(dict.fromkeys(names))
+    if ALL in wanted:
+        wanted = list(LINTS)
     if unknown := [name for name in wanted if name not in LINTS]:
         raise NoSuchLint(unknown[0], LINTS)
     return [find(name) for name in wanted]
@@ -267,5 +271,5 @@ def _threshold(lint: Lint, value: float | str) -> Threshold:
     except ValueError:
         raise BadThreshold(
             f"{value!r} is no threshold for {lint.name}",
-            f"write it like its default, {lint.threshold}".replace(" ms", "ms"),
+            f"write it like its default, {str(lint.threshold).replace(' ', '')}",
         ) from None

@@ -23,3 +23,6 @@ MUST_BE_MAIN = frozenset({
     "do_qmp_dispatch_bh",
 })  # fmt: skip
 """Known to break QEMU on any other thread: issue 2111; issue 780; effd60c878 (issue 1933)."""
+
+AWAITED = {"job_exit": frozenset({"job_finish_sync", "job_finish_sync_locked"})}
+"""Whose poll is there for the very end of a job."""

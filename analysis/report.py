@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.calls import summarize_calls
-from qtrace.analysis.instances import KINDS, pair_instances
+from qtrace.analysis.instances import KINDS
+from qtrace.analysis.lint import choose, run_lints
 from qtrace.analysis.load import load
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.statistics import is_whole, summarize
-from qtrace.analysis.verdicts import FINDINGS, SILENT, classify, losses_of, worst
+from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.verdicts import FINDINGS, SILENT, losses_of, worst
 from qtrace.errors import ExitStatus, NoMatch
 from qtrace.trace.reader import Trace
 
@@ -26,6 +28,8 @@ def judge(
     patterns: Iterable[str] = (),
     strict: bool = False,
     only: Collection[str] | None = None,
+    lints: Collection[str] | None = (),
+    thresholds: Mapping[str, float | str] | None = None,
 ) -> dict[str, Any]:
     """The verdict over all traces; pairs are made inside each of them.
 
@@ -34,21 +38,25 @@ def judge(
         patterns: globs of bottom halves to judge, instead of those the recordings watched.
         only: read no events of other bottom halves than these (`--all` records millions).
         strict: a ``nested-poll`` for a device's access is a finding too.
+        lints: names of those that are to count for the exit status; None for all of them,
+            which then only tell.
+        thresholds: of lints, see ``run_lints``.
 
     Returns:
         JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``,
         ``bottom_halves``, ``calls``, ``statistics`` (of each trace; empty unless it has every
-        bottom half), ``traces``, ``warnings``. Times are nanoseconds.
+        bottom half), ``lints`` (a result of each lint and trace), ``traces``, ``warnings``. Times
+        are nanoseconds.
 
     Raises:
         TraceUnreadable: see ``load``.
         NoMatch: a pattern matches no bottom half of these traces.
+        NoSuchLint, BadThreshold: see ``run_lints``.
     """
+    asked = choose(lints)
     loaded = load(traces, only)
-    parts = [
-        classify(pair_instances(trace.frame), trace).assign(trace=number)
-        for number, trace in enumerate(loaded)
-    ]
+    analysed = [AnalysedTrace(trace) for trace in loaded]
+    parts = [trace.instances.assign(trace=number) for number, trace in enumerate(analysed)]
     names = _choose(loaded, list(patterns)) if only is None else list(only)
     halves = [_bottom_half(name, loaded, parts, strict) for name in names]
     return {
@@ -62,17 +70,24 @@ def judge(
             summarize(trace, part) if is_whole(trace) and only is None else []
             for trace, part in zip(loaded, parts, strict=True)
         ],
+        "lints": [
+            {"asked": lints is not None, **result.as_dict()}
+            for result in run_lints(analysed, [lint.name for lint in asked], thresholds)
+        ],
         "traces": [_describe(trace) for trace in loaded],
         "warnings": [f"{trace.path}: {text}" for trace in loaded for text in trace.warnings],
     }
 
 
 def exit_status(report: dict[str, Any]) -> ExitStatus:
-    """A proven finding wins over what stays open."""
+    """A proven finding wins over what stays open. Of lints only those count that were asked for."""
     halves = report["bottom_halves"]
-    if any(half["findings"] for half in halves):
+    answers = {lint["result"] for lint in report["lints"] if lint["asked"]}
+    if any(half["findings"] for half in halves) or "finding" in answers:
         return ExitStatus.FINDING
-    if any("inconclusive" in (half["verdict"], *half["verdicts"]) for half in halves):
+    if "inconclusive" in answers or any(
+        "inconclusive" in (half["verdict"], *half["verdicts"]) for half in halves
+    ):
         return ExitStatus.INCONCLUSIVE
     return ExitStatus.OK
 

@@ -20,6 +20,7 @@ from qtrace.analysis.explain import explain
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.lint import LintResult, run_lints
 from qtrace.analysis.load import files
+from qtrace.analysis.runs import runs_of
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import Trace, read_trace
 
@@ -114,6 +115,11 @@ class AnalysedTrace:
     def findings(self) -> pd.DataFrame:
         """The watched instances whose verdict is a finding; ``instance`` leads back to them."""
         return finding_rows(self.instances, self.watched)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row per run, in time order: its end, and the runs around it (analysis/runs.py)."""
+        return runs_of(self.events, self.losses, self.instances)
 
     def lint(
         self,

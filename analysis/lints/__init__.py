@@ -11,7 +11,9 @@ import importlib
 from qtrace.analysis.lint import Lint
 
 LINTS = (
-    "wrong-thread", "vm-stop",
+    "wrong-thread", "nested-loop", "stranded", "stuck-wait", "long-callback", "busy-loop", "storm",
+    "lost-schedule", "vm-stop", "starvation", "late-reply", "guest-polls", "head-of-line",
+    "exposure",
 )  # fmt: skip
 
 

@@ -7,6 +7,19 @@ import click
 from qtrace.cli.output import format_option, print_json, stderr, stdout
 
 
+def split_thresholds(
+    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """``NAME=VALUE`` to its two parts; what they mean the lints know."""
+    found = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"'{text}' is no NAME=VALUE, as in storm=100/s")
+        found[name] = value
+    return found
+
+
 @click.command()
 @click.argument("traces", metavar="TRACE...", nargs=-1, required=True)
 @click.option(
@@ -22,20 +35,43 @@ from qtrace.cli.output import format_option, print_json, stderr, stdout
     is_flag=True,
     help="Running in a nested aio_poll() for a device's access is a finding too.",
 )
+@click.option(
+    "--lint",
+    "lints",
+    metavar="NAME",
+    multiple=True,
+    help="Let this lint count for the exit status (repeatable; all for each); qtrace lints lists"
+    " them.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=split_thresholds,
+    help="A lint's limit instead of its default: long-callback=10ms, storm=100/s.",
+)
 @format_option
 def command(
-    traces: tuple[str, ...], patterns: tuple[str, ...], strict: bool, output_format: str
+    traces: tuple[str, ...],
+    patterns: tuple[str, ...],
+    strict: bool,
+    lints: tuple[str, ...],
+    thresholds: dict[str, str],
+    output_format: str,
 ) -> int:
     """The verdict of recorded traces, on any machine.
 
-    TRACE is a CSV or Parquet file of `qtrace attach -o`, a folder of them, or a glob.
+    TRACE is a CSV or Parquet file of `qtrace attach -o`, a folder of them, or a glob. Without
+    --lint every lint looks and tells what it found, but the exit status is the verdict's alone.
     """
     # Here and not above: `qtrace --help` needs no pandas.
     from qtrace.analysis import exit_status, judge
+    from qtrace.cli.lint_report import print_lints
     from qtrace.cli.report import print_report, print_warnings
     from qtrace.cli.statistics import print_statistics
 
-    report = judge(traces, patterns, strict)
+    report = judge(traces, patterns, strict, lints=lints or None, thresholds=thresholds)
     print_warnings(stderr(), report)
     if output_format == "json":
         print_json(report)
@@ -43,4 +79,5 @@ def command(
         console = stdout()
         print_report(console, report)
         print_statistics(console, report)
+        print_lints(console, report)
     return exit_status(report)

@@ -132,3 +132,57 @@ def test_a_killed_target_is_named(
     write(tmp_path / "t.csv", [attach(), schedule(10), run(20), dead, detach(40)])
     assert analyze(tmp_path / "t.csv") == 0
     assert "the target was killed by SIGABRT" in capsys.readouterr().out
+
+
+def test_a_lint_counts_for_the_exit_status_only_when_it_is_asked_for(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    other = {"name": "job_exit", "callback": 7}
+    recording(path, schedule(10, **other), run_on_vcpu(20, **other))
+    assert analyze(path) == 0
+    told = capsys.readouterr().out
+    assert "wrong-thread: job_exit (`main`) ran on vCPU thread CPU 0/TCG" in told
+    assert f"row 3, 4 of {path}" in told
+    assert analyze(path, "--lint", "wrong-thread") == 1
+    assert analyze(path, "--lint", "stuck-wait") == 0
+    assert "stuck-wait: none" in capsys.readouterr().out
+    assert analyze(path, "--lint", "storm") == 4
+    assert "storm: inconclusive: it needs every bottom half" in capsys.readouterr().out
+    assert analyze(path, "--lint", "all", "--format", "json") == 1
+    lints = json.loads(capsys.readouterr().out)["lints"]
+    assert {one["lint"]: one["result"] for one in lints}["wrong-thread"] == "finding"
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (("--lint", "strom"), "the nearest is storm; qtrace lints lists them"),
+        (("--threshold", "storm=10ms"), "write it like its default, 10,000/s"),
+        (("--threshold", "long-callback=7"), "write it like its default, 100ms"),
+        (("--threshold", "stranded=7"), "qtrace lints shows which have one"),
+        (("--threshold", "storm"), "storm=100/s"),
+    ],
+)
+def test_a_wrong_lint_or_threshold_is_a_usage_error_with_its_remedy(
+    analyze: Analyze,
+    finding: Path,
+    options: tuple[str, str],
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert analyze(finding, *options) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert remedy in output.err
+
+
+def test_lints_are_listed_with_their_sources(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["qtrace", "lints", "--format", "json"])
+    with pytest.raises(SystemExit):
+        qtrace.cli.main()
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["lints"]}
+    assert listed["storm"]["threshold"] == "10,000/s"
+    assert all(row["sentence"] and row["source"] for row in listed.values())

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qtrace.analysis import open_traces
-from qtrace.analysis.lint import Finding, LintResult, Threshold
+from qtrace.analysis.lint import Finding, LintResult, Threshold, choose
+from qtrace.analysis.lints import LINTS
 from qtrace.errors import BadThreshold, NoSuchLint
 from qtrace.trace.schema import Event
 from tests.unit.event_rows import (
+    BARE_POLL,
+    CALLBACK,
+    CTX,
+    IOTHREAD_TID,
     NAME,
+    NESTED,
+    OPAQUE,
+    PID,
     VCPU_POLL,
     VCPU_TID,
+    WORKER_TID,
     attach,
     detach,
     lost,
@@ -109,3 +120,227 @@ def test_a_threshold_is_written_with_its_unit(default: Threshold, text: str, val
 def test_other_units_are_no_threshold(default: Threshold, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         default.parse(text)
+
+
+MS = 1_000_000
+LOOP = ("g_main_context_dispatch+0x17a", "aio_dispatch+0x53", "aio_bh_poll+0xc5")
+
+
+def ran(began: int, ended: int, name: str, *, before: int = 1_000, **changes: Any) -> list[Event]:
+    """A bottom half from its schedule to its return; the keys tell apart what is not the same."""
+    callback = 0x1000 + sum(name.encode())
+    what = {"name": name, "callback": callback, "bh": callback << 8} | changes
+    return [
+        schedule(began - before, **(what | {"bh": 0})),
+        run(began, **({"stack": (*LOOP, name)} | what)),
+        Event(ended, "return", **{"tid": PID, "role": "main", "stack": ()} | {
+            key: what[key] for key in what if key not in ("stack", "opaque", "ctx", "context")
+        }),
+    ]  # fmt: skip
+
+
+def in_iohandler(*args: Any, **changes: Any) -> list[Event]:
+    return ran(*args, context="iohandler", ctx=0x2000, **changes)
+
+
+def ordered(*groups: list[Event]) -> list[Event]:
+    return sorted((event for group in groups for event in group), key=lambda e: e.time_ns)
+
+
+def test_what_a_nested_poll_waits_for_may_run_in_it_and_a_command_may_not(tmp_path: Path) -> None:
+    outer = ran(1 * MS, 9 * MS, "ide_restart_bh")
+    inner = ran(3 * MS, 4 * MS, "do_qmp_dispatch_bh", stack=NESTED)
+    awaited = ran(5 * MS, 6 * MS, "thread_pool_completion_bh", stack=NESTED)
+    found = only(lint(tmp_path, "nested-loop", *ordered(outer, inner, awaited)))
+    assert (found.name, found.facts["inside"]) == ("do_qmp_dispatch_bh", "ide_restart_bh")
+    assert found.facts["waits"] == "job_finish_sync_locked"
+    ended = ran(5 * MS, 6 * MS, "job_exit", stack=NESTED)
+    assert lint(tmp_path, "nested-loop", *ordered(outer, ended)).result == "none"
+    assert lint(tmp_path, "nested-loop", *ordered(outer, awaited)).result == "none"
+
+
+def test_a_poll_inside_a_run_is_nested_on_an_iothread(tmp_path: Path) -> None:
+    own = {"tid": IOTHREAD_TID, "role": "iothread", "thread": "IO 0", "context": "iothread:0"}
+    outer = ran(1 * MS, 9 * MS, "outer", **own, stack=BARE_POLL)
+    inner = ran(3 * MS, 4 * MS, "inner", **own, stack=BARE_POLL)
+    found = only(lint(tmp_path, "nested-loop", *ordered(outer, inner)))
+    assert (found.name, found.facts["inside"]) == ("inner", "outer")
+
+
+def test_a_long_callback_names_its_length_and_who_waited_behind_it(tmp_path: Path) -> None:
+    long, short = ran(1 * MS, 151 * MS, "slow"), ran(200 * MS, 299 * MS, "quick")
+    behind = in_iohandler(160 * MS, 161 * MS, "behind", before=100 * MS)
+    found = only(lint(tmp_path, "long-callback", *ordered(long, behind, short)))
+    assert (found.name, found.value, found.unit) == ("slow", 150 * MS, "ns")
+    assert found.facts["behind"] == {"count": 1, "name": "behind", "wait_ns": 91 * MS}
+    assert list(found.evidence()["event"]) == ["run", "return"]
+    longer = lint(tmp_path, "long-callback", *ordered(long, short), long_callback="160ms")
+    assert (longer.result, str(longer.threshold)) == ("none", "160 ms")
+
+
+def test_a_callback_without_its_return_is_not_long(tmp_path: Path) -> None:
+    result = lint(tmp_path, "long-callback", *ran(1 * MS, 2, "cut")[:2])
+    assert (result.result, result.facts["without_end"]) == ("none", 1)
+
+
+def test_a_callback_around_which_events_were_lost_is_not_long(tmp_path: Path) -> None:
+    events = ordered(ran(1 * MS, 151 * MS, "slow"), [lost(5 * MS, 6 * MS)])
+    assert lint(tmp_path, "long-callback", *events).result == "inconclusive"
+
+
+def again(count: int, gap: int, name: str = "spins", **changes: Any) -> list[Event]:
+    """A bottom half that schedules itself in each of its runs."""
+    groups = [
+        ran(MS + gap * n, MS + gap * n + gap // 2, name, before=gap - gap // 4, **changes)
+        for n in range(count)
+    ]
+    return ordered(*groups)
+
+
+def test_a_bottom_half_that_schedules_itself_is_a_storm_and_a_busy_loop(tmp_path: Path) -> None:
+    events = again(1_200, 20_000)
+    storm = only(lint(tmp_path, "storm", *events))
+    assert (storm.name, storm.count, storm.unit) == ("spins", 1_199, "/s")
+    assert only(lint(tmp_path, "busy-loop", *events)).facts["names"] == ["spins"]
+    assert lint(tmp_path, "storm", *events, storm="20000/s").result == "none"
+
+
+def test_two_that_wake_each_other_are_a_busy_loop_but_no_storm(tmp_path: Path) -> None:
+    turns = [
+        ran(MS + 20_000 * n, MS + 20_000 * n + 10_000, ("ping", "pong")[n % 2], before=15_000)
+        for n in range(1_200)
+    ]
+    found = only(lint(tmp_path, "busy-loop", *ordered(*turns)))
+    assert set(found.facts["names"]) == {"ping", "pong"}
+    assert lint(tmp_path, "storm", *ordered(*turns)).result == "none"
+
+
+def test_requests_at_any_rate_are_no_busy_loop(tmp_path: Path) -> None:
+    turns = [ran(MS + 2_000 * n, MS + 2_000 * n + 900, "work", before=1_000) for n in range(2_000)]
+    for name in ("storm", "busy-loop"):
+        assert lint(tmp_path, name, *ordered(*turns)).result == "none"
+
+
+def test_masses_of_schedules_for_one_run_are_lost(tmp_path: Path) -> None:
+    kept = {"name": "kept", "callback": 7, "bh": 0x700, "detail": {"enqueue": "coalesced"}}
+    first = schedule(10, **(kept | {"detail": {"enqueue": "inserted"}}))
+    more = [schedule(11 + number, **kept) for number in range(1_000)]
+    end = run(5_000, name="kept", callback=7, bh=0x700)
+    found = only(lint(tmp_path, "lost-schedule", first, *more, end))
+    assert (found.name, found.value) == ("kept", 1_000)
+    assert lint(tmp_path, "lost-schedule", first, *more[1:], end).result == "none"
+
+
+def test_only_what_others_scheduled_can_be_lost_by_a_cancel(tmp_path: Path) -> None:
+    def cancelled(by: int) -> list[Event]:
+        kept = {"name": "kept", "callback": 7, "bh": 0x700}
+        return [
+            event
+            for number in range(3)
+            for event in (
+                schedule(10 + 10 * number, tid=by, **kept),
+                Event(15 + 10 * number, "cancel", PID, role="main", context="main", ctx=0x1000,
+                      **kept),
+            )
+        ]  # fmt: skip
+
+    found = only(lint(tmp_path, "lost-schedule", *cancelled(WORKER_TID), lost_schedule="3"))
+    assert found.count == 3
+    result = lint(tmp_path, "lost-schedule", *cancelled(PID), lost_schedule="3")
+    assert result.result == "none"
+
+
+def test_a_context_starves_while_its_thread_is_in_another_ones_callback(tmp_path: Path) -> None:
+    blocker = ran(2 * MS, 180 * MS, "blocker")
+    waits = in_iohandler(181 * MS, 182 * MS, "waits", before=180 * MS)
+    found = only(lint(tmp_path, "starvation", *ordered(blocker, waits)))
+    assert (found.context, found.value) == ("iohandler", 180 * MS)
+    assert "blocker" in found.sentence
+    assert lint(tmp_path, "head-of-line", *ordered(blocker, waits)).result == "none"
+    lossy = ordered(blocker, waits, [lost(90 * MS, 91 * MS)])
+    assert lint(tmp_path, "starvation", *lossy).result == "inconclusive"
+
+
+def test_behind_one_of_its_own_context_it_is_head_of_line(tmp_path: Path) -> None:
+    blocker = ran(2 * MS, 180 * MS, "blocker")
+    waits = ran(181 * MS, 182 * MS, "waits", before=180 * MS)
+    found = only(lint(tmp_path, "head-of-line", *ordered(blocker, waits)))
+    assert (found.name, found.facts["behind"]) == ("waits", "blocker")
+    assert lint(tmp_path, "starvation", *ordered(blocker, waits)).result == "none"
+
+
+def test_a_late_reply_names_what_ran_before_it(tmp_path: Path) -> None:
+    command = in_iohandler(1 * MS, 3 * MS, "do_qmp_dispatch_bh")
+    culprit = ran(4 * MS, 150 * MS, "snapshot_save_job_bh")
+    reply = in_iohandler(151 * MS, 152 * MS, "co_schedule_bh_cb", before=149 * MS)
+    found = only(lint(tmp_path, "late-reply", *ordered(command, culprit, reply)))
+    assert found.facts["behind"] == "snapshot_save_job_bh"
+    assert found.value == 149 * MS
+    other = in_iohandler(151 * MS, 152 * MS, "co_schedule_bh_cb", before=147 * MS)
+    assert lint(tmp_path, "late-reply", *ordered(command, culprit, other)).result == "none"
+
+
+def polls(count: int, first: int, gap: int) -> list[Event]:
+    """Completions that a vCPU thread runs for its guest's device."""
+    stack = (*VCPU_POLL[:-1], "thread_pool_completion_bh")
+    own = {"tid": VCPU_TID, "role": "vcpu", "thread": "CPU 0/TCG", "stack": stack}
+    return ordered(*(
+        ran(first + gap * n, first + gap * n + 100, "thread_pool_completion_bh", before=500, **own)
+        for n in range(count)
+    ))  # fmt: skip
+
+
+def test_guest_polls_have_the_path_from_the_device(tmp_path: Path) -> None:
+    found = only(lint(tmp_path, "guest-polls", *polls(100, MS, MS)))
+    assert found.value == 100
+    assert found.facts["callers"] == {"blk_pwrite": 100}
+    assert found.facts["paths"] == {"aio_poll <- blk_pwrite <- memory_region_dispatch_write": 100}
+    assert lint(tmp_path, "guest-polls", *polls(99, MS, MS)).result == "none"
+
+
+def test_the_race_is_open_when_main_runs_it_beside_polling_vcpus(tmp_path: Path) -> None:
+    command = in_iohandler(1 * MS, 3 * MS, "do_qmp_dispatch_bh")
+    job = ran(4 * MS, 5 * MS, NAME, before=2 * MS)
+    apart = lint(tmp_path, "exposure", *ordered(command, job, polls(2_000, 10 * MS, MS)))
+    found = only(apart)
+    assert (found.facts["near_misses"], found.facts["crossed_ppoll"]) == (0, 1)
+    assert found.facts["pending_ns"] == 2 * MS
+    inside = polls(1, 3 * MS + 1_000, MS)
+    assert only(lint(tmp_path, "exposure", *ordered(command, job, inside))).facts["near_misses"]
+    assert lint(tmp_path, "exposure", *ordered(command, job)).result == "none"
+
+
+def test_what_needs_every_bottom_half_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", [attach(), schedule(10), run(20), detach()])
+    results = open_traces(path).lint()
+    needy = {lint.name for lint in choose(None) if lint.needs == "--all"}
+    assert {one.lint for one in results if one.result == "inconclusive"} == needy
+    assert all("--all" in one.reason for one in results if one.result == "inconclusive")
+
+
+def test_a_stuck_wait_needs_two_looks_at_the_same_place(tmp_path: Path) -> None:
+    def look(time_ns: int, place: str) -> Event:
+        return Event(
+            time_ns, "blocked", PID, role="main", name=NAME, context="main", ctx=CTX,
+            callback=CALLBACK, opaque=OPAQUE, bh=0x99, stack=(*NESTED[:-2], "ppoll"),
+            detail={"pending_in": "iohandler", "waits_at": [place, "0x1"], "sentence": "s"},
+        )  # fmt: skip
+
+    events = [schedule(10), look(20, "0x5"), look(2_000 * MS, "0x5")]
+    found = only(lint(tmp_path, "stuck-wait", *events))
+    assert found.rows == (4, 5)
+    assert "job_finish_sync_locked" in found.sentence
+    assert lint(tmp_path, "stuck-wait", *events[:2], look(2_000 * MS, "0x6")).result == "none"
+    assert lint(tmp_path, "stuck-wait", *events, stuck_wait="3s").result == "none"
+
+
+def test_each_lint_has_its_section_in_the_document() -> None:
+    text = (Path(__file__).parents[2] / "docs/lints.md").read_text()
+    sections = dict(re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    assert tuple(sections) == LINTS
+    for one in choose(None):
+        section = " ".join(sections[one.name].split())
+        for part in (one.sentence, one.evidence, one.source, one.why, one.needs):
+            assert part in section, one.name
+        assert f"**Threshold**: {one.threshold or 'none'}" in section
+        assert "```" in section

@@ -1,0 +1,51 @@
+"""A bottom half that waited behind another one of its own context."""
+
+from __future__ import annotations
+
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lints.starvation import waiting
+from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.runs import in_the_way
+from qtrace.analysis.tools import is_tool
+from qtrace.analysis.traces import AnalysedTrace
+
+
+def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+    """Instances that waited longer than the threshold, most of it for one run of their context."""
+    if is_tool(trace.header):
+        return Seen(facts={"tool": True})
+    found = waiting(trace, threshold)
+    findings = []
+    rows = ("scheduled_row", "ended_row")
+    for group in grouped(found, ("name", "context", "ctx", "tid"), "wait_ns", rows):
+        one = group.worst
+        since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
+        first = in_the_way(trace.runs, int(one["tid"]), since, until, one["context"])
+        if first is None or first["overlap_ns"] * 2 < until - since:
+            continue
+        thread = who(one["role"], one["thread"], int(one["tid"]))
+        findings.append(
+            Finding(
+                "head-of-line", trace,
+                f"{one['name']} waited {show(until - since, 'ns')} in `{one['context']}`"
+                f" ({times(group.count)} over {threshold}) behind {first['name']}, which {thread}"
+                f" ran for {show(first['end_ns'] - first['time_ns'], 'ns')}",
+                str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
+                str(one["role"]), until, until - since, "ns",
+                tuple(sorted({*group.rows, int(first["row"])})), group.count, "warning",
+                one["index"], {"behind": str(first["name"])},
+            )
+        )  # fmt: skip
+    return Seen(findings, (), {"waited": len(found)})
+
+
+LINT = Lint(
+    name="head-of-line",
+    sentence="a bottom half waited behind another one of its own context",
+    threshold=Threshold(100e6, "ns"),
+    why="how long it waited; 0.1 s is what a person at a console or a QMP client notices",
+    needs="--all",
+    evidence="the schedule and the late run of what waited, and the run in front of it",
+    source="effd60c878, and the late reply that the RFC of 5 June 2024 describes",
+    check=check,
+)

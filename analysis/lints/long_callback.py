@@ -1,0 +1,99 @@
+"""A callback that keeps its thread's event loop, and mostly the BQL, for too long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.runs import find_rows, whole
+from qtrace.analysis.tools import is_tool
+from qtrace.analysis.traces import AnalysedTrace
+
+# The contexts whose bottom halves run with the BQL held.
+BQL = ("main", "iohandler")
+
+
+def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+    """Runs that took longer than the threshold, with what waited for their end.
+
+    A run whose return was not recorded is left out: when the recording ends the probes go off
+    one after the other, so that it need not have lasted.
+    """
+    if is_tool(trace.header):
+        return Seen(facts={"tool": True})
+    runs = trace.runs
+    end = runs["end_ns"].to_numpy(np.int64)
+    took = end - runs["time_ns"].to_numpy(np.int64)
+    long = (end >= 0) & (took >= threshold.value)
+    found = runs[long].assign(took=took[long])
+    found["end_row"] = _returns(trace.events, found)
+    findings = []
+    for group in grouped(found, ("name", "context", "tid"), "took", ("row", "end_row")):
+        one = group.worst
+        behind = _behind(trace.instances, one)
+        holds = " with the BQL" if one["context"] in BQL else ""
+        waited = (
+            f"; {behind['count']:,} bottom halves waited for its end, {behind['name']}"
+            f" {show(behind['wait_ns'], 'ns')} long"
+            if behind
+            else ""
+        )
+        thread = who(one["role"], one["thread"], int(one["tid"]))
+        findings.append(
+            Finding(
+                "long-callback", trace,
+                f"{one['name']} (`{one['context'] or '?'}`) kept {thread}{holds} for"
+                f" {show(one['took'], 'ns')} ({times(group.count)} over {threshold}){waited}",
+                one["name"], one["context"], int(one["tid"]), one["thread"], one["role"],
+                int(one["time_ns"]), int(one["took"]), "ns", group.rows, group.count, "warning",
+                int(one["instance"]) if one["instance"] >= 0 else None, {"behind": behind},
+            )
+        )  # fmt: skip
+    known = int((end >= 0).sum())
+    return Seen(findings, (), {"runs": known, "without_end": len(runs) - known})
+
+
+def _returns(events: pd.DataFrame, runs: pd.DataFrame) -> Any:
+    """The rows at which these runs end."""
+    until = runs["end_ns"].to_numpy(np.int64)
+    ended = events[((events["event"] == "return") & events["time_ns"].isin(until)).to_numpy()]
+    at, found = find_rows(ended["time_ns"].to_numpy(np.int64), until)
+    rows = np.full(len(runs), -1, np.int64)
+    rows[found] = ended["row"].to_numpy(np.int64)[at]
+    return rows
+
+
+def _behind(instances: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any] | None:
+    """What was scheduled before this run's end and ran after it on the same thread, for the same
+    loop: how many, and which waited longest meanwhile."""
+    context = instances["context"]
+    same = context.isin(BQL) if run["context"] in BQL else context == run["context"]
+    scheduled, ended = whole(instances["scheduled_ns"]), whole(instances["ended_ns"])
+    waited = same.to_numpy() & (scheduled >= 0) & (scheduled < run["end_ns"])
+    waited = waited & ((ended >= run["end_ns"]) & (instances["end"] == "run").to_numpy())
+    if not waited.any():
+        return None
+    at = np.flatnonzero(waited)
+    wait = run["end_ns"] - np.maximum(scheduled[at], run["time_ns"])
+    most = int(wait.argmax())
+    return {
+        "count": len(at),
+        "name": str(instances["name"].iloc[at[most]]),
+        "wait_ns": int(wait[most]),
+    }
+
+
+LINT = Lint(
+    name="long-callback",
+    sentence="a callback kept its thread, and mostly the BQL, for too long",
+    threshold=Threshold(100e6, "ns"),
+    why="how long a callback runs; 0.1 s is what a person at a console or a QMP client notices",
+    needs="--all",
+    evidence="the run and its return",
+    source="1dc4718d84, 4af976ef39, 012b170173, 6910f04aa6",
+    check=check,
+)

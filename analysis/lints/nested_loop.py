@@ -1,0 +1,64 @@
+"""A bottom half that nobody waited for ran inside a nested event loop."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.normal import AWAITED, COMPLETIONS, GRAPH
+from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.stacks import functions
+from qtrace.analysis.traces import AnalysedTrace
+
+
+def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
+    """Runs with the verdict ``nested-poll``, less what such a poll waits for.
+
+    On an IOThread a poll is nested when its run lies inside another one.
+    """
+    instances, runs = trace.instances, trace.runs
+    nested = (instances["verdict"] == "nested-poll").to_numpy()
+    inner = runs["instance"].to_numpy()[runs["outer"].to_numpy() >= 0]
+    deeper = np.zeros(len(instances), np.bool_)
+    deeper[inner[inner >= 0]] = True
+    nested = nested | deeper & (instances["verdict"] == "iothread").to_numpy()
+    usual = instances["name"].isin(COMPLETIONS | GRAPH).to_numpy()
+    columns = ["name", "context", "tid", "thread", "role", "ended_ns", "scheduled_row", "ended_row",
+               "stack", "deciding_frame"]  # fmt: skip
+    found = instances.loc[nested & ~usual, columns]
+    found = found.assign(worst=-found["ended_ns"].to_numpy(np.int64))
+    findings = []
+    rows = ("scheduled_row", "ended_row")
+    for group in grouped(found, ("name", "context", "tid", "stack"), "worst", rows):
+        one = group.worst
+        chain, poll = functions(one["stack"]), int(one["deciding_frame"])
+        waits = chain[poll + 1] if 0 <= poll < len(chain) - 1 else "an unknown caller"
+        if waits in AWAITED.get(one["name"], ()):
+            continue
+        run = runs[(runs["instance"] == one["index"]).to_numpy()].iloc[0]
+        outer = "" if run["outer"] < 0 else runs["name"].iloc[int(run["outer"])]
+        inside = f", inside {outer}" if outer else ""
+        thread = who(one["role"], one["thread"], int(one["tid"]))
+        findings.append(
+            Finding(
+                "nested-loop", trace,
+                f"{one['name']} (`{one['context'] or '?'}`) ran {times(group.count)} in a nested"
+                f" event loop of {thread} while {waits} waits{inside}",
+                one["name"], one["context"], int(one["tid"]), one["thread"], one["role"],
+                int(one["ended_ns"]), group.count, "", group.rows, group.count,
+                "warning", one["index"], {"waits": waits, "inside": outer},
+            )
+        )  # fmt: skip
+    return Seen(findings, (), {"nested": int(nested.sum())})
+
+
+LINT = Lint(
+    name="nested-loop",
+    sentence="a bottom half that nobody waited for ran inside a nested event loop",
+    threshold=None,
+    why="",
+    needs="",
+    evidence="its schedule and its run, whose stack shows the poll and who waits in it",
+    source="effd60c878 (issue 1933), 951702f39c; 6d740fb01b",
+    check=check,
+)
