@@ -14,6 +14,7 @@ import click
 
 from qtrace.cli.options import DURATION
 from qtrace.cli.output import format_option, print_json, stderr, stdout
+from qtrace.cli.record import Files
 from qtrace.lab.guest import DEFAULT_QEMU, find_qemu
 from qtrace.lab.scenario import Scenario, Setup, run_scenario
 from qtrace.lab.scenarios import SCENARIOS
@@ -24,6 +25,7 @@ Examples:
   qtrace lab --list
   qtrace lab vcpu-poll
   qtrace lab vcpu-poll --accel kvm --format json -o trace.csv
+  qtrace lab stranded --all -o sample.parquet
   qtrace lab main-loop --qemu /opt/qemu/bin/qemu-system-x86_64"""
 
 
@@ -45,7 +47,10 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep the trace: NAME.csv.",
+    help="Keep the trace: NAME.csv or NAME.parquet.",
+)
+@click.option(
+    "--all", "everything", is_flag=True, help="Record every bottom half, not only the scenario's."
 )
 @click.option("--force", is_flag=True, help="Overwrite the output file.")
 @format_option
@@ -58,6 +63,7 @@ def command(
     rounds: int | None,
     timeout: float | None,
     output: Path | None,
+    everything: bool,
     force: bool,
     output_format: str,
 ) -> int:
@@ -71,13 +77,12 @@ def command(
         return 0
     if scenario is None:
         raise click.UsageError("name a SCENARIO, or --list them")
-    if output is not None and output.suffix == ".parquet":
-        raise click.UsageError("lab records to CSV: name the output NAME.csv")
     chosen = SCENARIOS[scenario]
     if steer and not chosen.steerable:
         raise click.UsageError(f"{scenario} leaves nothing to chance: --steer is for vcpu-poll")
     ended_by = _note_signals()
     with work_folder() as folder, _progress(chosen, rounds or chosen.rounds) as show:
+        files = Files(output, force, everything, folder)
 
         def progress(done: int) -> None:
             if ended_by:
@@ -91,11 +96,13 @@ def command(
                 accel=accel,
                 rounds=rounds or chosen.rounds,
                 timeout_s=timeout or chosen.timeout_s,
-                trace=output or folder / "trace.csv",
+                trace=files.growing,
                 force=force,
                 progress=progress,
                 steer=steer,
+                everything=everything,
             ),
+            files.settle,
         )
     if output is None:
         from qtrace.cli.report import forget_paths

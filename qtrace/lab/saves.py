@@ -10,12 +10,11 @@ from qtrace.experiment.steer import RunOn, Steering
 from qtrace.experiment.subject import Subject
 from qtrace.lab.firmware import Firmware
 from qtrace.lab.guest import Guest, save_round
-from qtrace.lab.scenario import Outcome, Setup, Stopwatch
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Setup, Stopwatch
 from qtrace.recorder.session import Recording
 from qtrace.target.qmp import QmpClient
 from qtrace.trace.schema import Event
 
-BOTTOM_HALF = "snapshot_save_job_bh"
 # Enough for the race to show within seconds; see Guest.
 IDLE_SOCKETS = 200
 
@@ -37,6 +36,7 @@ def recorded(
             patterns=(name,),
             force=setup.force,
             qmp_socket=guest.second_qmp_socket,
+            everything=setup.everything,
             stall_after_s=stall_after_s,
         ) as recording,
     ):

@@ -10,6 +10,8 @@ from typing import Any
 
 from qtrace.lab.guest import Accelerator
 
+BOTTOM_HALF = "snapshot_save_job_bh"
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -20,10 +22,11 @@ class Setup:
         accel: ``tcg`` or ``kvm``.
         rounds: how often to try at most.
         timeout_s: how long to try at most, in seconds.
-        trace: the CSV to record to.
+        trace: what to record to: a CSV, or with ``everything`` a raw file.
         force: overwrite it.
         progress: called with the number of rounds done so far.
         steer: force the thread that the scenario is about, instead of waiting for chance.
+        everything: record every bottom half (`--all`), not only the one that it is about.
     """
 
     qemu: Path
@@ -34,6 +37,7 @@ class Setup:
     force: bool
     progress: Callable[[int], None]
     steer: bool = False
+    everything: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Scenario:
         timeout_s: default of ``Setup.timeout_s``.
         run: boots a guest, records it, and returns when the recording has ended.
         steerable: whether it can be left to chance or steered (``Setup.steer``).
+        bottom_half: the one that it is about.
     """
 
     name: str
@@ -78,10 +83,16 @@ class Scenario:
     timeout_s: float
     run: Callable[[Setup], Outcome]
     steerable: bool = False
+    bottom_half: str = BOTTOM_HALF
 
 
-def run_scenario(scenario: Scenario, setup: Setup) -> dict[str, Any]:
+def run_scenario(
+    scenario: Scenario, setup: Setup, settle: Callable[[], Path] | None = None
+) -> dict[str, Any]:
     """Run it and judge its trace: the report of ``qtrace analyze``, and the scenario's facts.
+
+    Args:
+        settle: called when the recording has ended; makes the trace of what was recorded to.
 
     Returns:
         The report's keys and ``scenario``, ``expected``, ``shown`` (whether the verdict is
@@ -96,7 +107,8 @@ def run_scenario(scenario: Scenario, setup: Setup) -> dict[str, Any]:
     # pandas takes longer to import than a guest to boot; and a recorder runs without it.
     from qtrace.analysis import judge
 
-    report = judge([setup.trace])
+    trace = setup.trace if settle is None else settle()
+    report = judge([trace], only=[scenario.bottom_half] if setup.everything else None)
     return {
         "scenario": scenario.name,
         "expected": scenario.expected,

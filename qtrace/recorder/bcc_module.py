@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,10 @@ PATTERNS = (
 PREFIXES = (Path("/usr"), Path("/usr/local"))
 
 
-@cache
+# Half an import is no module yet for the thread that compiles ahead.
+_loading = threading.Lock()
+
+
 def load_bcc() -> ModuleType:
     """Import ``bcc`` and nothing else of the distribution's packages; ``sys.path`` stays as it is.
 
@@ -34,6 +38,12 @@ def load_bcc() -> ModuleType:
         RecorderUnavailable: not installed, PyPI's program of that name, or its library
             cannot be loaded.
     """
+    with _loading:
+        return _load_bcc()
+
+
+@cache
+def _load_bcc() -> ModuleType:
     loaded = sys.modules.get("bcc")
     if loaded is not None:
         if not is_bpf_compiler(Path(loaded.__file__ or "").parent):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import platform
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from qtrace.target.cache import load_json, store_json
 
 PROBES = Path(__file__).resolve().parent.parent / "probes"
 VERSION = 1
+# clang in libbcc takes one program at a time: two at once, from `load_ahead` and `--all`, have
+# ended in a segmentation fault.
+_compiling = threading.Lock()
 # An eBPF instruction; ld_imm64 of a map has 1 (BPF_PSEUDO_MAP_FD) as its source register.
 INSTRUCTION = struct.Struct("<BBhi")
 LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
@@ -99,7 +103,8 @@ def get_image(source: Source, *, fresh: bool = False) -> Image:
             return Image.from_json(load_json(name))
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
-    image = _compile(source)
+    with _compiling:
+        image = _compile(source)
     store_json(name, asdict(image))
     return image
 

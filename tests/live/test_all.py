@@ -148,6 +148,19 @@ def test_watched_bottom_halves_keep_their_verdicts_and_stacks(
     assert list(tmp_path.iterdir()) == [trace]
 
 
+def test_the_very_first_one_compiles_its_programs_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # clang is not for two threads at once: this has been a segmentation fault.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    with (
+        Guest(find_qemu(), firmware="idle") as guest,
+        attached(guest.pid, "--all", "--duration", "0.1s", "-o", tmp_path / "trace.csv") as attach,
+    ):
+        status, _report, err = attach.result()
+    assert status == 0, err
+
+
 def test_a_vcpu_that_polls_shows_in_every_row(qemu_binary: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     with (

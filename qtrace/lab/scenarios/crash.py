@@ -7,8 +7,8 @@ from qtrace.experiment.places import drops_bql
 from qtrace.experiment.steer import Steering
 from qtrace.experiment.subject import Subject
 from qtrace.lab.jobs import save
-from qtrace.lab.saves import BOTTOM_HALF, recorded
-from qtrace.lab.scenario import Outcome, Scenario, Setup, Stopwatch
+from qtrace.lab.saves import recorded
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
 
 
 def run(setup: Setup) -> Outcome:

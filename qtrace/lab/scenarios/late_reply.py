@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from qtrace.experiment.reroute import Rerouting
 from qtrace.experiment.subject import Subject
 from qtrace.lab.jobs import JobTimes, save
-from qtrace.lab.saves import BOTTOM_HALF, recorded
-from qtrace.lab.scenario import Outcome, Scenario, Setup, Stopwatch
+from qtrace.lab.saves import recorded
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
 
 MEMORY_MIB = 1024
 # Stock the reply came after 0.97 and more of the save, rerouted after 0.04 of it.

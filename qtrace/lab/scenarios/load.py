@@ -6,9 +6,11 @@ from qtrace.lab.jobs import load_nothing
 from qtrace.lab.saves import record_steered
 from qtrace.lab.scenario import Outcome, Scenario, Setup
 
+BOTTOM_HALF = "snapshot_load_job_bh"
+
 
 def run(setup: Setup) -> Outcome:
-    return record_steered(setup, "snapshot_load_job_bh", "vcpu", load_nothing)
+    return record_steered(setup, BOTTOM_HALF, "vcpu", load_nothing)
 
 
 SCENARIO = Scenario(
@@ -18,4 +20,5 @@ SCENARIO = Scenario(
     rounds=5,
     timeout_s=30.0,
     run=run,
+    bottom_half=BOTTOM_HALF,
 )

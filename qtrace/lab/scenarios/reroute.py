@@ -6,8 +6,8 @@ from qtrace.experiment.reroute import Rerouting
 from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import save_round
 from qtrace.lab.jobs import save
-from qtrace.lab.saves import BOTTOM_HALF, IDLE_SOCKETS, recorded
-from qtrace.lab.scenario import Outcome, Scenario, Setup, Stopwatch
+from qtrace.lab.saves import IDLE_SOCKETS, recorded
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
 
 MEMORY_MIB = 256
 

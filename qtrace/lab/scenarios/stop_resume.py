@@ -17,8 +17,8 @@ from qtrace.experiment.steer import Steering
 from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import REAL, JobTimes, run_job, save
-from qtrace.lab.saves import BOTTOM_HALF, recorded
-from qtrace.lab.scenario import Outcome, Scenario, Setup, Stopwatch
+from qtrace.lab.saves import recorded
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
 
 MEMORY_MIB = 256
 # Measured: 12 ms and more against 0.03 to 0.3 ms.

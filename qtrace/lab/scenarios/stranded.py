@@ -14,8 +14,8 @@ from qtrace.experiment.strand import Stranding
 from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import NO_NODE
-from qtrace.lab.saves import BOTTOM_HALF, recorded
-from qtrace.lab.scenario import Outcome, Scenario, Setup
+from qtrace.lab.saves import recorded
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup
 from qtrace.recorder.session import Recording
 from qtrace.target.aio.why import STRANDED, confirm
 from qtrace.target.live import LiveSource

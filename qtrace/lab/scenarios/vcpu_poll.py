@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qtrace.lab.saves import BOTTOM_HALF, record_saves
-from qtrace.lab.scenario import Outcome, Scenario, Setup
+from qtrace.lab.saves import record_saves
+from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup
 from qtrace.trace.schema import Event
 
 
