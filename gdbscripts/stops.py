@@ -76,7 +76,12 @@ class Stop(gdb.Breakpoint):
 
     The others run on meanwhile. Where the instruction is none that can be passed over, gdb
     steps through it, for which it stops them all for an instant.
+
+    ``effect`` is what the thread is given in place of that instruction; ``reached`` may change
+    it.
     """
+
+    effect: dict[str, Any] | None
 
     def __init__(self, address: int) -> None:
         super().__init__(f"*{address:#x}", internal=True)
@@ -87,10 +92,10 @@ class Stop(gdb.Breakpoint):
         """gdb calls this; True keeps everything stopped."""
         try:
             tid = gdb.selected_thread().ptid[1]
+            self.effect = plan.config["pass_over"].get(str(self.address))
             stays = self.reached(tid)
-            effect = plan.config["pass_over"].get(str(self.address))
-            if effect is not None:
-                pass_over(tid, effect, plan.target.word, plan.target.write)
+            if self.effect is not None:
+                pass_over(tid, self.effect, plan.target.word, plan.target.write)
             return stays
         except Exception as error:
             # gdb would keep everything stopped. The target may also have died under our hands.

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gdb
-
 from qtrace.gdbscripts.reroute import Rerouting
 from qtrace.gdbscripts.stops import Channel, Plan, Stop, now_ns, registers
 
@@ -22,7 +20,7 @@ class Entered(Stop):
         self._stranding = stranding
 
     def reached(self, tid: int) -> bool:
-        self._stranding.put_off(tid)
+        self.effect = self._stranding.put_off(tid) or self.effect
         return False
 
 
@@ -40,25 +38,24 @@ class Stranding(Rerouting):
         super().arm()
         self.stops.append(Entered(self.config["run"], self))
 
-    def put_off(self, tid: int) -> None:
+    def put_off(self, tid: int) -> dict[str, Any] | None:
+        """The jump that it becomes, None when it shall run."""
         if self.ending or self._times >= self.config["limit"]:
-            return
+            return None
         self._times += 1
         values = registers(("rdi", "rsp"))
+        self.channel.send({
+            "kind": "put off", "time_ns": now_ns(), "tid": tid,
+            "thread": self.target.thread_name(tid), "times": self._times,
+        })  # fmt: skip
         arguments = {
             "rdx": values["rdi"],
             "rdi": self.config["to"],
             "rsi": self.config["callback"],
             "rcx": self.config["name"],
             "rsp": values["rsp"] + self.config["pushed"],
-            "rip": self.config["scheduler"],
         }
-        for register, value in arguments.items():
-            gdb.execute(f"set ${register} = {value:#x}")
-        self.channel.send({
-            "kind": "put off", "time_ns": now_ns(), "tid": tid,
-            "thread": self.target.thread_name(tid), "times": self._times,
-        })  # fmt: skip
+        return {"set": arguments, "next": self.config["scheduler"]}
 
 
 KINDS: dict[str, type[Plan]] = {"strand": Stranding}

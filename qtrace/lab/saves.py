@@ -18,6 +18,9 @@ from qtrace.trace.schema import Event
 # Enough for the race to show within seconds; see Guest.
 IDLE_SOCKETS = 200
 
+# Of each CPU, with --all: nobody comes for the rows while a guest's job is waited for.
+ALL_RING_PAGES = 16384
+
 
 @contextmanager
 def recorded(
@@ -37,6 +40,7 @@ def recorded(
             force=setup.force,
             qmp_socket=guest.second_qmp_socket,
             everything=setup.everything,
+            ring_pages=ALL_RING_PAGES,
             stall_after_s=stall_after_s,
         ) as recording,
     ):

@@ -55,7 +55,7 @@ class Commands:
     def __init__(self, module: Module, memory: Memory) -> None:
         self._module = module
         self._memory = memory
-        self._statuses: list[str] | None = None
+        self._statuses: list[str] = []
         self._open: list[_Command] = []
         self.taken = self.left_out = 0
 
@@ -106,9 +106,11 @@ class Commands:
 
     def status(self, number: int) -> str:
         """A job's status in QMP's words, from the target's own JobStatus_lookup."""
-        if self._statuses is None:
-            self._statuses = self._read_statuses()
         return self._statuses[number] if number < len(self._statuses) else str(number)
+
+    def begin(self) -> None:
+        """Read what has to be read while the target is there."""
+        self._statuses = self._read_statuses()
 
     def _read_statuses(self) -> list[str]:
         """The array of names that ends where one is no identifier."""

@@ -314,6 +314,7 @@ class Recording:
             return []
         self._surveyed = True
         process = self._process
+        self._commands.begin()
         self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
         try:
             self._roles.survey(self._unwinder)

@@ -88,7 +88,8 @@ def test_stop_and_resume_tell_a_save_on_a_vcpu(qemu_binary: Path, accel: Acceler
     *main, vcpu = result["facts"]["saves"]
     assert {one["run_on"] for one in main} == {"main"}
     assert vcpu["run_on"] == "vcpu"
-    assert vcpu["gap_ms"] < 5
+    # None: the main loop took the request meanwhile.
+    assert vcpu["gap_ms"] is None or vcpu["gap_ms"] < 5
     assert result["bottom_halves"][0]["verdicts"] == {"main-loop": 3, "vcpu-poll": 1}
 
 
