@@ -11,6 +11,8 @@ from qtrace.experiment.subject import Subject
 from qtrace.lab.firmware import Firmware
 from qtrace.lab.guest import Guest, save_round
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Setup, Stopwatch
+from qtrace.recorder.all_program import ring_pages
+from qtrace.recorder.rings import possible_cpus
 from qtrace.recorder.session import Recording
 from qtrace.target.qmp import QmpClient
 from qtrace.trace.schema import Event
@@ -18,8 +20,8 @@ from qtrace.trace.schema import Event
 # Enough for the race to show within seconds; see Guest.
 IDLE_SOCKETS = 200
 
-# Of each CPU, with --all: nobody comes for the rows while a guest's job is waited for.
-ALL_RING_PAGES = 16384
+# With --all: nobody comes for the rows while a guest's job is waited for.
+ALL_RING_BYTES = 128 << 20
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def recorded(
             force=setup.force,
             qmp_socket=guest.second_qmp_socket,
             everything=setup.everything,
-            ring_pages=ALL_RING_PAGES,
+            ring_pages=ring_pages(possible_cpus(), ALL_RING_BYTES),
             stall_after_s=stall_after_s,
         ) as recording,
     ):
