@@ -79,6 +79,7 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
         "bql": {"known": look.bql_holder is not None, "holder": look.bql_holder or None},
         "torn": list(look.torn),
         "missing": list(look.missing),
+        "debug_info_differs": list(look.differing),
     }
 
 
@@ -152,6 +153,9 @@ def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]
     if look.missing:
         facts = ", ".join(look.missing)
         console.print(Text(f"not found in this binary's code: {facts}", style=NOTE))
+    if look.differing:
+        facts = ", ".join(look.differing)
+        console.print(Text(f"debug info, not the code, is believed on: {facts}", style=NOTE))
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:

@@ -10,11 +10,13 @@ from typing import TypeVar
 from qtrace.errors import NotQemu, QtraceError, ScanFailed
 from qtrace.roles import Role, role_of_name
 from qtrace.target.aio.coroutine import saved_registers
+from qtrace.target.aio.debug_facts import believed
 from qtrace.target.aio.layout import calibrate
 from qtrace.target.aio.model import Job, Look, Poll, Thread
 from qtrace.target.aio.walk import AioReader, Missing, Torn
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS
+from qtrace.target.debug_layout import facts_of_debug_info
 from qtrace.target.jit import read_jit_code
 from qtrace.target.memory import Pages, read_word
 from qtrace.target.process import read_version
@@ -42,7 +44,8 @@ class Looker:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.layout = calibrate(ModuleProgram(source.binary))
+        shown = calibrate(ModuleProgram(source.binary))
+        self.layout, self._differing = believed(shown, facts_of_debug_info(source.binary))
         if self.layout.main_variable is None and self.layout.ctx_bh_list is None:
             raise _no_code(source)
         self._missing = frozenset(self.layout.missing())
@@ -87,6 +90,7 @@ class Looker:
             ending=source.ending(),
             stopped=source.stopped(),
             main_loop=source.program not in WITHOUT_MAIN_LOOP,
+            differing=tuple(self._differing),
             torn=tuple(torn),
             missing=tuple(sorted(missing)),
             coroutine_frames=self._job_stacks(jobs),

@@ -6,13 +6,23 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qtrace.target.arch_x86_64 import CALLEE_SAVED, RETURN_ADDRESS, RSP, follows_a_call
+from qtrace.target.arch_x86_64 import (
+    CALL_REL32,
+    CALLEE_SAVED,
+    RBP,
+    RETURN_ADDRESS,
+    RSP,
+    follows_a_call,
+)
 from qtrace.target.cfi import Rule
 from qtrace.target.jit import NAME as JIT_NAME
 from qtrace.target.jit import JitCode
 from qtrace.target.maps import Module, Space
 
 MAX_FRAMES = 256
+CALL = bytes([CALL_REL32])
+# Locals of one function, in bytes, that are searched for where its frame ends.
+LARGEST_FRAME = 1 << 14
 
 # How a chain ended: at the thread's first function, at a coroutine's trampoline, where the
 # copied memory ended, or at code without unwind rules.
@@ -90,6 +100,10 @@ class Unwinder:
                 return Chain(frames, UNREADABLE)
             if rule.ends:
                 return Chain(frames, COMPLETE)
+            if rule.cfa_register == RBP and RBP not in known:
+                # Of a thread that was not stopped only pc and stack pointer are known.
+                pointer = self._frame_pointer(pc, known[RSP], word) if RSP in known else None
+                known |= {} if pointer is None else {RBP: pointer}
             if rule.cfa_register not in known:
                 return Chain(frames, UNREADABLE)
             cfa = known[rule.cfa_register] + rule.cfa_offset
@@ -159,6 +173,37 @@ class Unwinder:
             rule = None if trampoline else module.frames.rule(vaddr if leaf else vaddr - 1)
             self._rules[key] = (rule, trampoline)
         return self._rules[key]
+
+    def _frame_pointer(self, pc: int, stack_pointer: int, word: ReadWord) -> int | None:
+        """The rbp of a function that keeps a frame pointer, None where it does not show.
+
+        It points to the caller's, beside the return address: that of a call to this function,
+        or of an indirect one.
+        """
+        found = self._find(pc)
+        module = found[0] if found else None
+        function = module.frames.function(pc - module.bias - 1) if module else None
+        if module is None or function is None:
+            return None
+        start = function[0] + module.bias
+        for place in range(stack_pointer, stack_pointer + LARGEST_FRAME, 8):
+            back = word(place + 8)
+            if back is None:
+                return None
+            if self._returns_from(back, start):
+                return place
+        return None
+
+    def _returns_from(self, back: int, start: int) -> bool:
+        """Whether a word is the return address of a call to a function, as far as it shows."""
+        found = self._space.find(back)
+        module = found[0] if found else None
+        if module is None:
+            return False
+        code = module.elf.read(back - module.bias - 7, 7)
+        if code[-5:-4] == CALL:
+            return back + int.from_bytes(code[-4:], "little", signed=True) == start
+        return follows_a_call(code)
 
     def _jit_code(self, pc: int) -> JitCode | None:
         return next((code for code in self._jit if code.start <= pc < code.end), None)

@@ -90,13 +90,21 @@ class SymbolTable:
 def load_symbols(elf: Elf) -> SymbolTable:
     """Every function name there is for this file; empty when there is none."""
     tables = list(_tables(elf))
-    debug_file = DEBUG_FOLDER / elf.build_id[:2] / f"{elf.build_id[2:]}.debug"
-    if elf.build_id and debug_file.exists():
-        tables += _tables_of_debug_file(debug_file)
+    file = debug_file(elf)
+    if file is not None:
+        tables += _tables_of_debug_file(file)
     packed = elf.section(".gnu_debugdata")
     if packed:
         tables += _tables_of_debug_data(packed)
     return SymbolTable(tables)
+
+
+def debug_file(elf: Elf) -> Path | None:
+    """The installed debug file that belongs to a file's build id."""
+    if not elf.build_id:
+        return None
+    path = DEBUG_FOLDER / elf.build_id[:2] / f"{elf.build_id[2:]}.debug"
+    return path if path.exists() else None
 
 
 def _tables(elf: Elf) -> list[tuple[bytes, bytes]]:

@@ -24,6 +24,8 @@ runs the very same code in its own Python. Nothing here writes to a target or st
 ``coroutine``
     ``saved_registers(memory, co, layout.co_env, guard)`` of a sleeping coroutine (names as in
     gdb: rbx rbp r12-r15 rsp rip); ``guard_of_thread(memory, fs_base)``, ``guard_of_auxv()``.
+``debug_facts``
+    ``MEMBERS``, ``VARIABLES``: which facts debug info tells; ``believed(layout, told)``.
 ``ending``
     ``read_abort_message(memory, variable)``: the last words in a core.
 ``model``

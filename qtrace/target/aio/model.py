@@ -179,6 +179,8 @@ class Look:
     main_loop: bool = True
     torn: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    # Facts on which the code says otherwise than debug info, which is believed.
+    differing: tuple[str, ...] = ()
     # The coroutine's own stack, leaf first, by its address.
     coroutine_frames: dict[int, tuple[str, ...]] = field(default_factory=dict)
 

@@ -1,0 +1,214 @@
+"""Hangs in which the main thread polls nothing: it waits for the BQL, or for its vCPUs.
+
+All on stock QEMUs. A throttled flash chip keeps a vCPU thread inside the aio_poll() of one device
+write, with the BQL; and QEMU 7.2 told to quit under such writes hangs by itself, about one time
+in three.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qtrace.errors import NoSuchProcess
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.target.aio.model import Look
+from qtrace.target.aio.why import BIG_LOCK, STUCK, confirm, explain
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
+from qtrace.target.process import Process
+from tests.conftest import version
+from tests.live.attached import attached, watched_half
+from tests.live.gdb_cases import STRANDED, everywhere
+from tests.live.gdb_session import gdb, live
+from tests.live.inspecting import functions, in_words, inspect, thread
+
+pytestmark = pytest.mark.qemu
+
+# Bytes per second; each of the guest's writes is one of 512.
+FOR_EVER, SLOWLY = 1, 700
+TIMEOUT_S = 30
+GUESTS = 25
+TURNS = 40
+
+
+@pytest.mark.gdb
+@everywhere
+def test_a_vcpu_that_polls_for_its_write_keeps_the_big_lock_from_the_main_loop(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    with Guest(qemu_binary, accel) as guest:
+        (cpu,) = guest.qmp.command("query-cpus-fast")
+        tid = cpu["thread-id"]
+        throttle(guest, FOR_EVER)
+        looker = Looker(LiveSource(Process(guest.pid)))
+        wait_for(looker, lambda look: waits_for_lock(look) and polls(look, tid))
+        status, document, _err = inspect("--pid", guest.pid)
+        words = in_words("--pid", guest.pid)
+        said = gdb(live(guest.pid, qemu_binary), "aio threads", "aio why")
+    assert status == 1
+    finding = next(f for f in document["findings"] if f["tid"] == guest.pid)
+    assert (finding["verdict"], finding["role"], finding["polls"]) in {
+        ("stuck", "main", None),
+        # Of several QMP commands one may have been left behind.
+        ("stranded", "main", None),
+    }
+    sentence = finding["sentence"]
+    assert f"{guest.pid} (main)" in sentence
+    assert " waits in main_loop_wait < qemu_main_loop, for the BQL of " in sentence
+    assert f", for the BQL of {tid} (CPU 0/{accel.upper()}), which waits in blk_pwrite" in sentence
+    assert sentence.endswith(", polling `main`, holding the BQL")
+    assert "same waiting frames" in finding["proof"]
+    assert document["bql"] == {"known": True, "holder": tid}
+    vcpu = thread(document, tid)
+    assert (vcpu["role"], vcpu["blocked_in"]) == ("vcpu", "ppoll")
+    assert [poll["context"] for poll in vcpu["polls"]] == ["main"]
+    assert {"aio_poll", "blk_pwrite"} <= set(functions(vcpu["stack"]))
+    assert sentence in words
+    assert f"BQL: held by {tid} (CPU 0/{accel.upper()})" in words
+    (row,) = [line for line in said.splitlines() if line.startswith(f"{tid} ")]
+    assert " vcpu " in row
+    assert " holds " in row
+    assert sentence in said
+
+
+@pytest.mark.bpf
+@pytest.mark.kvm
+def test_a_qemu_that_hangs_when_told_to_quit_is_judged() -> None:
+    """main waits in pause_all_vcpus() for a vCPU thread that polls for a device's write."""
+    qemu = find_qemu()
+    if version(str(qemu)) != "7.2":
+        pytest.skip("only 7.2 is known to hang so by itself")
+    with hung_in_quit(qemu) as guest:
+        status, document, _err = inspect("--pid", guest.pid)
+        with attached(guest.pid, "--duration", "1500ms") as attach:
+            judged, report, err = attach.result()
+    assert (status, document["verdict"]) == (1, "stranded")
+    finding = document["findings"][0]
+    assert (finding["bottom_halves"], finding["context"]) == ([STRANDED], "iohandler")
+    assert f"{guest.pid} (main), waits in pause_all_vcpus < vm_shutdown" in finding["sentence"]
+    assert ", for vCPU thread " in finding["sentence"]
+    assert finding["sentence"].endswith("polling `main`, holding the BQL")
+    assert judged == 1
+    (recorded,) = watched_half(report, STRANDED)["findings"]
+    assert recorded["verdict"] == "stranded"
+    assert "pause_all_vcpus" in recorded["stack"]
+    assert f"warning: {finding['sentence']}" in err
+
+
+@pytest.mark.soak
+@everywhere
+def test_main_in_pause_all_vcpus_behind_a_vcpu_that_polls_is_explained(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    with Guest(qemu_binary, accel) as guest:
+        (cpu,) = guest.qmp.command("query-cpus-fast")
+        tid = cpu["thread-id"]
+        throttle(guest, SLOWLY)
+        looker = Looker(LiveSource(Process(guest.pid)))
+        with commands(guest) as send:
+            for _turn in range(TURNS):
+                send("stop")
+                findings = seen_pausing(looker, tid)
+                if findings:
+                    break
+                send("cont")
+    assert findings, f"never in {TURNS} turns"
+    (sentence,) = findings
+    assert "(main) waits in pause_all_vcpus < " in sentence
+    assert f", for vCPU thread {tid} (CPU 0/{accel.upper()}), which waits in blk_" in sentence
+    assert sentence.endswith("polling `main`, holding the BQL")
+
+
+def seen_pausing(looker: Looker, tid: int) -> list[str]:
+    """What two looks say while main waits for this vCPU thread's write; empty if it never does."""
+    before: Look | None = None
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        main = looker.thread(looker.source.pid, "")
+        if before is None and "pause_all_vcpus" not in main.functions:
+            time.sleep(0.001)
+            continue
+        look = looker.look()
+        if before is not None:
+            found = confirm(before, look)
+            return [finding.sentence for finding in found if finding.kind == STUCK]
+        if any(finding.kind == STUCK for finding in explain(look)) and polls(look, tid):
+            before = look
+            time.sleep(0.1)
+    return []
+
+
+def waits_for_lock(look: Look) -> bool:
+    return any(BIG_LOCK.intersection(t.functions) for t in look.threads if t.role == "main")
+
+
+def polls(look: Look, tid: int) -> bool:
+    found = look.thread(tid)
+    return found is not None and bool(found.polls) and bool(found.blocked_in)
+
+
+def wait_for(looker: Looker, condition: Callable[[Look], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition(looker.look()):
+        assert time.monotonic() < deadline, "it does not hang"
+        time.sleep(0.01)
+
+
+def throttle(guest: Guest, bytes_per_second: int) -> None:
+    limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
+    with commands(guest) as send:
+        send("block_set_io_throttle", device="pflash1", bps_wr=bytes_per_second, **limits)
+
+
+@contextmanager
+def commands(guest: Guest) -> Iterator[Callable[..., None]]:
+    """Sends QMP commands without waiting for an answer, which may never come."""
+    with socket.socket(socket.AF_UNIX) as qmp:
+        qmp.connect(str(guest.second_qmp_socket))
+        qmp.sendall(b'{"execute": "qmp_capabilities"}')
+
+        def send(command: str, **arguments: object) -> None:
+            qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+
+        yield send
+        # Let it be read before it goes: a closed monitor forgets what it was told.
+        qmp.settimeout(0.2)
+        try:
+            while qmp.recv(4096):
+                pass
+        except TimeoutError:
+            pass
+
+
+@contextmanager
+def hung_in_quit(qemu: Path) -> Iterator[Guest]:
+    """The first of several guests that does not end when it is told to."""
+    for _guest in range(GUESTS):
+        with Guest(qemu) as guest, commands(guest) as send:
+            looker = Looker(LiveSource(Process(guest.pid)))
+            (cpu,) = guest.qmp.command("query-cpus-fast")
+            send("quit")
+            deadline = time.monotonic() + 5
+            before: Look | None = None
+            while guest.alive and time.monotonic() < deadline:
+                try:
+                    look = looker.look()
+                except NoSuchProcess:
+                    break
+                pausing = "pause_all_vcpus" in look.threads[0].functions
+                if not pausing or not polls(look, cpu["thread-id"]):
+                    before = None
+                elif before is None:
+                    before = look
+                elif look.time_ns - before.time_ns > 1e9 and confirm(before, look):
+                    yield guest
+                    return
+                time.sleep(0.02)
+    pytest.fail(f"none of {GUESTS} QEMUs hung")
