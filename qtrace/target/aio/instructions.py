@@ -126,6 +126,7 @@ _CALLS = {"callq": "call", "jmpq": "jmp", "retq": "ret"}
 _PREFIXES = frozenset({
     "lock", "rep", "repz", "repnz", "notrack", "bnd", "data16", "cs", "ds", "es", "ss", "addr32",
 })  # fmt: skip
+_NUMBER = re.compile(r"-?(0x[0-9a-f]+|\d+)\Z", re.ASCII)
 _PLACE = re.compile(
     r"(?:%(?P<segment>[a-z]s):)?(?P<offset>-?0x[0-9a-f]+|-?\d+)?"
     r"(?:\((?:%(?P<base>\w+))?(?:,%(?P<index>\w+)(?:,\d)?)?\))?\Z"
@@ -169,9 +170,14 @@ def _split(text: str) -> Iterator[str]:
         yield piece.strip()
 
 
+def _number(text: str) -> int:
+    return signed(int(text, 16 if "x" in text else 10))
+
+
 def _operand(text: str, following: int, jumps: bool) -> Operand:
     if text.startswith("$"):
-        return Operand(immediate=Immediate(signed(int(text[1:], 0))))
+        number = _NUMBER.match(text[1:])
+        return Operand(immediate=Immediate(_number(number[0]))) if number else Operand()
     indirect = text.startswith("*")
     text = text.lstrip("*")
     if text.startswith("%") and ":" not in text and "(" not in text:
@@ -179,7 +185,7 @@ def _operand(text: str, following: int, jumps: bool) -> Operand:
     match = _PLACE.match(text)
     if match is None:
         return Operand()
-    offset = signed(int(match["offset"] or "0", 0))
+    offset = _number(match["offset"] or "0")
     if jumps and not indirect and "(" not in text:
         # A direct target is written as memory would be.
         return Operand(immediate=Immediate(offset))
