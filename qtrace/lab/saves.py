@@ -12,6 +12,7 @@ from qtrace.lab.firmware import Firmware
 from qtrace.lab.guest import Guest, save_round
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Setup, Stopwatch
 from qtrace.recorder.all_program import ring_pages
+from qtrace.recorder.program import load_ahead
 from qtrace.recorder.rings import possible_cpus
 from qtrace.recorder.session import Recording
 from qtrace.target.qmp import QmpClient
@@ -41,6 +42,8 @@ def recorded(
             patterns=(name,),
             force=setup.force,
             qmp_socket=guest.second_qmp_socket,
+            # With --all, too, as much room as without: see ALL_RING_BYTES.
+            program=load_ahead(),
             everything=setup.everything,
             ring_pages=ring_pages(possible_cpus(), ALL_RING_BYTES),
             stall_after_s=stall_after_s,

@@ -153,15 +153,24 @@ class Stalls:
     def _row_of_watched(
         self, look: Look, half: BottomHalf, finding: Finding, stall: _Stall, at_end: bool
     ) -> list[Event]:
-        """A row at once, one soon after, then ever more rarely, and one at the end."""
-        since = min(self._scheduled.get(_key(half)) or [look.time_ns])
+        """A row at once, one soon after, then ever more rarely, and one at the end.
+
+        One whose schedule no probe saw (lost, or by another way than its call site) is as old
+        as the first look that met it.
+        """
+        times = self._scheduled.setdefault(_key(half), [])
+        since = min(times) if times else stall.first.time_ns
         too_young = look.time_ns - since < self._stall_after_ns
         if not at_end and (too_young or look.time_ns < stall.due_ns):
             return []
+        rows = []
+        if not times:
+            times.append(since)
+            rows.append(self._pending_row(stall.first, half))
         wait = look.time_ns - stall.written_ns if stall.written_ns else 0
         stall.due_ns = look.time_ns + max(self._apart_ns, 2 * wait)
         stall.written_ns = look.time_ns
-        return [self._blocked_row(look, half, finding, at_end=at_end)]
+        return [*rows, self._blocked_row(look, half, finding, at_end=at_end)]
 
     def _rows_of_other(
         self, look: Look, half: BottomHalf, finding: Finding, stall: _Stall
