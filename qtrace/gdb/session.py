@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from qtrace.gdb.guard import Guard
 from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdb.mi import GdbGone, Mi, MiError
 from qtrace.gdb.pass_over import LONGEST, describe
+from qtrace.gdb.settings import HANDLE, SETTINGS, STOP_SIGNAL, empty_executable
 from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind
 from qtrace.target.process import Process
 
@@ -37,34 +37,6 @@ REMEDY = "what was recorded is kept; see what ended gdb (memory?), or use eBPF"
 LARGEST_MESSAGE = 1 << 17
 BUFFER = 16 << 20
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; not in Python's socket module
-
-# Stops the target for gdb and means nothing to QEMU, should gdb be gone before it is taken:
-# gdb's own `interrupt` sends a SIGINT, which would then shut the guest down.
-STOP_SIGNAL = signal.SIGURG
-
-# Without symbols and shared libraries gdb attaches in 10 ms instead of 500. Nor does it set a
-# breakpoint of its own in the dynamic linker, or step through a scratch place in the target's
-# code, which is what `osabi none` is for. All addresses are ours.
-SETTINGS = (
-    "set debuginfod enabled off",
-    "set auto-load off",
-    "set auto-solib-add off",
-    "set exec-file-mismatch off",
-    "set osabi none",
-    "set pagination off",
-    "set confirm off",
-    "set history save off",
-    "set mi-async on",
-    # Of several threads the last one to die frees gdb's memory: see qtrace.gdb.lifeline.
-    "maintenance set worker-threads 0",
-)
-# QEMU's signals are QEMU's: KVM kicks its vCPUs by SIGUSR1, and gdb would stop at each.
-HANDLE = (
-    "handle all nostop noprint pass",
-    "handle SIGINT nostop noprint pass",
-    f"handle {STOP_SIGNAL.name} stop print nopass",
-    "handle SIGSTOP stop print pass",
-)
 
 
 @dataclass
@@ -137,7 +109,7 @@ class GdbSession:
             with theirs:
                 _widen(theirs)
                 stand_in = folder / "none"
-                stand_in.write_bytes(_empty_executable())
+                stand_in.write_bytes(empty_executable())
                 arguments = [word for setting in SETTINGS for word in ("-iex", setting)]
                 self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(), lifeline))
                 stack.callback(self._mi.close)
@@ -334,12 +306,3 @@ def _widen(end: socket.socket) -> None:
         end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
     except PermissionError:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-
-
-def _empty_executable() -> bytes:
-    """An x86-64 ELF file with nothing in it: gdb reads an executable's symbols if it has none."""
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01" + bytes(9), 2, 62, 1, 0, 64, 0, 0, 64, 56, 1,
-        0, 0, 0,
-    )  # fmt: skip
-    return header + struct.pack("<IIQQQQQQ", 1, 4, 0, 0, 0, 120, 120, 4096)
