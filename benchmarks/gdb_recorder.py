@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.pairs import Row, interval, qemus, ratios
-from benchmarks.watching import polls
+from benchmarks.watching import flash_writes
 from qtrace.lab.guest import Guest
 from qtrace.recorder.gdbmi import GdbProbes
 from qtrace.target.process import Process
@@ -29,7 +29,7 @@ def run(pairs: int) -> list[Row]:
 
 def _rows(name: str, guest: Guest, pairs: int) -> list[Row]:
     generator = random.Random(2111)
-    rate = polls(guest.pid)
+    rate = flash_writes(guest.pid)
     pauses: list[float] = []
     same, ours = [], []
     for _ in range(pairs):
@@ -46,7 +46,7 @@ def _rows(name: str, guest: Guest, pairs: int) -> list[Row]:
             "at most 500 ms",
         ),
         (
-            f"{name}: pflash polls/s while gdb records",
+            f"{name}: pflash writes/s while gdb records",
             f"{pairs} pairs",
             f"{statistics.median(ours):.3f}",
             f"A/A {statistics.median(same):.3f} [{low:.3f}, {high:.3f}]",

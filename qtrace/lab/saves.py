@@ -77,12 +77,18 @@ def record_steered(
 ) -> Outcome:
     """Rounds of any job whose bottom half is forced to run on one kind of thread."""
     with recorded(setup, "pflash", name) as (guest, recording):
+        # Whatever takes a while is followed by a poll: --all brings 200,000 events a second.
+        recording.poll(0)
+        experiment = Steering(Subject(guest.pid, name), run_on, setup.rounds)
+        recording.poll(0)
         watch = Stopwatch(setup)
-        with Steering(Subject(guest.pid, name), run_on, setup.rounds) as steering:
+        with experiment as steering:
+            recording.poll(0)
             while watch.next_round():
                 one(guest.qmp, f"qtrace{watch.rounds}")
                 recording.poll(0)
             seconds = watch.seconds
+        recording.poll(0)
         runs = steering.seen
         facts = {
             "steered": sum(run.as_wanted for run in runs),
