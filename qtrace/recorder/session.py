@@ -216,10 +216,12 @@ class Recording:
         mark = time.monotonic_ns()
         if every is not None:
             timeout_s = 0 if every.busy else min(timeout_s, PERIOD_S)
-        rows = self._survey()
-        taken = self._take(self._probes.poll(0 if rows else timeout_s))
+        surveyed = self._survey()
+        # At once: should the recorder turn out to have failed meanwhile, they are kept.
+        self._write(surveyed)
+        taken = self._take(self._probes.poll(0 if surveyed else timeout_s))
         self._stalls.saw(taken)
-        rows += [*taken, *self._look(self._stalls.check)]
+        rows = [*taken, *self._look(self._stalls.check)]
         if self._watcher.ended():
             self.ended = True
             rows += [*self._take(self._probes.drain()), *self._commands.show()]
@@ -230,7 +232,7 @@ class Recording:
         self._write(rows)
         if every is not None:
             rows += every.drain(mark)
-        return rows
+        return [*surveyed, *rows]
 
     def warnings(self) -> list[str]:
         """What cannot run, in a sentence each: once when it is seen, and again after ``stop``."""
