@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.qmp_rows import qmp_rows
 from qtrace.analysis.stacks import stack_facts
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import effective_role
 
+JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh")
+# Of a save on the main thread STOP to RESUME is nine tenths and more, elsewhere a hundredth.
+STOPPED = 0.1
 STOPPERS = ("vm_stop", "save_snapshot", "load_snapshot")
 
 
@@ -44,7 +48,51 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
                 int(ran[-1]) if len(ran) else None,
             )
         )  # fmt: skip
-    return Seen(findings, (), {"calls": len(calls)})
+    gaps, doubts = _gaps(trace)
+    return Seen([*findings, *gaps], doubts, {"calls": len(calls)})
+
+
+def _gaps(trace: AnalysedTrace) -> tuple[list[Finding], list[str]]:
+    """Saves and loads that resumed a guest which had been stopped for a small part of them.
+
+    vm_start() at their end finds the request that vm_stop() has posted, and sends STOP and
+    RESUME back to back, or RESUME alone when the main loop has taken it meanwhile.
+    """
+    rows = qmp_rows(trace.events)
+    rows = rows[(rows["step"] == "event").to_numpy()]
+    runs = trace.runs
+    jobs = runs[(runs["name"].isin(JOBS) & (runs["end_ns"] >= 0)).to_numpy()]
+    findings, doubts = [], []
+    for one in (dict(zip(map(str, jobs.columns), job, strict=True)) for job in jobs.to_numpy()):
+        inside = rows["time_ns"].between(one["time_ns"], one["end_ns"]).to_numpy()
+        sent = rows[inside]
+        resumed = sent[(sent["name"] == "RESUME").to_numpy()].tail(1)
+        if resumed.empty:
+            continue
+        stopped = sent[(sent["name"] == "STOP").to_numpy()].tail(1)
+        if stopped.empty and trace.lost_events:
+            doubts.append(f"no STOP was recorded for {one['name']}, but events were lost")
+            continue
+        took = int(one["end_ns"] - one["time_ns"])
+        gap, stood = 0, "sent RESUME without a STOP before it: the guest ran on"
+        if not stopped.empty:
+            gap = int(resumed["time_ns"].iloc[0] - stopped["time_ns"].iloc[0])
+            stood = f"from STOP to RESUME the guest stood still for {show(gap, 'ns')} only"
+        if gap >= STOPPED * took:
+            continue
+        thread = who(one["role"], one["thread"], int(one["tid"]))
+        numbers = (one["row"], *stopped["row"], *resumed["row"])
+        findings.append(
+            Finding(
+                "vm-stop", trace,
+                f"{one['name']} took {show(took, 'ns')} on {thread}, but {stood}",
+                str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
+                str(one["role"]), int(one["time_ns"]), gap, "ns",
+                tuple(sorted(int(number) for number in numbers)), 1, "error",
+                int(one["instance"]) if one["instance"] >= 0 else None,
+            )
+        )  # fmt: skip
+    return findings, doubts
 
 
 LINT = Lint(
@@ -53,7 +101,7 @@ LINT = Lint(
     threshold=None,
     why="",
     needs="",
-    evidence="the calls, whose stacks show the poll",
+    evidence="the calls, whose stacks show the poll; the run, with STOP and RESUME in it",
     source='issue 2111; vm_stop() in system/cpus.c ("FIXME: should not return to device code")',
     check=check,
 )

@@ -280,6 +280,44 @@ def test_a_late_reply_names_what_ran_before_it(tmp_path: Path) -> None:
     assert lint(tmp_path, "late-reply", *ordered(command, culprit, other)).result == "none"
 
 
+def step(time_ns: int, name: str, what: str, **facts: Any) -> Event:
+    return Event(time_ns, "qmp", PID, role="main", name=name, detail={"step": what, **facts})
+
+
+QMP = {"qmp": ["STOP", "RESUME", "command", "begin", "end", "reply"], "returns": [NAME]}
+
+
+def test_the_rows_of_qmp_name_the_command_whose_reply_was_late(tmp_path: Path) -> None:
+    steps = [step(1 * MS, "snapshot-save", "end", number=7),
+             step(152 * MS, "snapshot-save", "reply", number=7)]  # fmt: skip
+    events = ordered(steps, ran(2 * MS, 151 * MS, NAME))
+    path = write(tmp_path / "t.csv", [attach(**QMP), *events, detach()])
+    found = only(open_traces(path).lint(["late-reply"])[0])
+    assert (found.name, found.value, found.facts["behind"]) == ("snapshot-save", 151 * MS, NAME)
+    assert set(found.evidence()["event"]) == {"qmp", "run"}
+    (quick,) = open_traces(path).lint(["late-reply"], {"late-reply": "1s"})
+    assert quick.result == "none"
+    unknown = write(tmp_path / "u.csv", [attach(**QMP), *steps, detach()])
+    assert open_traces(unknown).lint(["late-reply"])[0].result == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("stop", "resume", "result"),
+    [(2, 99, "none"), (97, 98, "finding"), (None, 98, "finding"), (2, None, "none")],
+)
+def test_a_save_must_stop_the_guest_while_it_lasts(
+    tmp_path: Path, stop: int | None, resume: int | None, result: str
+) -> None:
+    sent = [
+        step(time * MS, name, "event")
+        for time, name in ((stop, "STOP"), (resume, "RESUME"))
+        if time is not None
+    ]
+    events = ordered(ran(1 * MS, 100 * MS, NAME), sent)
+    path = write(tmp_path / "t.csv", [attach(**QMP), *events, detach()])
+    assert open_traces(path).lint(["vm-stop"])[0].result == result
+
+
 def polls(count: int, first: int, gap: int) -> list[Event]:
     """Completions that a vCPU thread runs for its guest's device."""
     stack = (*VCPU_POLL[:-1], "thread_pool_completion_bh")
@@ -313,7 +351,7 @@ def test_the_race_is_open_when_main_runs_it_beside_polling_vcpus(tmp_path: Path)
 def test_what_needs_every_bottom_half_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", [attach(), schedule(10), run(20), detach()])
     results = open_traces(path).lint()
-    needy = {lint.name for lint in choose(None) if lint.needs == "--all"}
+    needy = {lint.name for lint in choose(None) if lint.needs == "--all"} | {"late-reply"}
     assert {one.lint for one in results if one.result == "inconclusive"} == needy
     assert all("--all" in one.reason for one in results if one.result == "inconclusive")
 
