@@ -15,6 +15,7 @@ from qtrace.analysis.calls import summarize_calls
 from qtrace.analysis.instances import KINDS
 from qtrace.analysis.lint import choose, run_lints
 from qtrace.analysis.load import load
+from qtrace.analysis.replies import late_replies
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.statistics import is_whole, summarize
 from qtrace.analysis.traces import AnalysedTrace
@@ -44,9 +45,9 @@ def judge(
 
     Returns:
         JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``,
-        ``bottom_halves``, ``calls``, ``statistics`` (of each trace; empty unless it has every
-        bottom half), ``lints`` (a result of each lint and trace), ``traces``, ``warnings``. Times
-        are nanoseconds.
+        ``bottom_halves``, ``calls``, ``late_replies``, ``statistics`` (of each trace; empty
+        unless it has every bottom half), ``lints`` (a result of each lint and trace),
+        ``traces``, ``warnings``. Times are nanoseconds.
 
     Raises:
         TraceUnreadable: see ``load``.
@@ -66,6 +67,7 @@ def judge(
         "target": loaded[0].header["target"] if loaded else {},
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
+        "late_replies": late_replies(loaded),
         "statistics": [
             summarize(trace, part) if is_whole(trace) and only is None else []
             for trace, part in zip(loaded, parts, strict=True)

@@ -23,7 +23,7 @@ COLD_ROUNDS = 5
 
 
 def run(_pairs: int) -> list[Row]:
-    """Warm beside bpftrace with the same two probes, and cold (first scan of this binary)."""
+    """Warm beside bpftrace with two of the probes, and cold (first scan of this binary)."""
     rows = []
     for version, qemu in qemus():
         scan = scan_module(Module(Elf(qemu), 0))
@@ -45,7 +45,7 @@ def run(_pairs: int) -> list[Row]:
             ratio = f"{statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}"
             beside = f"bpftrace {statistics.median(theirs):.2f} s"
         rows += [
-            (f"{version}: arm two probes, warm", f"{warm:.2f} s", ratio, beside, "at most 1.5"),
+            (f"{version}: arm, warm", f"{warm:.2f} s", ratio, beside, "at most 1.5"),
             (
                 f"{version}: the same, cold",
                 f"{statistics.median(cold):.2f} s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -87,11 +88,32 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     for line in _calls(report):
         console.print(line)
+    for line in _late_replies(report):
+        console.print(line)
     for line in _gaps(report):
         console.print(line)
     seen = [half for half in report["bottom_halves"] if half["verdict"] != "not-seen"]
     for half in seen or report["bottom_halves"]:
         console.print(_verdict(half))
+
+
+def _late_replies(report: Report) -> Iterator[Text]:
+    for late in report["late_replies"]:
+        times = "" if late["count"] == 1 else f" (the worst of {late['count']})"
+        why = "nothing that was recorded ran in between"
+        if late["waited_for"]:
+            where = f"{late['role'] or 'thread'} {late['thread']}"
+            why = f"{late['waited_for']} ran for {_ms(late['ran_ns'])} on {where} first"
+        yield Text(
+            inert(
+                f"{late['command']} was done after {_ms(late['done_after_ns'])} and answered after "
+                f"{_ms(late['replied_after_ns'])}{times}: {why}"
+            )
+        )
+
+
+def _ms(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:.1f} ms"
 
 
 def _target(trace: dict[str, Any]) -> str:

@@ -219,9 +219,10 @@ class Recording:
         surveyed = self._survey()
         # At once: should the recorder turn out to have failed meanwhile, they are kept.
         self._write(surveyed)
+        asked_ns = time.monotonic_ns()
         taken = self._take(self._probes.poll(0 if surveyed else timeout_s))
         self._stalls.saw(taken)
-        rows = [*taken, *self._look(self._stalls.check)]
+        rows = [*taken, *self._commands.long(asked_ns), *self._look(self._stalls.check)]
         if self._watcher.ended():
             self.ended = True
             rows += [*self._take(self._probes.drain()), *self._commands.show()]
@@ -336,7 +337,7 @@ class Recording:
         rows = []
         for hit in sorted(hits, key=lambda hit: hit.time_ns):
             rows += self._rows.rows(hit)
-        return rows + self._commands.long(time.monotonic_ns())
+        return rows
 
     def _losses(self) -> list[Event]:
         now = time.monotonic_ns()
