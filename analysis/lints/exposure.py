@@ -6,6 +6,7 @@ import numpy as np
 
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.loss import disturbed
+from qtrace.analysis.occurrences import times
 from qtrace.analysis.runs import on_vcpus, whole
 from qtrace.analysis.traces import AnalysedTrace
 
@@ -22,9 +23,9 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     instances, runs = trace.instances, trace.runs
     polled = on_vcpus(runs)
     polled = polled[(polled["context"] == "main").to_numpy()]
-    times = polled["time_ns"].to_numpy(np.int64)
+    polls = polled["time_ns"].to_numpy(np.int64)
     span = trace.events["time_ns"].iloc[[0, -1]].to_numpy(np.int64)
-    rate = len(times) * 1e9 / max(int(span[1] - span[0]), 1)
+    rate = len(polls) * 1e9 / max(int(span[1] - span[0]), 1)
     watched = instances["name"].isin(trace.watched).to_numpy()
     safe = watched & (instances["context"] == "main").to_numpy()
     safe = safe & (instances["verdict"].isin(("main-loop", "nested-poll")).to_numpy())
@@ -37,8 +38,8 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     columns = ["name", "tid", "thread", "role", "scheduled_ns", "ended_ns", "wait_ns",
                "scheduled_row", "ended_row"]  # fmt: skip
     found = instances.loc[safe, columns].assign(crossed=crossed[safe])
-    first = times.searchsorted(whole(found["scheduled_ns"]), side="right")
-    found["misses"] = times.searchsorted(whole(found["ended_ns"])) - first
+    first = polls.searchsorted(whole(found["scheduled_ns"]), side="right")
+    found["misses"] = polls.searchsorted(whole(found["ended_ns"])) - first
     found["first"] = first
     findings = []
     for name, part in found.groupby("name", observed=True):
@@ -55,14 +56,14 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         rows |= {int(row) for row in polled["row"].to_numpy(np.int64)[near]}
         pending = int(opened["wait_ns"].sum())
         missed = (
-            f"{len(misses):,} times a vCPU thread ran bottom halves of `main` while it was pending"
+            f"{times(len(misses))} a vCPU thread ran bottom halves of `main` while it was pending"
             if len(misses)
             else f"vCPU threads ran {rate:,.0f} bottom halves of `main` a second in aio_poll()"
         )
         findings.append(
             Finding(
                 "exposure", trace,
-                f"the race of {name} is open: it ran on the main thread {len(part):,} times, was"
+                f"the race of {name} is open: it ran on the main thread {times(len(part))}, was"
                 f" pending across the main loop's ppoll() in {len(opened):,} of them"
                 f" ({show(pending, 'ns')} in all), and {missed}",
                 str(name), "main", int(one["tid"]), str(one["thread"]), str(one["role"]),
