@@ -162,7 +162,7 @@ def test_after_sigkill_of_qtrace_the_trace_is_readable_and_the_guest_untouched(
         with attached(guest.pid, "-o", trace) as attach:
             assert code_at_watched_sites(guest.pid) != before
             save(guest, 7)
-            wait_for_rows(trace, 14)
+            wait_for_rows(trace, 21)  # schedule, run and return
             attach.process.kill()
             attach.process.wait()
         save(guest, 1)
