@@ -114,7 +114,13 @@ class Stalls:
 
     def end(self) -> list[Event]:
         """The last look's rows: they bear ``end`` in their detail."""
-        return self._rows(self._look(), at_end=True)
+        look = self._look()
+        rows = self._rows(look, at_end=False)
+        if any(stall.first is look for stall in self._stalls.values()):
+            # First seen now, or moved by the recorder itself: gdb's leaving stops every thread.
+            time.sleep(self._apart_ns / 1e9)
+            look = self._look()
+        return rows + self._rows(look, at_end=True)
 
     def _look(self) -> Look:
         if self._looker is None:

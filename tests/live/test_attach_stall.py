@@ -60,6 +60,23 @@ def test_a_job_that_nobody_can_run_is_stranded(
     assert json.loads(looks["detail"].iloc[-1])["end"]
 
 
+@pytest.mark.gdb
+def test_a_recording_by_gdb_proves_it_too(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    with (
+        guest_with_monitors(find_qemu(), "tcg") as guest,
+        attached(guest.pid, "--backend", "gdb", *STALL_AFTER, "-o", trace) as attach,
+        save_left_behind(guest),
+    ):
+        await_looks(trace, SAVE, 2)
+        status, report, err = attach.end()
+    assert (status, report["verdict"]) == (1, "stranded")
+    (finding,) = watched_half(report)["findings"]
+    assert finding["scheduled_by_tid"] == guest.pid
+    assert "qmp_chardev_open_file_source" in finding["stack"]
+    assert f"warning: {finding['sentence']}" in err
+
+
 @everywhere
 def test_what_was_blocked_and_ran_later_is_not_stranded(
     qemu_binary: Path, accel: Accelerator, tmp_path: Path

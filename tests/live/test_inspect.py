@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -127,15 +127,19 @@ def test_threads_without_names_have_their_roles(qemu_binary: Path, accel: Accele
     assert tids[iothread["thread-id"]].startswith("iothread:")
 
 
-def look_at_busy(qemu: Path, accel: Accelerator, count: int) -> None:
-    """Every look at a busy guest must be true, and nothing may seem stuck."""
+def look_at_busy(qemu: Path, accel: Accelerator, count: int) -> tuple[int, int]:
+    """Every look at a busy guest must be true, and nothing may seem stuck.
+
+    Returns how many pending bottom halves were shown, and how many lists as torn.
+    """
     with Guest(qemu, accel) as guest:
         looker = Looker(LiveSource(Process(guest.pid)))
         before: Look | None = None
-        pending = 0
+        pending = torn = 0
         for _ in range(count):
             look = looker.look()
             contexts = {c.address for c in look.contexts}
+            torn += len(look.torn)
             assert [c.name for c in look.contexts[:2]] == ["main", "iohandler"]
             for half in look.bottom_halves:
                 assert half.ctx in contexts
@@ -148,6 +152,7 @@ def look_at_busy(qemu: Path, accel: Accelerator, count: int) -> None:
                 before = look
             before = before or look
         assert pending
+        return pending, torn
 
 
 @everywhere
@@ -160,9 +165,11 @@ def test_two_hundred_looks_at_a_busy_qemu_are_all_true(
 @pytest.mark.soak
 @everywhere
 def test_two_thousand_looks_at_a_busy_qemu_are_all_true(
-    qemu_binary: Path, accel: Accelerator
+    qemu_binary: Path, accel: Accelerator, soak_row: Callable[..., None]
 ) -> None:
-    look_at_busy(qemu_binary, accel, 2000)
+    pending, torn = look_at_busy(qemu_binary, accel, 2000)
+    shown = f"{pending} pending bottom halves shown, all true"
+    soak_row("2,000 looks at a busy QEMU", shown, f"{torn} lists named as torn, not shown")
 
 
 def test_a_watch_prints_a_line_per_look_and_ends_with_its_finding() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qtrace.target.aio.model import BottomHalf, Context, Job, Look, Poll, Thread
+from qtrace.target.aio.model import BottomHalf, Context, Ending, Job, Look, Poll, Thread
 from qtrace.target.aio.why import confirm, explain
 
 MAIN_TID, VCPU_TID, OTHER_TID = 1234, 1235, 1236
@@ -191,3 +191,32 @@ def test_behind_a_thread_that_moves_it_is_starved_not_stuck() -> None:
     seen = look(main_thread(PAUSING), vcpu(), bql_holder=VCPU_TID)
     assert len(confirm(seen, later(seen))) == 1
     assert confirm(seen, later(seen, threads=(main_thread(PAUSING), vcpu(cpu_ns=7)))) == []
+
+
+def test_a_worker_that_gets_no_processor_is_no_hang() -> None:
+    """Seen on a crowded host: nothing moved between two looks, as a worker waited for its turn."""
+    threads = (main_thread(TAKING_BQL, blocked_in="futex"), vcpu())
+    worker = Thread(OTHER_TID, "worker", "worker", "")
+    asleep = replace(worker, blocked_in="futex", frames=("pthread_cond_timedwait+0x1",))
+    for last, confirmed in ((worker, False), (asleep, True)):
+        before = look(*threads, last, bql_holder=VCPU_TID)
+        now = replace(before, time_ns=before.time_ns + 500_000_000)
+        assert bool(confirm(before, now)) == confirmed
+
+
+def test_a_crash_is_told_by_its_core_and_an_abort_from_outside_is_none() -> None:
+    dying = ("__pthread_kill_implementation+0x10c", "gsignal+0x12", "abort+0xd3")
+    saving = ("__assert_fail+0x42", "save_snapshot+0x1", "aio_bh_poll+0xc6")
+    frames = (*dying, *saving, *IN_PFLASH[1:])
+    dead = replace(vcpu(), frames=frames, polls=(Poll(MAIN.address, 6),), blocked_in="")
+    ending = Ending("SIGABRT", VCPU_TID, message="Assertion `x' failed.")
+    waiting = main_thread(PAUSING, blocked_in="futex")
+    (finding,) = explain(look(waiting, dead, ending=ending))
+    assert finding.sentence == (
+        "SIGABRT ended it in 1235 (CPU 0/TCG): save_snapshot, a bottom half that it ran inside "
+        "aio_poll() of `main`, called by blk_pwrite < memory_region_dispatch_write, without the "
+        "BQL; Assertion `x' failed."
+    )
+    assert finding.proof
+    sent = replace(ending, sender=77, message="")
+    assert [f.kind for f in explain(look(waiting, dead, ending=sent))] != ["crashed"]

@@ -147,15 +147,29 @@ def same_chain(before: Look, now: Look, thread: Thread) -> bool:
 
 
 def behind(look: Look, thread: Thread) -> list[tuple[int, int]]:
-    """The threads that one waits for, and those that these wait for: tid and processor time."""
+    """The threads that one waits for, and those that these wait for: tid and processor time.
+
+    What a poll, or who has the BQL, waits for may be just what a worker thread has in hand.
+    While such a one runs, or is ready to and gets no processor, it goes on: it stands there with
+    the look's time, which no other look has.
+    """
     found: dict[int, int] = {}
-    todo = [thread]
+    todo, polling = [thread], False
     while todo:
-        for other, _why in waited_for(look, todo.pop()):
+        one = todo.pop()
+        polling = polling or bool(one.polls or BIG_LOCK.intersection(one.functions))
+        for other, _why in waited_for(look, one):
             if other.tid not in found and other.tid != thread.tid:
                 found[other.tid] = other.cpu_ns
                 todo.append(other)
+    if polling:
+        found |= {t.tid: look.time_ns for t in look.threads if _at_work(t)}
     return sorted(found.items())
+
+
+def _at_work(thread: Thread) -> bool:
+    """Whether a thread of the pool runs; without its name only its role ``other`` shows."""
+    return thread.role in ("worker", "other") and not thread.blocked_in and not thread.kernel
 
 
 def goes_on(look: Look, thread: Thread) -> bool:
