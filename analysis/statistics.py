@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.durations import run_durations
+from qtrace.analysis.spread import spread
 from qtrace.analysis.stacks import functions
 from qtrace.trace.reader import Trace
 
@@ -61,20 +62,12 @@ def _one(name: str, context: str, part: pd.DataFrame) -> dict[str, Any]:
         "ran": len(runs),
         "cancelled": int(part["cancelled"].sum()),
         "coalesced": int(part["coalesced"].sum()),
-        "wait": _spread(part["wait"]),
-        "duration": _spread(part["duration"]),
+        "wait": spread(part["wait"].to_numpy(np.float64, na_value=np.nan)),
+        "duration": spread(part["duration"].to_numpy(np.float64, na_value=np.nan)),
         "roles": {str(role): int(count) for role, count in roles.items()},
         "scheduled_by": _schedulers(part[part["opened"].to_numpy(np.bool_)]),
         "longest": _longest(runs),
     }
-
-
-def _spread(values: pd.Series) -> dict[str, int] | None:
-    known = values.dropna().to_numpy(np.float64)
-    if not len(known):
-        return None
-    p50, p99 = np.percentile(known, (50, 99))
-    return {"p50_ns": int(p50), "p99_ns": int(p99), "max_ns": int(known.max())}
 
 
 def _schedulers(part: pd.DataFrame) -> list[dict[str, Any]]:

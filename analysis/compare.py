@@ -1,0 +1,222 @@
+"""What changed between two sets of recordings, as plain data: what `qtrace diff` prints."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qtrace.analysis.durations import run_durations
+from qtrace.analysis.rates import Count, chance, say
+from qtrace.analysis.report import judge
+from qtrace.analysis.runs import find_rows
+from qtrace.analysis.spread import spread
+from qtrace.analysis.traces import Traces, open_traces
+from qtrace.analysis.verdicts import FINDINGS, SEVERITY
+from qtrace.errors import ExitStatus
+
+Source = Any
+Samples = dict[tuple[str, str], list[npt.NDArray[np.float64]]]
+
+
+def compare(
+    before: Source,
+    after: Source,
+    patterns: Iterable[str] = (),
+    lints: Collection[str] | None = None,
+    thresholds: Mapping[str, float | str] | None = None,
+) -> dict[str, Any]:
+    """Both sides judged alike, and what is different.
+
+    Args:
+        before, after: whatever ``open_traces`` takes.
+        patterns: globs of bottom halves, instead of those that either side watched.
+        lints: names of those whose new findings count; None for all of level ``error``.
+
+    Returns:
+        JSON-able: ``answer`` (``new``, ``inconclusive`` or ``none``) and ``why``, a sentence;
+        ``before`` and ``after`` (``traces``, ``verdict``, ``complete``, ``lost_events``);
+        ``bottom_halves``, each with ``name``, ``verdicts`` (``verdict``, ``before``, ``after``:
+        ``[count, of]``, ``chance``, ``sentence``); ``times``, for each bottom half and context
+        ``wait`` and ``duration`` on either side (``count`` and nanoseconds, None without any);
+        ``came`` and ``gone``: findings of one side only, with their ``evidence``.
+
+    Raises:
+        TraceUnreadable, NoMatch, NoSuchLint, BadThreshold: see ``judge``.
+    """
+    sides = [open_traces(before), open_traces(after)]
+    names = list(patterns) or _watched(sides)
+    reports = [
+        judge([trace.trace for trace in side], (), lints=lints, thresholds=thresholds)
+        if not patterns
+        else judge([trace.trace for trace in side], _known(side, names), lints=lints,
+                   thresholds=thresholds)
+        for side in sides
+    ]  # fmt: skip
+    halves = _bottom_halves(reports)
+    found = [_findings(report) for report in reports]
+    came = [found[1][key] for key in found[1] if key not in found[0]]
+    gone = [found[0][key] for key in found[0] if key not in found[1]]
+    answer, why = _answer(halves, came, reports, lints)
+    return {
+        "answer": answer,
+        "why": why,
+        "before": _side(reports[0]),
+        "after": _side(reports[1]),
+        "bottom_halves": halves,
+        "times": _times([_samples(side) for side in sides]),
+        "came": came,
+        "gone": gone,
+        "warnings": [text for report in reports for text in report["warnings"]],
+    }
+
+
+def compare_status(comparison: dict[str, Any]) -> ExitStatus:
+    """What came wins over what stays open."""
+    statuses = {"new": ExitStatus.FINDING, "inconclusive": ExitStatus.INCONCLUSIVE}
+    return statuses.get(comparison["answer"], ExitStatus.OK)
+
+
+def _watched(sides: list[Traces]) -> list[str]:
+    return list(dict.fromkeys(name for side in sides for trace in side for name in trace.watched))
+
+
+def _known(side: Traces, patterns: list[str]) -> list[str]:
+    """Of these patterns those that one side knows: the other may have nothing of it."""
+    names = {n for t in side for n in [*t.watched, *map(str, t.instances["name"].unique())]}
+    return [pattern for pattern in patterns if fnmatch.filter(names, pattern)] or patterns
+
+
+def _side(report: dict[str, Any]) -> dict[str, Any]:
+    return {key: report[key] for key in ("traces", "verdict", "complete", "lost_events")}
+
+
+def _bottom_halves(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    own = [{half["name"]: half["verdicts"] for half in r["bottom_halves"]} for r in reports]
+    halves = []
+    for name in dict.fromkeys([*own[0], *own[1]]):
+        counts = [side.get(name, {}) for side in own]
+        total = [sum(side.values()) for side in counts]
+        rows = []
+        for verdict in sorted({*counts[0], *counts[1]}, key=SEVERITY.index):
+            pair = [Count(c.get(verdict, 0), n) for c, n in zip(counts, total, strict=True)]
+            rows.append(
+                {
+                    "verdict": verdict,
+                    "before": [pair[0].count, pair[0].of],
+                    "after": [pair[1].count, pair[1].of],
+                    "chance": chance(*pair),
+                    "sentence": say(*pair),
+                }
+            )
+        halves.append({"name": name, "instances": total, "verdicts": rows})
+    return halves
+
+
+def _findings(report: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The findings of one side, of each kind the first; by what makes two the same."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    key: tuple[str, ...]
+    for half in report["bottom_halves"]:
+        for one in half["findings"]:
+            key = (half["name"], one["verdict"])
+            kept = found.setdefault(
+                key,
+                {
+                    "kind": "verdict",
+                    "name": half["name"],
+                    "verdict": one["verdict"],
+                    "level": "error",
+                    "sentence": f"{half['name']}: {one['verdict']} on {one['role'] or 'unknown'}"
+                    f" thread {one['thread'] or '?'}",
+                    "count": 0,
+                    "evidence": one["evidence"],
+                },
+            )
+            kept["count"] += 1
+    for lint in report["lints"]:
+        for one in lint["findings"]:
+            key = (lint["lint"], one["name"], one["context"], one["role"])
+            kept = found.setdefault(
+                key,
+                {
+                    "kind": "lint",
+                    "lint": lint["lint"],
+                    "name": one["name"],
+                    "level": one["level"],
+                    "sentence": one["sentence"],
+                    "count": 0,
+                    "evidence": one["evidence"],
+                },
+            )
+            kept["count"] += one["count"]
+    return found
+
+
+def _answer(
+    halves: list[dict[str, Any]],
+    came: list[dict[str, Any]],
+    reports: list[dict[str, Any]],
+    lints: Collection[str] | None,
+) -> tuple[str, str]:
+    counting = [one for one in came if one["level"] == "error" or lints is not None]
+    if counting:
+        return "new", f"new: {counting[0]['sentence']}"
+    for half in halves:
+        after = {row["verdict"]: row["after"][0] for row in half["verdicts"]}
+        if open_still := after.get("inconclusive", 0):
+            text = f"{open_still:,} of {half['name']} after are inconclusive: one may be new"
+            return "inconclusive", text
+        found = [row for row in half["verdicts"] if row["verdict"] in FINDINGS and row["before"][0]]
+        if found and not half["instances"][1]:
+            text = f"{half['name']} was not seen after: nothing shows that its finding is gone"
+            return "inconclusive", text
+    asked = lints is not None
+    if asked and any(lint["result"] == "inconclusive" for lint in reports[1]["lints"]):
+        names = [r["lint"] for r in reports[1]["lints"] if r["result"] == "inconclusive"]
+        return "inconclusive", f"{', '.join(dict.fromkeys(names))}: inconclusive after"
+    return "none", "nothing new came"
+
+
+def _samples(traces: Traces) -> dict[str, Samples]:
+    """All waits and durations of one side, by name and context."""
+    samples: dict[str, Samples] = {"wait": {}, "duration": {}}
+    for trace in traces:
+        instances = trace.instances
+        sure = (instances["end"] == "run").to_numpy()
+        sure = sure & (instances["verdict"] != "inconclusive").to_numpy()
+        _add(samples["wait"], instances[sure], "wait_ns")
+        known = run_durations(trace.events, trace.losses)
+        at, there = find_rows(trace.events["row"].to_numpy(np.int64), known["row"].to_numpy())
+        runs = trace.events[["name", "context"]].take(at)
+        took = known["duration_ns"].to_numpy()[there]
+        _add(samples["duration"], runs.assign(duration_ns=took), "duration_ns")
+    return samples
+
+
+def _add(samples: Samples, frame: Any, column: str) -> None:
+    for key, values in frame.groupby(["name", "context"], observed=True)[column]:
+        samples.setdefault(key, []).append(values.to_numpy(np.float64, na_value=np.nan))
+
+
+def _times(sides: list[dict[str, Samples]]) -> list[dict[str, Any]]:
+    """The bottom halves of either side, those that ran most first."""
+    keys = dict.fromkeys(key for side in sides for samples in side.values() for key in samples)
+    rows = []
+    for name, context in keys:
+        row: dict[str, Any] = {"name": str(name), "context": str(context)}
+        ran = 0
+        for what in ("wait", "duration"):
+            pair = []
+            for side in sides:
+                values = np.concatenate([*side[what].get((name, context), []), np.empty(0)])
+                values = values[~np.isnan(values)]
+                ran = max(ran, len(values))
+                found = spread(values)
+                pair.append(None if found is None else {"count": len(values), **found})
+            row[what] = {"before": pair[0], "after": pair[1]}
+        rows.append((ran, row))
+    return [row for _, row in sorted(rows, key=lambda one: -one[0])]
