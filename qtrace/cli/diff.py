@@ -13,7 +13,7 @@ EXAMPLES = """\b
 Examples:
   qtrace diff stock.csv rerouted.csv
   qtrace diff monday/ tuesday/ --format json
-  qtrace diff before.parquet after.parquet --lint all --threshold long-callback=5ms"""
+  qtrace diff before.parquet after.parquet --lint all --threshold storm=100/s"""
 # As many bottom halves' times as fit on a page; JSON has them all.
 ROWS = 15
 STYLES = {"new": "bold red", "inconclusive": "yellow", "none": "green"}

@@ -32,9 +32,6 @@ _compiling = threading.Lock()
 # An eBPF instruction; ld_imm64 of a map has 1 (BPF_PSEUDO_MAP_FD) as its source register.
 INSTRUCTION = struct.Struct("<BBhi")
 LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
-# bcc's clang corrupts the heap when two threads compile at once, as the first --all recording on
-# a machine did: its two programs are loaded side by side.
-_compiling = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
