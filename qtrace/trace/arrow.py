@@ -6,6 +6,9 @@ import pyarrow as pa
 
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
 
+# A recording has few distinct texts.
+TEXT = pa.dictionary(pa.int32(), pa.string())
+
 
 def arrow_schema(text: pa.DataType) -> pa.Schema:
     """Every column with its type: int64 times and ids, uint64 pointers, ``text`` for the rest."""

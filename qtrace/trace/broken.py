@@ -27,24 +27,27 @@ def refuse(path: Path, what: str, row: int, remedy: str = BROKEN) -> TraceUnread
     return TraceUnreadable(f"{path}, row {row}: {what}", remedy)
 
 
-def explain(path: Path, end: int) -> None:
-    """Find the first fault within the first ``end`` bytes; return when there is none.
+def explain(path: Path, names: list[str], begin: int, end: int, first: int) -> None:
+    """Find the first fault between two offsets in a file; return when there is none.
+
+    Args:
+        names: of the columns.
+        first: the number of the row that starts at ``begin``.
 
     Raises:
         TraceUnreadable: with file, row and column.
     """
-    rows = csv.reader(_lines(path, end), strict=True)
-    number = 1
+    number = first - 1
     try:
-        names = next(rows)
-        for number, row in enumerate(rows, start=2):
+        for number, row in enumerate(csv.reader(_lines(path, begin, end), strict=True), first):
             _check(path, names, row, number)
     except csv.Error as error:
         raise refuse(path, f"no CSV: {error}", number + 1) from error
 
 
-def _lines(path: Path, end: int) -> Iterator[str]:
+def _lines(path: Path, begin: int, end: int) -> Iterator[str]:
     with path.open("rb") as file:
+        file.seek(begin)
         for line in file:
             if file.tell() > end:
                 return

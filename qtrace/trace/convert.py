@@ -84,15 +84,18 @@ def convert(
     with open_source(source) as begin:
         is_raw = begin.startswith(b'{"format":"qtrace-raw"')
     tables: Iterator[pa.Table]
+    skipped: list[str] = []
     raw = RawTables(RawReader(source), report) if is_raw else None
     if raw is not None:
+        skipped = raw.warnings
         tables = raw.tables()
     else:
         # It needs pandas; the conversion that ends a recording does not.
-        from qtrace.trace.stream import rows_of
+        from qtrace.trace.stream import tables_of
 
-        tables = rows_of(source, report)
-    return _write(tables, replacing, raw)
+        tables = tables_of(source, skipped, report)
+    rows, complete = _write(tables, replacing)
+    return Converted(rows, raw.maker.merged if raw else 0, complete, tuple(skipped))
 
 
 @contextlib.contextmanager
@@ -107,7 +110,8 @@ def open_source(path: Path) -> Iterator[bytes]:
         ) from error
 
 
-def _write(tables: Iterator[pa.Table], replacing: Replacing, raw: RawTables | None) -> Converted:
+def _write(tables: Iterator[pa.Table], replacing: Replacing) -> tuple[int, bool]:
+    """How many rows it took, and whether a detach row was among them."""
     rows, complete = 0, False
     output: Output | None = None
     try:
@@ -132,8 +136,7 @@ def _write(tables: Iterator[pa.Table], replacing: Replacing, raw: RawTables | No
     except BaseException:
         _drop(replacing)
         raise
-    warnings = raw.warnings if raw else []
-    return Converted(rows, raw.maker.merged if raw else 0, complete, tuple(warnings))
+    return rows, complete
 
 
 def has_detach(table: pa.Table) -> bool:
