@@ -6,6 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.brackets import match, numbered, stable_order
+from qtrace.analysis.instances import code_of
+
 Times = npt.NDArray[np.int64]
 
 
@@ -17,31 +20,27 @@ def run_durations(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     own run (its callback polls): brackets on one thread. A pair around which events were lost
     is left out: the return may be another run's.
     """
-    known = (frame["bh"] != 0) & (frame["callback"] != 0)
-    events = frame[frame["event"].isin(("run", "return")).to_numpy() & known.to_numpy()]
-    opens = (events["event"] == "run").to_numpy()
-    work = pd.DataFrame(
-        {
-            "group": events.groupby(["tid", "bh"], sort=False).ngroup().to_numpy(),
-            "time": events["time_ns"].to_numpy(np.int64),
-            "row": events["row"].to_numpy(np.int64),
-            "opens": opens,
-        }
-    )
-    level = pd.Series(np.where(opens, 1, -1)).groupby(work["group"]).cumsum()
-    work = work.assign(level=level + ~opens, position=np.arange(len(work)))
-    work = work.sort_values(["group", "level", "position"], kind="stable")
-    same = (work["group"].diff() == 0) & (work["level"].diff() == 0)
-    ends = (same & ~work["opens"] & work["opens"].shift(1, fill_value=False)).to_numpy(np.bool_)
-    times = work["time"].to_numpy()
-    at = np.flatnonzero(ends)
-    began, ended = times[at - 1], times[at]
-    found = pd.DataFrame({"row": work["row"].to_numpy()[at - 1], "duration_ns": ended - began})
-    return found[~_disturbed(began, ended, losses)].reset_index(drop=True)
+    kind = code_of(frame["event"], ("run", "return"))
+    bh = frame["bh"].to_numpy()
+    at = np.flatnonzero((kind >= 0) & (bh != 0) & (frame["callback"].to_numpy() != 0))
+    group = numbered(frame["tid"].to_numpy()[at], bh[at])
+    order = stable_order(group)
+    at = at[order]
+    begin, end = match(group[order], kind[at] == 0, at)
+    pairs = (begin >= 0) & (end >= 0)
+    begin, end = begin[pairs], end[pairs]
+    times = frame["time_ns"].to_numpy()
+    began, ended = times[begin], times[end]
+    found = pd.DataFrame({"row": frame["row"].to_numpy()[begin], "duration_ns": ended - began})
+    return found[~disturbed(began, ended, losses)].reset_index(drop=True)
 
 
-def _disturbed(began: Times, ended: Times, losses: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    disturbed = np.zeros(len(began), np.bool_)
-    for since, until in losses[["since_ns", "until_ns"]].to_numpy(np.int64):
-        disturbed |= (began <= until) & (ended >= since)
-    return disturbed
+def disturbed(began: Times, ended: Times, losses: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Which of these intervals overlap one in which events were lost."""
+    if losses.empty:
+        return np.zeros(len(began), dtype=np.bool_)
+    ordered = losses.sort_values("since_ns")
+    before = ordered["since_ns"].to_numpy(np.int64).searchsorted(ended, side="right")
+    # The latest end among the losses that began before this ended.
+    latest = np.maximum.accumulate(ordered["until_ns"].to_numpy(np.int64))
+    return np.asarray((before > 0) & (latest[np.maximum(before, 1) - 1] >= began), dtype=np.bool_)

@@ -12,12 +12,24 @@ into one that is pending and still to run, and events of two CPUs may be noted o
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.brackets import (
+    Codes,
+    Mask,
+    Positions,
+    match,
+    numbered,
+    stable_order,
+    starts_of,
+)
+
 KINDS = ("schedule", "run", "cancel", "delete")
-KEY = ["bh", "callback", "ctx", "opaque"]
+SCHEDULE, RUN, CANCEL, DELETE = range(len(KINDS))
 
 
 def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
@@ -31,120 +43,138 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     ``stack`` of that end; ``wait_ns`` (Int64); ``coalesced`` (int64, further schedules of the
     same instance). In the order of their first event.
     """
-    events = frame[frame["event"].isin(KINDS)]
-    events = events.assign(order=np.arange(len(events)), coalesced=np.int64(0))
-    persistent = _persistent(events)
-    begin, end = _match(events, persistent)
-    return _assemble(events, begin, end)
+    kind = code_of(frame["event"], KINDS)
+    rows = np.flatnonzero(kind >= 0)
+    kind = kind[rows]
+    group, persistent = _groups(frame, rows, kind)
+    order = stable_order(group)
+    rows, kind, group, persistent = rows[order], kind[order], group[order], persistent[order]
+    opens = kind == SCHEDULE
+    starts = starts_of(group)
+    again = _again(frame, rows, opens, persistent, starts)
+    # A cancel or delete ends nothing when it is not pending.
+    follows_open = np.zeros(len(rows), np.bool_)
+    follows_open[1:] = opens[:-1] & ~starts[1:]
+    idle = (kind >= CANCEL) & ~follows_open
+    keep = ~(again | idle)
+    begin, end = match(group[keep], opens[keep], rows[keep])
+    coalesced = _coalesced(rows, opens & ~again, again, starts)
+    return _assemble(frame, *_in_order(begin, end, len(frame)), coalesced)
 
 
-def _persistent(events: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which rows belong to a bottom half that has a pointer whenever it is scheduled."""
-    handled = (events["event"] != "run") & (events["bh"] != 0)
-    known = pd.MultiIndex.from_frame(events.loc[handled, ["bh", "callback"]].drop_duplicates())
-    rows = pd.MultiIndex.from_frame(events[["bh", "callback"]])
-    return np.asarray((events["bh"] != 0) & rows.isin(known), dtype=np.bool_)
+def code_of(column: pd.Series, texts: tuple[str, ...]) -> npt.NDArray[np.int8]:
+    """For each row of a categorical column, which of a few texts it is; -1 for all others."""
+    table = pd.Index(texts).get_indexer(column.cat.categories).astype(np.int8)
+    codes: npt.NDArray[np.int8] = np.append(table, np.int8(-1))[column.array.codes]
+    return codes
 
 
-def _groups(events: pd.DataFrame, persistent: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """A number for each set of events that may be pairs."""
-    key = events[KEY].copy()
-    key.loc[persistent, ["ctx", "opaque"]] = 0
-    key.loc[~persistent, "bh"] = 0
-    # Where one side could not read the context, it cannot tell pairs apart.
-    blind = (key["ctx"] == 0).groupby([key["bh"], key["callback"], key["opaque"]]).transform("any")
-    key.loc[blind.astype(bool), "ctx"] = 0
-    # Without a callback the name is the next best; it stands for nothing else.
-    names = events["name"].cat.codes.where(events["callback"] == 0, -1)
-    number = key.assign(name=names).groupby([*KEY, "name"], sort=False).ngroup()
-    return np.asarray(number, dtype=np.int64)
+def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) -> tuple[Codes, Mask]:
+    """A number for each set of events that may be pairs, and which have a pointer as identity.
+
+    A bottom half is persistent when its pointer is known whenever it is scheduled.
+    """
+
+    def column(name: str) -> npt.NDArray[np.uint64]:
+        return np.asarray(frame[name].to_numpy()[rows])
+
+    group = numbered(column("bh"), column("callback"))
+    pointed = column("bh") != 0
+    known = np.zeros(int(group.max(initial=-1)) + 1, np.bool_)
+    known[group[pointed & (kind != RUN)]] = True
+    persistent = known[group] & pointed
+    oneshot = np.flatnonzero(~persistent)
+    if len(oneshot):
+        own = rows[oneshot]
+        what = numbered(*(frame[name].to_numpy()[own] for name in ("callback", "opaque")))
+        ctx = frame["ctx"].to_numpy()[own]
+        # Where one side could not read the context, it cannot tell pairs apart.
+        blind = np.zeros(int(what.max()) + 1, np.bool_)
+        blind[what[ctx == 0]] = True
+        group[oneshot] = len(known) + numbered(what, np.where(blind[what], 0, ctx))
+    nameless = column("callback") == 0
+    if nameless.any():
+        # Without a callback the name is the next best; it stands for nothing else.
+        group = numbered(group, np.where(nameless, frame["name"].array.codes[rows], -1))
+    return group, persistent
 
 
-def _match(
-    events: pd.DataFrame, persistent: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions in ``events`` of each instance's beginning and end, -1 where there is none."""
-    work = pd.DataFrame(
-        {
-            "position": np.arange(len(events)),
-            "group": _groups(events, persistent),
-            "opens": (events["event"] == "schedule").to_numpy(),
-            "runs": (events["event"] == "run").to_numpy(),
-        }
-    )
-    # A persistent bottom half is pending once however often it is scheduled, and a cancel or
-    # delete ends nothing when it is not.
-    before = work.groupby("group")["opens"].shift(1, fill_value=False).to_numpy(np.bool_)
-    enqueued = _enqueued(events)
-    again = persistent & work["opens"].to_numpy() & before & (enqueued == "")
-    again |= enqueued == "coalesced"
-    idle = ~work["opens"].to_numpy() & ~work["runs"].to_numpy() & ~before
-    counted = pd.Series(again).groupby(work["group"].to_numpy()).cumsum()
-    work["coalesced"] = counted.to_numpy(np.int64)
-    events["coalesced"] = _coalesced(work, again)
-    work = work[~(again | idle)]
+def _again(
+    frame: pd.DataFrame, rows: Positions, opens: Mask, persistent: Mask, starts: Mask
+) -> Mask:
+    """Which schedules made no new instance, of events that stand group by group.
 
-    # A stack of opening and closing brackets: what opens a level is closed by the next event
-    # of that level. Closing without opening only shifts all later levels by one.
-    step = np.where(work["opens"], 1, -1)
-    level = pd.Series(step, index=work.index).groupby(work["group"]).cumsum()
-    work = work.assign(level=level + ~work["opens"]).sort_values(
-        ["group", "level", "position"], kind="stable"
-    )
-    same = work.groupby(["group", "level"])
-    opens, position = work["opens"].to_numpy(), work["position"].to_numpy(np.int64)
-    follows = same["position"].shift(-1, fill_value=-1).to_numpy(np.int64)
-    opened = same["opens"].shift(1, fill_value=False).to_numpy(np.bool_)
-    alone = ~opens & ~opened
-    begin = np.concatenate([position[opens], np.full(alone.sum(), -1)])
-    end = np.concatenate([follows[opens], position[alone]])
-    return begin, end
+    A persistent bottom half is pending once however often it is scheduled; where the flags are
+    known, they decide.
+    """
+    texts = frame["detail"].cat.categories.astype(object)
+    found = texts.str.extract(r'"enqueue":"(\w+)"', expand=False) if len(texts) else texts
+    state = np.select([found.isna(), found == "coalesced"], [0, 1], 2).astype(np.int8)
+    enqueued = state[frame["detail"].array.codes[rows]]
+    again = np.zeros(len(rows), np.bool_)
+    again[1:] = opens[1:] & opens[:-1] & ~starts[1:]
+    return np.asarray((again & persistent & (enqueued == 0)) | (opens & (enqueued == 1)))
 
 
-def _enqueued(events: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """What each schedule did to the list: "inserted", "coalesced", "requeued", "" if unknown."""
-    detail = events["detail"].cat.remove_unused_categories()
-    found = detail.cat.categories.str.extract(r'"enqueue":"(\w+)"', expand=False).fillna("")
-    return np.asarray(found.to_numpy(object)[detail.cat.codes.to_numpy()], dtype=np.object_)
+def _coalesced(
+    rows: Positions, first: Mask, again: Mask, starts: Mask
+) -> tuple[Positions, Positions]:
+    """The schedules into which others were coalesced, and how many."""
+    place = np.arange(len(rows))
+    latest = np.maximum.accumulate(np.where(first, place, -1))
+    start = np.maximum.accumulate(np.where(starts, place, 0))
+    into, count = np.unique(latest[again & (latest >= start)], return_counts=True)
+    return rows[into], count
 
 
-def _coalesced(work: pd.DataFrame, again: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """For each schedule, how many later ones of its group were coalesced into it."""
-    first = pd.Series(work["opens"].to_numpy() & ~again)
-    instance = first.groupby(work["group"].to_numpy()).cumsum()
-    total = pd.Series(again).groupby([work["group"].to_numpy(), instance]).transform("sum")
-    return np.where(first, total, 0).astype(np.int64)
+def _in_order(begin: Positions, end: Positions, length: int) -> tuple[Positions, Positions]:
+    """The pairs in the order of their first event."""
+    number = np.full(length, -1)
+    number[np.where(begin >= 0, begin, end)] = np.arange(len(begin))
+    order = number[number >= 0]
+    return begin[order], end[order]
 
 
 def _assemble(
-    events: pd.DataFrame, begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
+    frame: pd.DataFrame,
+    begin: Positions,
+    end: Positions,
+    coalesced: tuple[Positions, Positions],
 ) -> pd.DataFrame:
-    first = np.minimum(np.where(begin < 0, end, begin), np.where(end < 0, begin, end))
-    order = np.argsort(first, kind="stable")
-    begin, end, first = begin[order], end[order], first[order]
-    last = np.where(end < 0, begin, end)
     scheduled, ended = begin >= 0, end >= 0
+    first, last = np.where(scheduled, begin, end), np.where(ended, end, begin)
 
-    def at(column: str, rows: npt.NDArray[np.int64]) -> pd.Series:
-        return events[column].take(rows).reset_index(drop=True)
+    def at(column: str, rows: Positions) -> npt.NDArray[Any]:
+        return np.asarray(frame[column].to_numpy()[rows])
 
-    def maybe(column: str, rows: npt.NDArray[np.int64], there: npt.NDArray[np.bool_]) -> pd.Series:
-        return at(column, rows).astype("Int64").where(pd.Series(there))
+    def maybe(column: str, rows: Positions, there: Mask) -> Any:
+        return pd.arrays.IntegerArray(at(column, rows), ~there)
 
-    def text(column: str, rows: npt.NDArray[np.int64], there: npt.NDArray[np.bool_]) -> pd.Series:
-        values = at(column, rows)
-        if "" not in values.cat.categories:
-            values = values.cat.add_categories([""])
-        return values.where(pd.Series(there), "")
+    def text(column: str, rows: Positions, there: Mask) -> Any:
+        """Empty where it is not there."""
+        values = frame[column].array
+        categories = values.categories
+        if "" not in categories:
+            categories = categories.append(pd.Index([""]))
+        codes = np.where(there, values.codes[rows], _small(categories.get_loc("")))
+        return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(categories))
 
-    result = {"name": at("name", last)}
-    context = at("context", last)
-    result["context"] = context.where(context != "", at("context", first))
-    for column in ("ctx", "bh"):
-        known = at(column, last)
-        result[column] = known.where(known != 0, at(column, first))
-    result |= {column: at(column, last) for column in ("callback", "opaque")}
-    result |= {
+    def known(column: str) -> npt.NDArray[Any]:
+        values = at(column, last)
+        return np.where(values != 0, values, at(column, first))
+
+    everywhere = np.ones(len(begin), np.bool_)
+    context = text("context", last, everywhere)
+    unknown = context.codes == context.categories.get_loc("")
+    number = np.zeros(len(frame), np.int32)
+    number[coalesced[0]] = coalesced[1]
+    columns = {
+        "name": text("name", last, everywhere),
+        "context": text("context", np.where(unknown, first, last), everywhere),
+        "ctx": known("ctx"),
+        "bh": known("bh"),
+        "callback": at("callback", last),
+        "opaque": at("opaque", last),
         "scheduled_ns": maybe("time_ns", first, scheduled),
         "scheduled_row": maybe("row", first, scheduled),
         "scheduled_by_tid": maybe("tid", first, scheduled),
@@ -158,8 +188,12 @@ def _assemble(
         "thread": text("thread", last, ended),
         "role": text("role", last, ended),
         "stack": text("stack", last, ended),
-        "coalesced": at("coalesced", first).where(pd.Series(scheduled), 0),
+        "coalesced": np.where(scheduled, number[first], 0).astype(np.int64),
     }
-    instances = pd.DataFrame(result)
-    instances["wait_ns"] = instances["ended_ns"] - instances["scheduled_ns"]
-    return instances
+    columns["wait_ns"] = columns["ended_ns"] - columns["scheduled_ns"]
+    return pd.DataFrame(columns, copy=False)
+
+
+def _small(code: int) -> Any:
+    """A number that does not widen the codes beside it."""
+    return np.array(code, np.min_scalar_type(-code - 1))
