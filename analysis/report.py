@@ -18,6 +18,7 @@ from qtrace.analysis.load import load
 from qtrace.analysis.replies import late_replies
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.statistics import is_whole, summarize
+from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import FINDINGS, SILENT, losses_of, worst
 from qtrace.errors import ExitStatus, NoMatch
@@ -182,16 +183,17 @@ def _findings(part: pd.DataFrame, trace: Trace, strict: bool) -> list[dict[str, 
         nested = (part["verdict"] == "nested-poll").to_numpy()
         found = found | (nested & (part["device_frame"] >= 0).to_numpy())
     rows = part[found].sort_values("ended_ns", kind="stable")
-    rows = rows.astype(object).where(rows.notna(), None)
+    rows = rows.astype(object).where(rows.notna(), None).assign(instance=rows.index)
+    shown = proofs(part, trace)
     return [
-        _finding(dict(zip(map(str, rows.columns), row, strict=True)), trace)
+        _finding(dict(zip(map(str, rows.columns), row, strict=True)), trace, shown)
         for row in rows.to_numpy()
     ]
 
 
-def _finding(row: dict[str, Any], trace: Trace) -> dict[str, Any]:
+def _finding(row: dict[str, Any], trace: Trace, shown: dict[int, Proof]) -> dict[str, Any]:
     numbers = [number for number in (row["scheduled_row"], row["ended_row"]) if number is not None]
-    proof = row["proof"]
+    proof = shown.get(row["instance"])
     if proof is not None:
         numbers += proof.rows
         row |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from qtrace.roles import VCPU
@@ -26,6 +27,9 @@ ENDS = frozenset({TRUNCATED, UNREADABLE, COROUTINE, PARTIAL})
 OFFSET = re.compile(r"\+0x[0-9a-f]+$")
 # Parts that the compiler split off a function bear its name with a suffix.
 CLONE = re.compile(r"\.(cold|part|isra|constprop|lto_priv)\b.*$")
+
+
+PROBLEMS = ("its stack could not be read", "its stack ends before the poll or dispatch that ran it")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ def judge_stack(stack: str) -> StackFacts:
     deciding = next((i for i in callers if _decides(names, i)), -1)
     problem = ""
     if not names or names[0] in ENDS:
-        problem = "its stack could not be read"
+        problem = PROBLEMS[0]
     elif deciding < 0 or names[deciding] in ENDS:
-        problem = "its stack ends before the poll or dispatch that ran it"
+        problem = PROBLEMS[1]
     if problem:
         deciding = -1
     device = -1
@@ -104,10 +108,12 @@ def judge_wait(stack: str) -> int:
 
 
 def stack_facts(stacks: pd.Series) -> pd.DataFrame:
-    """The facts for each row of a categorical column of stacks; each stack is read once."""
-    stacks = stacks.cat.remove_unused_categories()
-    judged = pd.DataFrame(
-        [judge_stack(stack) for stack in stacks.cat.categories],
-        columns=list(StackFacts.__dataclass_fields__),
-    )
-    return judged.take(stacks.cat.codes.to_numpy()).set_axis(stacks.index)
+    """The facts for each category of a column of stacks that occurs, the last row for none.
+
+    A row's facts are at its code: ``facts.take(stacks.array.codes)``.
+    """
+    used = np.zeros(len(stacks.cat.categories) + 1, np.bool_)
+    used[stacks.array.codes] = True
+    texts = [*stacks.cat.categories, ""]
+    judged = [judge_stack(text if there else "") for text, there in zip(texts, used, strict=True)]
+    return pd.DataFrame(judged, columns=list(StackFacts.__dataclass_fields__))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.stacks import stack_facts
+from qtrace.analysis.durations import disturbed
+from qtrace.analysis.instances import code_of
+from qtrace.analysis.stacks import PROBLEMS, stack_facts
 from qtrace.analysis.stranded import proofs
 from qtrace.trace.reader import Trace
 
@@ -26,6 +29,13 @@ MAIN_CONTEXTS = ("main", "iohandler")
 # As many events of one kind without its counterpart show that a probe is silent.
 SILENT = 2
 SILENT_RUN = "the probe on its run never fired"
+LOST = "events were lost during its life"
+REASONS = (
+    "", LOST, "the probes of --all were taken off before it ran",
+    "the trace was cut off before it ran", SILENT_RUN, *PROBLEMS,
+    "the role of the thread that ran it is not known",
+)  # fmt: skip
+Mask = npt.NDArray[np.bool_]
 
 
 def worst(verdicts: Iterable[str]) -> str:
@@ -33,69 +43,73 @@ def worst(verdicts: Iterable[str]) -> str:
     return min(verdicts, key=SEVERITY.index, default="not-seen")
 
 
-def effective_role(
-    role: pd.Series, tid: pd.Series, vcpu_frames: npt.NDArray[np.bool_], pid: int
-) -> npt.NDArray[np.object_]:
+def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, pid: int) -> Any:
     """The recorder's role, or a better one where the stack or the thread id shows it."""
-    known = role.astype(object).to_numpy()
-    unsure = np.isin(known.astype(str), ["", "other"])
+    categories = role.cat.categories.union(["main", "vcpu", ""], sort=False)
+    codes = role.cat.set_categories(categories).array.codes.copy()
+    unsure = np.isin(codes, categories.get_indexer(pd.Index(["", "other"])))
     main = (tid == pid).fillna(value=False).to_numpy(np.bool_)
-    return np.select([unsure & main, unsure & vcpu_frames], ["main", "vcpu"], known).astype(object)
+    codes[unsure & vcpu_frames] = categories.get_loc("vcpu")
+    codes[unsure & main] = categories.get_loc("main")
+    return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(categories))
 
 
 def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
     """Add to each instance of ``trace`` its verdict and what that rests on.
 
     New columns: ``verdict``; ``reason`` (why it is inconclusive, else empty); ``role`` is
-    made more exact where the stack shows it; ``deciding_frame`` and ``device_frame`` (int64,
-    frames from the leaf, -1 where there is none); ``proof`` (of a stranded one, else None).
+    made more exact where the stack shows it; ``deciding_frame`` and ``device_frame`` (int16,
+    frames from the leaf, -1 where there is none). What proves a stranded one: ``proofs``.
     """
-    shown = proofs(instances, trace)
-    stranded = instances.index.isin(list(shown))
+    stranded = instances.index.isin(list(proofs(instances, trace)))
     facts = stack_facts(instances["stack"])
-    ran = (instances["end"] == "run").to_numpy()
-    poll = (facts["dispatcher"] == "poll").to_numpy()
-    loop = (facts["dispatcher"] == "loop").to_numpy()
+    stack = instances["stack"].array.codes
+
+    def fact(values: pd.Series, dtype: type) -> npt.NDArray[Any]:
+        return np.asarray(values.to_numpy(dtype)[stack])
+
+    end = code_of(instances["end"], ("run", "cancel", "delete"))
+    ran = end == 0
     pid = trace.header["target"].get("pid")
     role = effective_role(
         instances["role"],
         instances["tid"],
-        facts["vcpu"].to_numpy(np.bool_),
+        fact(facts["vcpu"], np.bool_),
         pid if isinstance(pid, int) else -1,
     )
-    reason = _doubts(instances, trace, ran, role, facts["problem"].to_numpy(object))
+    owned_by_main = code_of(instances["context"], MAIN_CONTEXTS) >= 0
+    problem = pd.Categorical(facts["problem"]).take(stack)
+    reason = _doubts(instances, trace, ran, role, owned_by_main, problem)
     # It was seen pending at the very end: its run probe had nothing to fire for.
-    reason[stranded & (reason == SILENT_RUN)] = ""
+    reason[stranded & (reason == REASONS.index(SILENT_RUN))] = 0
 
-    owned_by_main = instances["context"].isin(MAIN_CONTEXTS).to_numpy()
     no_main_loop = trace.header["target"].get("program") in WITHOUT_MAIN_LOOP
-    vcpu, main, iothread = role == "vcpu", role == "main", role == "iothread"
-    in_poll = facts["in_poll"].to_numpy(np.bool_)
-    verdict = np.select(
-        [
-            reason != "",
-            instances["end"] == "cancel",
-            instances["end"] == "delete",
-            stranded,
-            ~ran,
-            vcpu & in_poll,
-            main & poll & (not no_main_loop),
-            main & (poll | loop),
-            iothread & ~owned_by_main,
-        ],
-        [
-            "inconclusive", "cancelled", "deleted", "stranded", "pending", "vcpu-poll",
-            "nested-poll", "main-loop", "iothread",
-        ],
-        "foreign-poll",
-    )  # fmt: skip
+    who = code_of(pd.Series(role), ("main", "vcpu", "iothread"))
+    main, vcpu, iothread = who == 0, who == 1, who == 2
+    poll = fact(facts["dispatcher"] == "poll", np.bool_)
+    loop = fact(facts["dispatcher"] == "loop", np.bool_)
+    verdict = np.full(len(instances), SEVERITY.index("foreign-poll"), np.int8)
+    # The last one that holds wins.
+    for name, holds in (
+        ("iothread", iothread & ~owned_by_main),
+        ("main-loop", main & (poll | loop)),
+        ("nested-poll", main & poll & (not no_main_loop)),
+        ("vcpu-poll", vcpu & fact(facts["in_poll"], np.bool_)),
+        ("pending", ~ran),
+        ("stranded", stranded),
+        ("deleted", end == 2),
+        ("cancelled", end == 1),
+        ("inconclusive", reason != 0),
+    ):
+        verdict[holds] = SEVERITY.index(name)
     return instances.assign(
-        role=pd.Categorical(role),
-        verdict=pd.Categorical(verdict, categories=SEVERITY, ordered=True),
-        reason=pd.Categorical(reason),
-        deciding_frame=facts["deciding_frame"].to_numpy(np.int64),
-        device_frame=facts["device_frame"].to_numpy(np.int64),
-        proof=pd.Series(shown, dtype=object).reindex(instances.index),
+        role=role,
+        verdict=pd.Categorical.from_codes(
+            verdict, dtype=pd.CategoricalDtype(list(SEVERITY), ordered=True)
+        ),
+        reason=pd.Categorical.from_codes(reason, dtype=pd.CategoricalDtype(list(REASONS))),
+        deciding_frame=fact(facts["deciding_frame"], np.int16),
+        device_frame=fact(facts["device_frame"], np.int16),
     )
 
 
@@ -106,8 +120,9 @@ def finding_rows(instances: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     ``thread``, ``role``, ``tid``, ``time_ns``, ``scheduled_ns``, ``scheduled_row``,
     ``ended_row``.
     """
-    own = instances["name"].isin(list(names)) & instances["verdict"].isin(FINDINGS)
-    found = instances[own.to_numpy()].rename(columns={"ended_ns": "time_ns"})
+    own = code_of(instances["name"], tuple(dict.fromkeys(names))) >= 0
+    own &= code_of(instances["verdict"], tuple(sorted(FINDINGS))) >= 0
+    found = instances[own].rename(columns={"ended_ns": "time_ns"})
     found = found.assign(instance=found.index)
     columns = ["verdict", "instance", "name", "context", "thread", "role", "tid", "time_ns",
                "scheduled_ns", "scheduled_row", "ended_row"]  # fmt: skip
@@ -117,39 +132,36 @@ def finding_rows(instances: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
 def _doubts(
     instances: pd.DataFrame,
     trace: Trace,
-    ran: npt.NDArray[np.bool_],
-    role: npt.NDArray[np.object_],
-    problem: npt.NDArray[np.object_],
-) -> npt.NDArray[np.object_]:
-    """Why nothing certain can be said of an instance; empty where it can."""
-    open_end = (instances["end"] == "").to_numpy()
-    names = instances["name"]
-    scheduled = instances["scheduled_ns"].notna().groupby(names, observed=True).transform("sum")
-    runs = pd.Series(ran, instances.index).groupby(names, observed=True).transform("sum")
-    silent = ((scheduled >= SILENT) & (runs == 0)).to_numpy(np.bool_)
+    ran: Mask,
+    role: Any,
+    owned_by_main: Mask,
+    problem: Any,
+) -> npt.NDArray[np.int8]:
+    """Why nothing certain can be said of an instance, an index into REASONS; 0 where it can."""
+    open_end = code_of(instances["end"], ("",)) == 0
+    name = instances["name"].array.codes
+    # A bottom half that was scheduled again and again, and whose run was never seen.
+    begun = np.bincount(name[instances["scheduled_ns"].notna().to_numpy()], minlength=1)
+    runs = np.bincount(name[ran], minlength=len(begun))
+    silent = np.zeros(max(len(begun), len(runs)), np.bool_)
+    silent[: len(begun)] = (begun >= SILENT) & (runs[: len(begun)] == 0)
     # A thread of unknown role may be the IOThread that owns its context. The contexts of the
     # main thread have no other owner.
-    owned_by_main = instances["context"].isin(MAIN_CONTEXTS).to_numpy()
-    unknown = (role == "") | ((role == "other") & ~owned_by_main)
-    return np.select(
-        [
-            _lost(instances, trace),
-            open_end & _dropped(instances, trace),
-            open_end & (not trace.complete),
-            open_end & silent,
-            ran & (problem != ""),
-            ran & unknown,
-        ],
-        [
-            "events were lost during its life",
-            "the probes of --all were taken off before it ran",
-            "the trace was cut off before it ran",
-            SILENT_RUN,
-            problem,
-            "the role of the thread that ran it is not known",
-        ],
-        "",
-    ).astype(object)
+    unsure = code_of(pd.Series(role), ("", "other"))
+    unknown = (unsure == 0) | ((unsure == 1) & ~owned_by_main)
+    problems = code_of(pd.Series(problem), PROBLEMS)
+    reason = np.zeros(len(instances), np.int8)
+    # The last one that holds wins.
+    for text, holds in (
+        ("the role of the thread that ran it is not known", ran & unknown),
+        *((text, ran & (problems == number)) for number, text in enumerate(PROBLEMS)),
+        (SILENT_RUN, open_end & silent[name]),
+        ("the trace was cut off before it ran", open_end & (not trace.complete)),
+        ("the probes of --all were taken off before it ran", open_end & _dropped(instances, trace)),
+        (LOST, _lost(instances, trace)),
+    ):
+        reason[holds] = REASONS.index(text)
+    return reason
 
 
 def losses_of(trace: Trace, watched: bool) -> pd.DataFrame:
@@ -159,35 +171,25 @@ def losses_of(trace: Trace, watched: bool) -> pd.DataFrame:
     return trace.losses[~trace.losses["every"].to_numpy(np.bool_)]
 
 
-def _is_watched(instances: pd.DataFrame, trace: Trace) -> npt.NDArray[np.bool_]:
-    names = [item["name"] for item in trace.header.get("watched", [])]
-    return np.asarray(instances["name"].isin(names), dtype=np.bool_)
+def _is_watched(instances: pd.DataFrame, trace: Trace) -> Mask:
+    names = tuple(dict.fromkeys(item["name"] for item in trace.header.get("watched", [])))
+    return np.asarray(code_of(instances["name"], names) >= 0)
 
 
-def _lost(instances: pd.DataFrame, trace: Trace) -> npt.NDArray[np.bool_]:
-    return np.where(
-        _is_watched(instances, trace),
-        _overlaps(instances, losses_of(trace, watched=True)),
-        _overlaps(instances, losses_of(trace, watched=False)),
-    )
+def _lost(instances: pd.DataFrame, trace: Trace) -> Mask:
+    if trace.losses.empty:
+        return np.zeros(len(instances), np.bool_)
+    # Unknown ends reach to infinity.
+    limits = np.iinfo(np.int64)
+    born = instances["scheduled_ns"].fillna(limits.min).to_numpy(np.int64)
+    died = instances["ended_ns"].fillna(limits.max).to_numpy(np.int64)
+    every = disturbed(born, died, losses_of(trace, watched=False))
+    own = disturbed(born, died, losses_of(trace, watched=True))
+    return np.where(_is_watched(instances, trace), own, every)
 
 
-def _dropped(instances: pd.DataFrame, trace: Trace) -> npt.NDArray[np.bool_]:
+def _dropped(instances: pd.DataFrame, trace: Trace) -> Mask:
     """Which of them only the probes of `--all` could have seen run, and these were taken off."""
     every = trace.detach.get("all")
     dropped = isinstance(every, dict) and "dropped" in every
     return ~_is_watched(instances, trace) & dropped
-
-
-def _overlaps(instances: pd.DataFrame, losses: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which instances lived while events were lost. Unknown ends reach to infinity."""
-    if losses.empty:
-        return np.zeros(len(instances), dtype=np.bool_)
-    limits = np.iinfo(np.int64)
-    born = instances["scheduled_ns"].fillna(limits.min).to_numpy(np.int64)
-    died = instances["ended_ns"].fillna(limits.max).to_numpy(np.int64)
-    ordered = losses.sort_values("since_ns")
-    began = ordered["since_ns"].searchsorted(died, side="right")
-    # The latest end among the losses that began before it died.
-    latest = np.maximum.accumulate(ordered["until_ns"].to_numpy(np.int64))
-    return np.asarray((began > 0) & (latest[np.maximum(began, 1) - 1] >= born), dtype=np.bool_)
