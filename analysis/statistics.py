@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.brackets import Mask, Positions, numbered, stable_order, starts_of
 from qtrace.analysis.durations import run_durations
+from qtrace.analysis.instances import code_of
 from qtrace.analysis.spread import spread
 from qtrace.analysis.stacks import functions
+from qtrace.analysis.verdicts import LOST
 from qtrace.trace.reader import Trace
 
 # The longest runs, and the commonest threads that schedule, of each bottom half.
@@ -35,61 +39,95 @@ def summarize(trace: Trace, instances: pd.DataFrame) -> list[dict[str, Any]]:
         instance during whose life events were lost counts, but has no wait.
     """
     durations = run_durations(trace.frame, trace.losses)
-    known = durations.set_index("row")["duration_ns"]
-    ran = (instances["end"] == "run").to_numpy()
-    sure = (instances["reason"] != "events were lost during its life").to_numpy()
-    work = instances.assign(
-        ran=ran,
-        cancelled=(instances["end"].isin(("cancel", "delete"))).to_numpy(),
-        opened=instances["scheduled_ns"].notna(),
-        wait=instances["wait_ns"].where(ran & sure).astype("Float64"),
-        duration=instances["ended_row"].where(ran).map(known).astype("Float64"),
-    )
+    took = np.full(len(instances), np.nan)
+    ended = instances["ended_row"].fillna(-1).to_numpy(np.int64)
+    ran = code_of(instances["end"], ("run",)) == 0
+    # Rows count up: the run that each duration belongs to is found where it would stand.
+    own = np.flatnonzero(ran)
+    own = own[np.argsort(ended[own], kind="stable")]
+    place = np.searchsorted(ended[own], durations["row"].to_numpy())
+    took[own[place]] = durations["duration_ns"]
+    work = _Work(instances, ran, took)
+    group = numbered(instances["name"].array.codes, instances["context"].array.codes)
+    order = stable_order(group)
     found = [
-        _one(str(name), str(context), part)
-        for (name, context), part in work.groupby(["name", "context"], observed=True, sort=False)
+        _one(work, rows)
+        for rows in np.split(order, np.flatnonzero(starts_of(group[order]))[1:])
+        if len(rows)
     ]
     return sorted(found, key=lambda one: -(one["ran"] + one["scheduled"]))
 
 
-def _one(name: str, context: str, part: pd.DataFrame) -> dict[str, Any]:
-    runs = part[part["ran"].to_numpy(np.bool_)]
-    roles = runs["role"].astype(str).value_counts()
+class _Work:
+    """The columns that are counted, as arrays."""
+
+    def __init__(self, instances: pd.DataFrame, ran: Mask, took: npt.NDArray[np.float64]) -> None:
+        self.instances, self.ran, self.took = instances, ran, took
+        self.cancelled = code_of(instances["end"], ("cancel", "delete")) >= 0
+        self.opened = instances["scheduled_ns"].notna().to_numpy()
+        self.coalesced = instances["coalesced"].to_numpy()
+        sure = code_of(instances["reason"], (LOST,)) < 0
+        wait = instances["wait_ns"].to_numpy(np.float64, na_value=np.nan)
+        self.wait = np.where(ran & sure, wait, np.nan)
+
+
+def _one(work: _Work, rows: Positions) -> dict[str, Any]:
+    """The rows of one bottom half in one context."""
+    first = work.instances.iloc[rows[0]]
+    runs = rows[work.ran[rows]]
+    roles = work.instances["role"].iloc[runs].value_counts()
     return {
-        "name": name,
-        "context": context,
-        "scheduled": int(part["opened"].sum()),
+        "name": str(first["name"]),
+        "context": str(first["context"]),
+        "scheduled": int(work.opened[rows].sum()),
         "ran": len(runs),
-        "cancelled": int(part["cancelled"].sum()),
-        "coalesced": int(part["coalesced"].sum()),
-        "wait": spread(part["wait"].to_numpy(np.float64, na_value=np.nan)),
-        "duration": spread(part["duration"].to_numpy(np.float64, na_value=np.nan)),
-        "roles": {str(role): int(count) for role, count in roles.items()},
-        "scheduled_by": _schedulers(part[part["opened"].to_numpy(np.bool_)]),
-        "longest": _longest(runs),
+        "cancelled": int(work.cancelled[rows].sum()),
+        "coalesced": int(work.coalesced[rows].sum()),
+        "wait": spread(work.wait[rows]),
+        "duration": spread(work.took[runs]),
+        "roles": {str(role): int(count) for role, count in roles.items() if count},
+        "scheduled_by": _schedulers(work.instances, rows[work.opened[rows]]),
+        "longest": _longest(work, runs),
     }
 
 
-def _schedulers(part: pd.DataFrame) -> list[dict[str, Any]]:
-    keys = ["scheduled_by_role", "scheduled_by_thread", "scheduled_by_tid"]
-    counts = part.groupby(keys, observed=True).size().reset_index(name="count")
-    counts = counts.sort_values("count", ascending=False, kind="stable").head(SCHEDULERS)
+def _schedulers(instances: pd.DataFrame, rows: Positions) -> list[dict[str, Any]]:
+    """The threads that scheduled most, of those that are known."""
+    columns = [instances[f"scheduled_by_{column}"].iloc[rows] for column in ("role", "thread")]
+    tid = instances["scheduled_by_tid"].iloc[rows].to_numpy(np.int64)
+    group = numbered(tid, *(column.array.codes for column in columns))
+    if not len(group):
+        return []
+    _, first, counts = np.unique(group, return_index=True, return_counts=True)
+    most = sorted(
+        zip(counts.tolist(), first.tolist(), strict=True), key=lambda one: (-one[0], one[1])
+    )
     return [
-        {"role": str(role), "thread": str(thread), "tid": int(tid), "count": int(count)}
-        for role, thread, tid, count in counts.astype(object).to_numpy()
+        {
+            "role": str(columns[0].iloc[at]),
+            "thread": str(columns[1].iloc[at]),
+            "tid": int(tid[at]),
+            "count": count,
+        }
+        for count, at in most[:SCHEDULERS]
     ]
 
 
-def _longest(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    longest = runs[runs["duration"].notna()].nlargest(LONGEST, "duration")
-    columns = ["duration", "ended_ns", "thread", "tid", "stack"]
+def _longest(work: _Work, runs: Positions) -> list[dict[str, Any]]:
+    known = runs[~np.isnan(work.took[runs])]
+    if len(known) > LONGEST:
+        known = known[np.argpartition(-work.took[known], LONGEST)[:LONGEST]]
+    known = known[np.lexsort((known, -work.took[known]))]
+    columns = ["ended_ns", "thread", "tid", "stack"]
     return [
         {
-            "duration_ns": int(duration),
+            "duration_ns": int(work.took[row]),
             "time_ns": int(time),
             "thread": str(thread),
             "tid": int(tid),
             "stack": functions(str(stack)),
         }
-        for duration, time, thread, tid, stack in longest[columns].astype(object).to_numpy()
+        for row, (time, thread, tid, stack) in zip(
+            known, work.instances[columns].iloc[known].astype(object).to_numpy(), strict=True
+        )
     ]
