@@ -53,7 +53,7 @@ def _calls(trace: Trace) -> pd.DataFrame:
     role = effective_role(
         rows["role"],
         rows["tid"],
-        stack_facts(rows["stack"])["vcpu"].to_numpy(bool)[rows["stack"].array.codes],
+        stack_facts(rows["stack"])["vcpu"].to_numpy(bool),
         pid if isinstance(pid, int) else -1,
     )
     texts = rows[["name", "thread", "stack"]].astype(object)

@@ -145,7 +145,7 @@ def on_vcpus(runs: pd.DataFrame) -> pd.DataFrame:
 
     Two more columns, of the stack: ``poll`` and ``device``, see ``StackFacts``.
     """
-    facts = stack_facts(runs["stack"]).take(runs["stack"].array.codes)
+    facts = stack_facts(runs["stack"])
     inside = (runs["role"] == "vcpu").to_numpy() & facts["in_poll"].to_numpy(np.bool_)
     inside = inside & (runs["context"].isin(MAIN_CONTEXTS).to_numpy())
     facts = facts[inside]

@@ -108,6 +108,11 @@ def judge_wait(stack: str) -> int:
 
 
 def stack_facts(stacks: pd.Series) -> pd.DataFrame:
+    """The facts for each row of a categorical column of stacks; each stack is read once."""
+    return facts_by_code(stacks).take(stacks.array.codes).set_axis(stacks.index)
+
+
+def facts_by_code(stacks: pd.Series) -> pd.DataFrame:
     """The facts for each category of a column of stacks that occurs, the last row for none.
 
     A row's facts are at its code: ``facts.take(stacks.array.codes)``.

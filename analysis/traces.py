@@ -21,6 +21,7 @@ from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.lint import LintResult, run_lints
 from qtrace.analysis.load import files
 from qtrace.analysis.runs import runs_of
+from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import Trace, read_trace
 
@@ -100,6 +101,11 @@ class AnalysedTrace:
     def instances(self) -> pd.DataFrame:
         """One row per instance, with its verdict, in the order of their first event."""
         return classify(pair_instances(self.events), self.trace)
+
+    @cached_property
+    def proofs(self) -> dict[int, Proof]:
+        """The two looks that prove each stranded instance, by its index in ``instances``."""
+        return proofs(self.instances, self.trace)
 
     @cached_property
     def contexts(self) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qtrace.analysis.durations import disturbed
 from qtrace.analysis.instances import code_of
-from qtrace.analysis.stacks import PROBLEMS, stack_facts
+from qtrace.analysis.stacks import PROBLEMS, facts_by_code
 from qtrace.analysis.stranded import proofs
 from qtrace.trace.reader import Trace
 
@@ -62,7 +62,7 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
     frames from the leaf, -1 where there is none). What proves a stranded one: ``proofs``.
     """
     stranded = instances.index.isin(list(proofs(instances, trace)))
-    facts = stack_facts(instances["stack"])
+    facts = facts_by_code(instances["stack"])
     stack = instances["stack"].array.codes
 
     def fact(values: pd.Series, dtype: type) -> npt.NDArray[Any]:

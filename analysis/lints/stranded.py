@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.stranded import proofs
 from qtrace.analysis.traces import AnalysedTrace
 
 
@@ -13,12 +12,11 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     """The verdict ``stranded`` of any bottom half: two looks that show the same wait."""
     instances = trace.instances
     found = instances[(instances["verdict"] == "stranded").to_numpy()]
-    shown = proofs(found, trace.trace)
     findings = []
     for index, name, scheduled, row in zip(
         found.index, found["name"], found["scheduled_ns"], found["scheduled_row"], strict=True
     ):
-        proof = shown[int(index)]
+        proof = trace.proofs[int(index)]
         rows = tuple(sorted({int(row), *proof.rows}))
         findings.append(
             Finding(

@@ -24,7 +24,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     """
     events = trace.events
     calls = events[((events["event"] == "call") & events["name"].isin(STOPPERS)).to_numpy()]
-    facts = stack_facts(calls["stack"]).take(calls["stack"].array.codes)
+    facts = stack_facts(calls["stack"])
     pid = trace.header["target"].get("pid", -1)
     role = effective_role(calls["role"], calls["tid"], facts["vcpu"].to_numpy(np.bool_), pid)
     inside = (role == "vcpu") & facts["in_poll"].to_numpy(np.bool_)
