@@ -8,6 +8,7 @@
  * BH_*      offsets into QEMUBH; BH_NAME is -1 before 6.2
  * RUN_DEPTH, POLL_CALLER, OUTER_CALLER  offsets from rsp where run() sits
  * CPUS, RING_PAGES
+ * STACKS_EVERY  of every so manieth event of a probe the whole stack is copied; 0: of none
  */
 #include <uapi/linux/ptrace.h>
 #include "all.h"
@@ -20,6 +21,32 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 BPF_ARRAY_OF_MAPS(rings, "ring", CPUS);
 /* Failed reservations by site. */
 BPF_HASH(lost, u64, u64, 1024);
+
+#if STACKS_EVERY
+#include "stack.h"
+#define RUN_TURN 0 /* then the forms of enqueue */
+#define TURNS 32
+BPF_RINGBUF_OUTPUT(events, STACK_RING_PAGES);
+BPF_PERCPU_ARRAY(turns, u64, TURNS);
+
+/* Without room the event has no whole stack: nothing is missing but that. */
+static __always_inline void sample(struct pt_regs *regs, u64 time_ns, int turn)
+{
+    u64 *count = turns.lookup(&turn);
+    if (!count || ++*count % STACKS_EVERY)
+        return;
+    struct watch_event *event = events.ringbuf_reserve(sizeof(struct watch_event));
+    if (!event)
+        return;
+    event->time_ns = time_ns;
+    event->tid = bpf_get_current_pid_tgid();
+    copy_registers(event, regs);
+    copy_stack(event, regs);
+    events.ringbuf_submit(event, NO_WAKEUP);
+}
+#else
+#define sample(regs, time_ns, turn)
+#endif
 
 static __always_inline void count_lost(struct pt_regs *regs)
 {
@@ -69,7 +96,8 @@ static __always_inline void read_bottom_half(struct all_event *event, u64 bh)
 #endif
 }
 
-static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, u32 caller)
+static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, u32 caller,
+                                   int turn)
 {
     struct all_event *event = begin(regs);
     if (!event)
@@ -80,14 +108,15 @@ static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, 
     /* After cmpxchg succeeded, rax still holds what was there before. */
     event->flags = (regs->ax & 0xffff) | new_flags << 16;
     event->stack = 0;
+    sample(regs, event->time_ns, turn);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
 
-#define ENQUEUE(number, bh, new_flags, caller)     \
-    int enqueue_##number(struct pt_regs *regs)     \
-    {                                              \
-        return enqueue(regs, bh, new_flags, caller); \
+#define ENQUEUE(number, bh, new_flags, caller)                   \
+    int enqueue_##number(struct pt_regs *regs)                   \
+    {                                                            \
+        return enqueue(regs, bh, new_flags, caller, 1 + number); \
     }
 ENQUEUES
 
@@ -102,6 +131,7 @@ int run(struct pt_regs *regs)
     read_word(&event->caller[1], regs->sp + OUTER_CALLER);
     event->flags = 0;
     event->stack = regs->sp + RUN_DEPTH;
+    sample(regs, event->time_ns, RUN_TURN);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }

@@ -16,6 +16,7 @@ from qtrace.cli.record import (
     all_options,
     announce,
     announce_end,
+    check_options,
     ending,
     prepare,
     record,
@@ -56,6 +57,7 @@ def command(
     force: bool,
     qmp: Path | None,
     everything: bool,
+    stacks_every: int | None,
     max_size: int | None,
     until_finding: bool,
     max_overhead: float | None,
@@ -76,6 +78,10 @@ def command(
     from qtrace.recorder.program import load_ahead
     from qtrace.target.host import capabilities
 
+    check_options(
+        everything,
+        {"--stacks-every": stacks_every, "--live": live, "--max-overhead": max_overhead},
+    )
     if everything and backend == "gdb":
         raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
     likely = backend == "ebpf" or (backend == "auto" and "CAP_SYS_ADMIN" in capabilities())
@@ -89,6 +95,7 @@ def command(
         with Recording.start(
             pid, output=files.growing, patterns=patterns, force=force, qmp_socket=qmp,
             backend=backend, program=program, everything=everything,
+            stacks_every=stacks_every or 0,
             stall_after_s=stall_after,
         ) as recording:  # fmt: skip
             announce(recording, f"process {pid}", duration)

@@ -57,11 +57,22 @@ def all_options(function: F) -> F:
             "--max-size", type=SIZE, metavar="SIZE", help="End at this size on disk: 500M, 2G."
         ),
         click.option(
+            "--stacks-every", type=click.IntRange(min=1), metavar="N",
+            help="With --all, the whole stack of every Nth schedule and run, not only its end.",
+        ),
+        click.option(
             "--all", "everything", is_flag=True, help="Record every bottom half, not only watched."
         ),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def check_options(everything: bool, options: dict[str, Any]) -> None:
+    """Raises UsageError for what means nothing without --all."""
+    for name, value in options.items():
+        if value and not everything:
+            raise click.UsageError(f"{name} needs --all")
 
 
 @contextmanager

@@ -10,7 +10,17 @@ import click
 
 from qtrace.cli.options import DURATION, watch_options
 from qtrace.cli.output import format_option
-from qtrace.cli.record import Files, Limits, all_options, announce, ending, prepare, record, verdict
+from qtrace.cli.record import (
+    Files,
+    Limits,
+    all_options,
+    announce,
+    check_options,
+    ending,
+    prepare,
+    record,
+    verdict,
+)  # fmt: skip
 
 EXAMPLES = """\b
 Examples:
@@ -31,6 +41,7 @@ def command(
     force: bool,
     qmp: Path | None,
     everything: bool,
+    stacks_every: int | None,
     max_size: int | None,
     until_finding: bool,
     max_overhead: float | None,
@@ -44,6 +55,10 @@ def command(
     passes through: to stdout, with --format json to stderr. A signal is passed on; what it
     exits with is reported.
     """
+    check_options(
+        everything,
+        {"--stacks-every": stacks_every, "--live": live, "--max-overhead": max_overhead},
+    )
     if qmp is not None:
         raise click.UsageError("--qmp: the program has no socket yet when its recording begins")
     from qtrace.recorder.program import load_ahead
@@ -58,6 +73,7 @@ def command(
         recording, child = launch(
             program_and_arguments, output=files.growing, patterns=patterns, force=force,
             program=program, everything=everything,
+            stacks_every=stacks_every or 0,
             output_fd=2 if output_format == "json" else None,
         )  # fmt: skip
         try:

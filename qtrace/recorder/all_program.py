@@ -14,6 +14,8 @@ from qtrace.target.all_sites import AllPlan
 # All CPUs' buffers together: a third of a second of events at the highest rate seen.
 RING_BYTES = 32 << 20
 MIN_RING_BYTES = 1 << 20
+# Some hundred whole stacks may wait between two looks (--stacks-every).
+STACK_RING_PAGES = 1024
 FIELD = re.compile(r"^\s*(u64|u32) (\w+)(?:\[(\d+)\])?;", re.MULTILINE)
 
 
@@ -23,15 +25,24 @@ def ring_pages(cpus: int, total: int = RING_BYTES) -> int:
     return 1 << (each.bit_length() - 1)
 
 
-def load_all(plan: AllPlan, pages: int | None = None) -> Program:
-    """The program for these sites. ``pages``: of each CPU's ring buffer, a power of two.
+def load_all(plan: AllPlan, pages: int | None = None, stacks_every: int = 0) -> Program:
+    """The program for these sites.
+
+    Args:
+        pages: of each CPU's ring buffer, a power of two.
+        stacks_every: the whole stack of every so manieth event of a probe; 0 for none.
 
     Raises RecorderUnavailable.
     """
     cpus = possible_cpus()
     functions = tuple(dict.fromkeys(site.program for site in plan.sites))
     defines = (*plan.defines, ("CPUS", cpus), ("RING_PAGES", pages or ring_pages(cpus)))
-    return Program(Source("all.bpf.c", functions, ("ring", "rings", "lost"), defines))
+    maps: tuple[str, ...] = ("ring", "rings", "lost")
+    defines = (*defines, ("STACKS_EVERY", stacks_every))
+    if stacks_every:
+        maps = (*maps, "events", "turns")
+        defines = (*defines, ("STACK_RING_PAGES", STACK_RING_PAGES))
+    return Program(Source("all.bpf.c", functions, maps, defines))
 
 
 def slot_type() -> np.dtype[np.void]:

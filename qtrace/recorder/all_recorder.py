@@ -13,9 +13,11 @@ from qtrace.recorder.busiest import Busy, busiest
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.program import Program
 from qtrace.recorder.rings import Rings, Slots
+from qtrace.recorder.samples import StackSamples
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.all_sites import AllPlan, AllSite, Kind
 from qtrace.target.maps import Module
+from qtrace.target.stack import Unwinder
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import Event
 
@@ -52,7 +54,15 @@ class AllRecorder:
         sampling: keep the latest records for ``busy_now``.
     """
 
-    def __init__(self, plan: AllPlan, module: Module, pid: int, exe: str, program: Program) -> None:
+    def __init__(
+        self,
+        plan: AllPlan,
+        module: Module,
+        pid: int,
+        exe: str,
+        program: Program,
+        stacks_every: int = 0,
+    ) -> None:
         self.plan = plan
         self._module = module
         self._uprobes = {
@@ -72,20 +82,30 @@ class AllRecorder:
         self.dropped: dict[str, Any] = {}
         self.sampling = False
         self._sample: list[Slots] = []
+        self.stacks_every = stacks_every
+        self.stacks: StackSamples | None = None
 
     @classmethod
     def load(
-        cls, plan: AllPlan, module: Module, pid: int, exe: str, pages: int | None = None
+        cls,
+        plan: AllPlan,
+        module: Module,
+        pid: int,
+        exe: str,
+        pages: int | None = None,
+        stacks_every: int = 0,
     ) -> AllRecorder:
         """Load the program for this plan.
 
         Args:
             exe: what to open for the process's executable.
             pages: of each CPU's ring buffer.
+            stacks_every: the whole stack of every so manieth event of a probe; 0 for none.
 
         Raises RecorderUnavailable.
         """
-        return cls(plan, module, pid, exe, load_all(plan, pages))
+        program = load_all(plan, pages, stacks_every)
+        return cls(plan, module, pid, exe, program, stacks_every)
 
     def attach(self) -> None:
         """Arm every site, what ends a life first. Raises CodeMismatch."""
@@ -98,13 +118,22 @@ class AllRecorder:
                 self._uprobes[kind].attach(self._program.functions[program], labels)
         self.armed = True
 
-    def begin(self, writer: RawWriter, meanings: Meanings, bias: int, watched: list[int]) -> None:
+    def begin(
+        self,
+        writer: RawWriter,
+        meanings: Meanings,
+        unwinder: Unwinder,
+        bias: int,
+        watched: list[int],
+    ) -> None:
         """Where the binary lies is known: write the header; from now on records are taken.
 
         Args:
             watched: run-time addresses of callbacks that have probes of their own.
         """
         self._writer, self._meanings, self._bias = writer, meanings, bias
+        if self.stacks_every:
+            self.stacks = StackSamples(self._program, unwinder)
         self._run_ip = next(s.vaddr + bias for s in self.plan.sites if s.kind == "run") & MASK
         sites = [self._describe(site, bias) for site in self.plan.sites]
         writer.begin(
@@ -162,6 +191,8 @@ class AllRecorder:
                 ring.release(len(slots))
         for key, found in meanings.again().items():
             facts.setdefault(key, {}).update(found)
+        if self.stacks is not None:
+            facts |= self.stacks.take()
         # An unfinished record may be older than the mark: then the last one still holds.
         self._mark = mark if whole else self._mark
         losses = self._losses()

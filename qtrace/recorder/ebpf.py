@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qtrace.recorder.program import FUNCTIONS, Program, RingBuffer
 from qtrace.recorder.uprobes import Uprobes
@@ -69,25 +69,31 @@ class EbpfProbes:
         return hits
 
     def _receive(self, address: int, _size: int) -> None:
-        registers = struct.unpack(f"<{REGISTER_COUNT}Q", self._field(address, "registers"))
-        base = registers[RSP]
-        start = base & (PAGE - 1)
-        end = int.from_bytes(self._field(address, "stack_end"), "little")
-        comm = self._field(address, "comm").split(b"\0", 1)[0]
-        self._hits.append(
-            Hit(
-                time_ns=int.from_bytes(self._field(address, "time_ns"), "little"),
-                tid=int.from_bytes(self._field(address, "tid"), "little"),
-                thread=comm.decode("utf-8", "surrogateescape"),
-                registers=dict(enumerate(registers)),
-                candidates=self._field(address, "candidates"),
-                stack_base=base,
-                stack=ctypes.string_at(
-                    address + self._layout["stack"][0] + start, max(end - start, 0)
-                ),
-            )
-        )
+        self._hits.append(read_hit(self._layout, address))
 
-    def _field(self, address: int, name: str) -> bytes:
-        offset, size = self._layout[name]
+
+def read_hit(layout: Mapping[str, tuple[int, int]], address: int) -> Hit:
+    """A ``struct watch_event`` that lies at an address of ours.
+
+    Args:
+        layout: offset and size of its fields.
+    """
+
+    def field(name: str) -> bytes:
+        offset, size = layout[name]
         return ctypes.string_at(address + offset, size)
+
+    registers = struct.unpack(f"<{REGISTER_COUNT}Q", field("registers"))
+    base = registers[RSP]
+    start = base & (PAGE - 1)
+    end = int.from_bytes(field("stack_end"), "little")
+    comm = field("comm").split(b"\0", 1)[0]
+    return Hit(
+        time_ns=int.from_bytes(field("time_ns"), "little"),
+        tid=int.from_bytes(field("tid"), "little"),
+        thread=comm.decode("utf-8", "surrogateescape"),
+        registers=dict(enumerate(registers)),
+        candidates=field("candidates"),
+        stack_base=base,
+        stack=ctypes.string_at(address + layout["stack"][0] + start, max(end - start, 0)),
+    )

@@ -34,6 +34,7 @@ def launch(
     program: Future[Program] | None = None,
     everything: bool = False,
     ring_pages: int | None = None,
+    stacks_every: int = 0,
     output_fd: int | None = None,
 ) -> tuple[Recording, Child]:
     """Start a QEMU program under the probes; see ``Recording.start`` for the arguments.
@@ -55,7 +56,9 @@ def launch(
         library = program.result().library
         every = None
         if everything:
-            every = AllRecorder.load(plan_all(module), module, child.pid, child.path, ring_pages)
+            every = AllRecorder.load(
+                plan_all(module), module, child.pid, child.path, ring_pages, stacks_every
+            )
         uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
         probes = EbpfProbes(uprobes, program.result())
         try:

@@ -15,6 +15,7 @@ from qtrace.recorder.bcc_module import load_bcc
 from qtrace.recorder.bpf_image import Image, MapSpec, Source, get_image
 from qtrace.recorder.uprobes import links_work
 from qtrace.target.bpf import MAP_CREATE, TRACE_UPROBE_MULTI, bpf, load_program
+from qtrace.target.host import check_ring_buffer
 
 ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
 
@@ -34,18 +35,24 @@ class Program:
 
     def __init__(self, source: Source) -> None:
         self.library: Any = load_bcc().lib
-        image = get_image(source)
         try:
-            self._load(image)
-        except OSError:
-            image = get_image(source, fresh=True)
+            image = get_image(source)
             try:
                 self._load(image)
-            except OSError as error:
-                raise RecorderUnavailable(
-                    f"the kernel does not take the BPF program: {error}",
-                    "qtrace doctor says what is missing",
-                ) from error
+            except OSError:
+                image = get_image(source, fresh=True)
+                self._load(image)
+        except (OSError, RecorderUnavailable) as error:
+            # Of a kernel without ring buffers neither clang nor bpf(2) says so.
+            ring = check_ring_buffer()
+            if not ring.ok:
+                raise RecorderUnavailable(f"{ring.name}: {ring.detail}", ring.remedy) from error
+            if isinstance(error, RecorderUnavailable):
+                raise
+            raise RecorderUnavailable(
+                f"the kernel does not take the BPF program: {error}",
+                "qtrace doctor says what is missing",
+            ) from error
         self.layout = image.layout
 
     def _load(self, image: Image) -> None:

@@ -55,7 +55,7 @@ class RowMaker:
         return [*self._commands.show(), row]
 
     def _row(self, site: Site, hit: Hit) -> Event:
-        frames = self._frames(hit)
+        frames = frames_of(hit, self._unwinder)
         role = self._roles.role(hit.tid, hit.thread, frames)
         name, detail = site.name, {}
         first, second, third = (hit.registers[register] for register in ARGUMENTS[:3])
@@ -102,13 +102,14 @@ class RowMaker:
             role=run.role or self._roles.role(hit.tid, hit.thread), stack=(),
         )  # fmt: skip
 
-    def _frames(self, hit: Hit) -> tuple[str, ...]:
-        """Frame names, root first, with a mark where the chain is not whole."""
-        memory = CopiedStack(hit.stack_base, hit.stack)
-        chain = self._unwinder.unwind(hit.registers, memory.word)
-        names = self._unwinder.names(chain)
-        mark = ROOT_MARKS.get(chain.end)
-        return tuple(reversed([*names, mark] if mark else names))
+
+def frames_of(hit: Hit, unwinder: Unwinder) -> tuple[str, ...]:
+    """Frame names, root first, with a mark where the chain is not whole."""
+    memory = CopiedStack(hit.stack_base, hit.stack)
+    chain = unwinder.unwind(hit.registers, memory.word)
+    names = unwinder.names(chain)
+    mark = ROOT_MARKS.get(chain.end)
+    return tuple(reversed([*names, mark] if mark else names))
 
 
 def find_bottom_half(hit: Hit, callback: int, opaque: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
 from qtrace.recorder.commands import Commands
 from qtrace.recorder.ending import Watcher
+from qtrace.recorder.header import attach_row, silent_probes
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program, load_ahead
@@ -28,13 +28,13 @@ from qtrace.target.jit import read_jit_code
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
-from qtrace.target.scan import BottomHalf, Scan
+from qtrace.target.scan import Scan
 from qtrace.target.scan_cache import scan_module
 from qtrace.target.stack import Unwinder
 from qtrace.target.threads import ThreadRoles
-from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan, check_sites, plan_watch
+from qtrace.target.watch import WatchPlan, check_sites, plan_watch
 from qtrace.trace.raw import RawWriter
-from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
+from qtrace.trace.schema import Event
 from qtrace.trace.writer import CsvWriter
 
 STALL_AFTER_S = 2.0
@@ -94,7 +94,7 @@ class Recording:
         if everything is not None and isinstance(writer, RawWriter):
             callbacks = [half.callback + bias for half in plan.watched]
             meanings = Meanings(process, self._unwinder, roles, contexts)
-            everything.begin(writer, meanings, bias, callbacks)
+            everything.begin(writer, meanings, self._unwinder, bias, callbacks)
 
     @classmethod
     def start(
@@ -109,6 +109,7 @@ class Recording:
         program: Future[Program] | None = None,
         everything: bool = False,
         ring_pages: int | None = None,
+        stacks_every: int = 0,
         stall_after_s: float = STALL_AFTER_S,
     ) -> Recording:
         """Arm every probe of a recording.
@@ -121,6 +122,7 @@ class Recording:
             program: the BPF program, when its loading was begun before.
             everything: record every bottom half beside the watched ones (`--all`).
             ring_pages: of each CPU's ring buffer for them.
+            stacks_every: the whole stack of every so manieth event of theirs; 0 for none.
             stall_after_s: after how long a pending bottom half is looked at.
 
         Raises:
@@ -138,7 +140,7 @@ class Recording:
             program = program or load_ahead(everything=True)
             all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
             check_all_sites(all_plan, module, process.memory)
-            every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages)
+            every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages, stacks_every)
         probes, why = open_probes(backend, process, program)
         recording = cls.arm(
             process, scan, plan, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
@@ -190,7 +192,7 @@ class Recording:
                 if recording._watcher.ended():
                     # Its pid may be another process's by now.
                     raise NoSuchProcess(process.pid)
-            recording.header = _attach_row(began_ns, probes.name, process, scan, plan, everything)
+            recording.header = attach_row(began_ns, probes.name, process, scan, plan, everything)
             writer.write([recording.header])
             writer.flush()
             if everything is not None:
@@ -266,13 +268,15 @@ class Recording:
                 "reason": reason,
                 "lost": sum(n for at, n in self._lost.items() if not self._sites[at].is_step),
                 "hits": dict(hits),
-                "silent": _silent(self._plan, hits),
+                "silent": silent_probes(self._plan, hits),
                 "qmp": {"commands": self._commands.taken, "left_out": self._commands.left_out},
             }
             if every is not None:
                 counts = every.counts
                 detail["lost"] += counts.lost
                 detail["all"] = asdict(counts) | every.dropped
+                if every.stacks is not None:
+                    detail["all"]["stacks"] = every.stacks.count
             if pauses := self._probes.pauses_ms():
                 detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses.items()}
             self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
@@ -357,53 +361,3 @@ class Recording:
     def _write(self, rows: list[Event]) -> None:
         self._writer.write(rows)
         self._writer.flush()
-
-
-def _silent(plan: WatchPlan, hits: Counter[str]) -> list[str]:
-    """The probes that never fired although their counterpart did, more than once."""
-    silent = []
-    for half in plan.watched:
-        pair = (Site("schedule", half.name, 0).label, Site("run", half.name, 0).label)
-        for label, other in (pair, pair[::-1]):
-            if not hits[label] and hits[other] > 1:
-                silent.append(label)
-    return silent
-
-
-def _attach_row(
-    time_ns: int,
-    recorder: str,
-    process: Process,
-    scan: Scan,
-    plan: WatchPlan,
-    everything: AllRecorder | None,
-) -> Event:
-    detail: dict[str, Any] = {
-        "format": FORMAT,
-        "version": [MAJOR, MINOR],
-        "wall_clock": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "recorder": recorder,
-        "target": {
-            "pid": process.pid,
-            "program": escape(process.program),
-            "exe": escape(process.exe_path),
-            "version": scan.version,
-            "build_id": scan.build_id,
-        },
-        "watched": [_watched(half) for half in plan.watched],
-        "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
-        "returns": sorted({site.name for site in plan.sites if site.kind == "return"}),
-        "qmp": sorted({site.name for site in plan.sites if site.kind in ("qmp", "job")}),
-    }
-    if everything is not None:
-        detail["all"] = everything.describe()
-    return Event(time_ns, "attach", detail=detail)
-
-
-def _watched(half: BottomHalf) -> dict[str, Any]:
-    return {
-        "name": half.name,
-        "callback": f"{half.callback:#x}",
-        "call_sites": [f"{site.address:#x}" for site in half.sites],
-        "context": half.sites[0].context,
-    }

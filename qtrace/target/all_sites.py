@@ -11,26 +11,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import capstone
 import numpy as np
 from capstone import x86
 
 from qtrace.errors import CodeMismatch, ScanFailed
 from qtrace.target.arch_x86_64 import BREAKPOINT, RSP
 from qtrace.target.bh_layout import BottomHalfLayout, calibrate_bottom_half
+from qtrace.target.cheap import (
+    emulated,
+    ends_block,
+    first_allowed,
+    first_emulated,
+    is_written,
+    runs_once,
+    writes,
+)
 from qtrace.target.dataflow import Function, direct_target, full_register, references_to
 from qtrace.target.elf import Elf
+from qtrace.target.enqueue import c_expression, enqueue_site, find_cmpxchgs
 from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.memory import Memory
 
 Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
 
-# QEMUBH's flags (util/async.c, 5.2 to 10.2).
-PENDING, SCHEDULED, DELETED, ONESHOT, IDLE = 1, 2, 4, 8, 16
 # Call sites of qemu_bh_cancel() up to which each gets its own probe.
 MAX_CALLERS = 64
-# Prefixes that is_prefix_bad() of arch/x86/kernel/uprobes.c refuses: lock, es, cs, ss, ds.
-BAD_PREFIXES = frozenset({0xF0, 0x26, 0x2E, 0x36, 0x3E})
 CALLEE_SAVED = frozenset({"rbx", "rbp", "r12", "r13", "r14", "r15"})
 
 
@@ -127,16 +132,6 @@ def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
             )
 
 
-def emulated(instruction: capstone.CsInsn) -> bool:
-    """Whether the kernel emulates it under a uprobe (arch/x86/kernel/uprobes.c)."""
-    code = bytes(instruction.bytes)
-    if code[0] in (0xE8, 0xE9, 0xEB, 0x90) or 0x50 <= code[0] <= 0x57 or code[0] & 0xF0 == 0x70:
-        return True
-    if code[0] == 0x0F and code[1] & 0xF0 == 0x80:
-        return True
-    return code[0] == 0x41 and 0x50 <= code[1] <= 0x57
-
-
 # A form of enqueue: C expressions of the bottom half and of the new flags, and the offset of
 # the return address from rsp.
 _Form = tuple[str, str, int]
@@ -158,16 +153,20 @@ class _Chooser:
         """
         sites: list[AllSite] = []
         forms: list[_Form] = []
-        for address in _cmpxchgs(self._elf, self._layout.flags):
+        for address in find_cmpxchgs(self._elf, self._layout.flags):
             extent = self._module.frames.function(address)
             if extent is None:
                 continue
             function = Function(self._elf, *extent)
-            found = _enqueue(function, address, self._layout.flags)
+            found = enqueue_site(function, address, self._layout.flags)
             if found is None:
                 continue
             site, bh, new_flags, flags_register = found
-            form = (_c(bh), _c(flags_register) if flags_register else "0", self._caller(site))
+            form = (
+                c_expression(bh),
+                c_expression(flags_register) if flags_register else "0",
+                self._caller(site),
+            )
             if form not in forms:
                 forms.append(form)
             sites.append(
@@ -201,18 +200,18 @@ class _Chooser:
         """
         run = self.entry("run", "aio_bh_call", ("rdi",))
         poll, called, called_end = self._call("aio_bh_poll", "aio_bh_call")
-        site = _first_emulated(poll, called_end)
-        if site is None or not _once(poll, called_end, site):
+        site = first_emulated(poll, called_end)
+        if site is None or not runs_once(poll, called_end, site):
             site = called_end
         bh = _argument(poll, called)
-        if bh not in CALLEE_SAVED or _written(poll, called_end, site, bh):
+        if bh not in CALLEE_SAVED or is_written(poll, called_end, site, bh):
             bh = ""
         depth = self._caller(run.vaddr)
         below_poll = self._frame(called)
         outer = depth + below_poll
         _, poll_called, _ = self._call("aio_poll", "aio_bh_poll")
         offsets: dict[str, int | str] = {
-            "ENDED_BH": _c(bh) if bh else "0",
+            "ENDED_BH": c_expression(bh) if bh else "0",
             "RUN_DEPTH": depth + 8,
             "POLL_CALLER": outer,
             "OUTER_CALLER": outer + self._frame(poll_called),
@@ -232,7 +231,7 @@ class _Chooser:
         if target is None or extent is None:
             raise self._refuse("it has no symbol qemu_bh_cancel")
         function = Function(self._elf, *extent)
-        inside = self._site("cancel", function, _first_allowed(function), "cancel")
+        inside = self._site("cancel", function, first_allowed(function), "cancel")
         if imported or _address_taken(self._elf, target):
             return [inside]
         sites = []
@@ -257,10 +256,10 @@ class _Chooser:
         site = address
         for at in sorted(function.instructions):
             instruction = function.instructions[at]
-            if emulated(instruction) and _once(function, address, at):
+            if emulated(instruction) and runs_once(function, address, at):
                 site = at
                 break
-            if _ends_block(instruction) or _writes(instruction) & set(arguments):
+            if ends_block(instruction) or writes(instruction) & set(arguments):
                 break
         return self._site(kind, function, site, kind)
 
@@ -308,169 +307,16 @@ class _Chooser:
         )
 
 
-def _first_allowed(function: Function) -> int:
-    """The first instruction that takes a probe: none with a lock or segment prefix does."""
-    allowed = (
-        at
-        for at in sorted(function.instructions)
-        if bytes(function.instructions[at].bytes)[0] not in BAD_PREFIXES
-    )
-    return int(next(allowed, function.start))
-
-
-def _c(register: str) -> str:
-    """A register as a field of the kernel's pt_regs."""
-    return f"regs->{register[1:] if register[1:].isalpha() else register}"
-
-
-def _cmpxchgs(elf: Elf, flags: int) -> list[int]:
-    """Addresses at which the bytes read as `lock cmpxchg r32, flags(reg)`."""
-    hits: list[int] = []
-    for segment in elf.code:
-        code = np.frombuffer(
-            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
-        )
-        for prefixes in (1, 2):
-            at = np.flatnonzero(
-                (code[: -4 - prefixes] == 0xF0)
-                & (code[prefixes:-4] == 0x0F)
-                & (code[prefixes + 1 : -3] == 0xB1)
-                & (code[prefixes + 2 : -2] & 0xC0 == 0x40)
-                & (code[prefixes + 3 : -1] == flags)
-            )
-            if prefixes == 2:
-                at = at[code[at + 1] & 0xF0 == 0x40]
-            hits += [int(segment.vaddr + offset) for offset in at]
-    return sorted(hits)
-
-
-def _enqueue(function: Function, address: int, flags: int) -> tuple[int, str, int, str] | None:
-    """The site behind an atomic OR of QEMUBH's flags, None when this is another cmpxchg.
-
-    Returns its address, the register of the bottom half, the new flags (0 when they are in a
-    register) and that register.
-    """
-    code = function.instructions
-    exchange = code.get(address)
-    if exchange is None or exchange.id != x86.X86_INS_CMPXCHG:
-        return None
-    place, source = exchange.operands
-    bh = exchange.reg_name(place.mem.base)
-    desired = full_register(exchange, source.reg)
-    new_flags, register = _ored(function, address, desired)
-    if not (new_flags & PENDING or register):
-        return None
-    end = address + exchange.size
-    retry = code.get(end)
-    if retry is None or retry.id != x86.X86_INS_JNE or (direct_target(retry) or end) >= address:
-        return None
-    begin = end + retry.size
-    if not _inserts(function, begin, bh, flags - 8):
-        return None
-    site = _first_emulated(function, begin)
-    keep = {"rax", bh, register} - {""}
-    if site is None or not _once(function, begin, site):
-        site = begin
-    if any(_written(function, begin, site, name) for name in keep):
-        site = begin
-    return site, bh, new_flags, register
-
-
-def _ored(function: Function, address: int, desired: str) -> tuple[int, str]:
-    """What is ORed into the register that cmpxchg stores: a constant, or a register."""
-    before = [a for a in sorted(function.instructions) if address - 24 <= a < address]
-    for at in reversed(before):
-        instruction = function.instructions[at]
-        if desired not in _writes(instruction):
-            continue
-        if instruction.id != x86.X86_INS_OR:
-            return 0, ""
-        operand = instruction.operands[1]
-        if operand.type == x86.X86_OP_IMM:
-            return int(operand.imm) & 0xFF, ""
-        return 0, full_register(instruction, operand.reg)
-    return 0, ""
-
-
-def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
-    """Whether what comes next stores into the bottom half's `next`: the insertion."""
-    after = [a for a in sorted(function.instructions) if begin <= a < begin + 64]
-    for at in after:
-        instruction = function.instructions[at]
-        target = instruction.operands[0] if instruction.operands else None
-        if (
-            instruction.id == x86.X86_INS_MOV
-            and target is not None
-            and target.type == x86.X86_OP_MEM
-            and target.mem.disp == following
-            and instruction.reg_name(target.mem.base) == bh
-        ):
-            return True
-    return False
-
-
-def _first_emulated(function: Function, begin: int) -> int | None:
-    """The first emulated instruction from ``begin`` on, in a straight line."""
-    at = begin
-    while at in function.instructions:
-        instruction = function.instructions[at]
-        if emulated(instruction):
-            return at
-        if _ends_block(instruction):
-            return None
-        at += instruction.size
-    return None
-
-
-def _once(function: Function, begin: int, site: int) -> bool:
-    """Whether the site runs exactly once when control passes ``begin``: nothing jumps in
-    between, and no path leads from the site back to it without passing ``begin``."""
-    for instruction in function.instructions.values():
-        if instruction.group(x86.X86_GRP_JUMP):
-            target = direct_target(instruction)
-            if target is not None and begin < target <= site:
-                return False
-    seen: set[int] = set()
-    work = function.successors(function.instructions[site])
-    while work:
-        address = work.pop()
-        if address in seen or address == begin or address not in function.instructions:
-            continue
-        if address == site:
-            return False
-        seen.add(address)
-        work += function.successors(function.instructions[address])
-    return True
-
-
 def _argument(function: Function, call: int) -> str:
     """The register that was copied into rdi for a call."""
     for at in sorted((a for a in function.instructions if a < call), reverse=True):
         instruction = function.instructions[at]
-        if "rdi" in _writes(instruction):
+        if "rdi" in writes(instruction):
             operands = instruction.operands
             if instruction.id == x86.X86_INS_MOV and operands[1].type == x86.X86_OP_REG:
                 return full_register(instruction, operands[1].reg)
             return ""
     return ""
-
-
-def _written(function: Function, begin: int, end: int, register: str) -> bool:
-    return any(
-        register in _writes(instruction)
-        for at, instruction in function.instructions.items()
-        if begin <= at < end
-    )
-
-
-def _writes(instruction: capstone.CsInsn) -> set[str]:
-    return {full_register(instruction, register) for register in instruction.regs_access()[1]}
-
-
-def _ends_block(instruction: capstone.CsInsn) -> bool:
-    return any(
-        instruction.group(group) for group in (x86.X86_GRP_JUMP, x86.X86_GRP_CALL, x86.X86_GRP_RET)
-    )
 
 
 def _address_taken(elf: Elf, target: int) -> bool:

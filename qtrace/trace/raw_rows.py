@@ -40,6 +40,9 @@ class Facts:
         self.contexts: dict[int, str] = {}
         self.threads: dict[int, tuple[str, str]] = {}
         self.return_to = str(header.get("return_to", ""))
+        self.chains: dict[str, int] = {"": 0}
+        self._sampled: list[tuple[int, int, int]] = []
+        self._sorted: npt.NDArray[np.int64] | None = None
         self.merged = np.array(header.get("watched_callbacks", []), np.uint64)
         sites = sorted(header.get("sites", []), key=lambda site: site["ip"])
         self.ips = np.array([site["ip"] for site in sites], np.uint32)
@@ -54,6 +57,27 @@ class Facts:
             own.update({int(number, 16): str(text) for number, text in facts.get(key, {}).items()})
         for tid, (name, role) in facts.get("threads", {}).items():
             self.threads[int(tid)] = (str(name), str(role))
+        for chain, hits in facts.get("stacks", {}).items():
+            code = self.chains.setdefault(str(chain), len(self.chains))
+            self._sampled += [(int(time_ns), int(tid), code) for time_ns, tid in hits]
+
+    def whole_stacks(self, records: Records) -> Codes:
+        """For each record the code in ``chains`` of its whole stack, 0 where none was copied."""
+        codes = np.zeros(len(records), np.int32)
+        if not self._sampled:
+            return codes
+        if self._sorted is None:
+            table = np.array(self._sampled, np.int64)
+            self._sorted = table[np.lexsort((table[:, 1], table[:, 0]))]
+        times = self._sorted[:, 0]
+        now, tid = records["time_ns"].astype(np.int64), records["tid"].astype(np.int64)
+        at = np.searchsorted(times, now)
+        # Two CPUs may have had the same nanosecond.
+        for place in (at, at + 1):
+            place = place.clip(max=len(times) - 1)
+            hit = self._sorted[place]
+            codes = np.where((hit[:, 0] == now) & (hit[:, 1] == tid), hit[:, 2], codes)
+        return codes.astype(np.int32)
 
 
 _KINDS = {"enqueue": SCHEDULE, "run": RUN, "return": RETURN, "cancel": CANCEL,
@@ -169,9 +193,12 @@ class RowMaker:
         inner = _coded(records["caller"][:, 0], lambda a: symbol.get(a, ""))
         outer = _coded(records["caller"][:, 1], lambda a: symbol.get(a, ""))
         kinds = (kind, list(EVENTS))
+        whole = (self._facts.whole_stacks(records), list(self._facts.chains))
 
         def folded(texts: tuple[str, ...]) -> str:
-            event, caller, beyond, leaf = texts
+            event, caller, beyond, leaf, sampled = texts
+            if sampled and event in ("run", "schedule", "delete"):
+                return f"{sampled};{escape(leaf or '?', extra=';')}" if event == "run" else sampled
             if event in ("schedule", "delete", "co_schedule"):
                 chain = [caller]
             elif event == "run":
@@ -184,7 +211,7 @@ class RowMaker:
             frames = [escape(frame, extra=";") for frame in chain if frame]
             return ";".join([PARTIAL, *frames]) if frames else ""
 
-        codes, texts = _combine([kinds, inner, outer, (name, name_text)], folded)
+        codes, texts = _combine([kinds, inner, outer, (name, name_text), whole], folded)
         return _dictionary(codes, texts)
 
 

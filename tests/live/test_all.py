@@ -20,6 +20,7 @@ from qtrace.lab.guest import Guest, find_qemu
 from qtrace.recorder.launch import launch
 from qtrace.recorder.session import Recording
 from qtrace.target.qmp import QmpClient
+from qtrace.target.watch import DEFAULT_WATCHED
 from qtrace.trace.convert import convert
 from qtrace.trace.reader import Trace, read_trace
 from tests.live.attached import WATCHED, attached, is_running, save, watched_half
@@ -177,6 +178,37 @@ def test_a_vcpu_that_polls_shows_in_every_row(qemu_binary: Path, tmp_path: Path)
     assert set(vcpu["context"]) == {"main"}
     scheduled = frame[(frame["event"] == "schedule") & (frame["name"] == runs["name"].iloc[0])]
     assert {"worker", "vcpu"} <= set(scheduled["role"])
+
+
+def test_of_every_nth_event_the_whole_stack_is_there(qemu_binary: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.parquet"
+    with (
+        Guest(qemu_binary) as guest,
+        attached(guest.pid, "--all", "--stacks-every", "97", "--duration", "1s", "-o", trace)
+        as attach,
+    ):  # fmt: skip
+        status, _report, err = attach.result()
+    assert status == 0, err
+    read = read_trace(trace)
+    assert read.header["stacks_every"] == 97
+    rows = read.frame[read.frame["event"].isin(("run", "schedule"))]
+    rows = rows[~rows["name"].isin(list(DEFAULT_WATCHED))]
+    stack = rows["stack"].astype(str)
+    whole = rows[~stack.str.startswith("[partial]")]
+    assert len(whole) == read.detach["all"]["stacks"] > 0
+    # Each CPU counts for itself, and each probe.
+    assert len(rows) / 97 * 0.5 < len(whole) <= len(rows) / 97
+    # A whole stack ends with what the others of its kind have.
+    tails = {text.removeprefix("[partial];") for text in stack if text.startswith("[partial]")}
+    assert all(any(text.endswith(tail) for tail in tails) for text in set(whole["stack"]))
+    vcpu = whole[(whole["event"] == "run") & (whole["role"] == "vcpu")]
+    assert vcpu["stack"].str.contains("memory_region_dispatch_write", regex=False).all()
+    assert len(vcpu) > 5
+
+
+def test_what_needs_every_bottom_half_says_so() -> None:
+    status, _report, err = qtrace_run("--stacks-every", "5", "--", find_qemu("qemu-img"))
+    assert (status, "--stacks-every needs --all" in err) == (2, True)
 
 
 def test_after_sigkill_of_qtrace_convert_brings_back_what_was_recorded(tmp_path: Path) -> None:

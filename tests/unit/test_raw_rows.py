@@ -55,6 +55,23 @@ def ended(stack: int, bh: int = 0x30, **more: Any) -> dict[str, Any]:
     return {"ip": 3, "bh": bh, "stack": stack} | more
 
 
+def test_a_sampled_event_has_its_whole_stack_and_its_neighbours_have_not() -> None:
+    facts = Facts(HEADER)
+    facts.learn({"names": {"50": "a_bh"}, "symbols": {"60": "aio_poll+0x124"}})
+    # Records have their number as time: the second of thread 7, the third of thread 8.
+    facts.learn({"stacks": {"start;aio_poll+0x124;aio_bh_poll+0xc6": [[1, 7]]}})
+    facts.learn({"stacks": {"start;timer_cb;notify": [[2, 8], [0, 9]]}})
+    own = RowMaker(facts, slot_type())
+    callers = (0x60, 0)
+    rows = rows_of(own, run(100, caller=callers), run(90, caller=callers),
+                   {"ip": 1, "bh": 0x30, "name": 0x50, "tid": 8})  # fmt: skip
+    assert [row["stack"] for row in rows] == [
+        "[partial];aio_poll+0x124;aio_bh_poll+0xc6;a_bh",
+        "start;aio_poll+0x124;aio_bh_poll+0xc6;a_bh",
+        "start;timer_cb;notify",
+    ]
+
+
 def test_a_return_is_about_what_its_run_was_about() -> None:
     first, second = rows_of(maker(), run(100), ended(100))
     assert (first["event"], second["event"]) == ("run", "return")
