@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import all_events, arming, first_stack, gdb_recorder, inspect, watching
+from benchmarks import all_events, analysis, arming, first_stack, gdb_recorder, inspect, watching
 from benchmarks.pairs import Row
 
 BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "stacks": first_stack.run,
     "watching": watching.run,
     "all": all_events.run,
+    "analysis": analysis.run,
 }
 
 
