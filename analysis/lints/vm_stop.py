@@ -62,6 +62,11 @@ def _gaps(trace: AnalysedTrace) -> tuple[list[Finding], list[str]]:
     rows = rows[(rows["step"] == "event").to_numpy()]
     runs = trace.runs
     jobs = runs[(runs["name"].isin(JOBS) & (runs["end_ns"] >= 0)).to_numpy()]
+    # Of thousands of jobs few resumed the guest: only these are looked at one by one.
+    resumes = rows.loc[(rows["name"] == "RESUME").to_numpy(), "time_ns"].to_numpy()
+    before = resumes.searchsorted(jobs["time_ns"].to_numpy(), "left")
+    until = resumes.searchsorted(jobs["end_ns"].to_numpy(), "right")
+    jobs = jobs[until > before]
     findings, doubts = [], []
     for one in (dict(zip(map(str, jobs.columns), job, strict=True)) for job in jobs.to_numpy()):
         inside = rows["time_ns"].between(one["time_ns"], one["end_ns"]).to_numpy()
