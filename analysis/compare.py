@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qtrace.analysis.durations import run_durations
 from qtrace.analysis.rates import Count, chance, say
-from qtrace.analysis.report import judge
-from qtrace.analysis.runs import find_rows
+from qtrace.analysis.report import judge_analysed
 from qtrace.analysis.spread import spread
 from qtrace.analysis.traces import Traces, open_traces
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY
@@ -48,14 +46,11 @@ def compare(
         TraceUnreadable, NoMatch, NoSuchLint, BadThreshold: see ``judge``.
     """
     sides = [open_traces(before), open_traces(after)]
-    names = list(patterns) or _watched(sides)
+    wanted = list(patterns)
     reports = [
-        judge([trace.trace for trace in side], (), lints=lints, thresholds=thresholds)
-        if not patterns
-        else judge([trace.trace for trace in side], _known(side, names), lints=lints,
-                   thresholds=thresholds)
+        judge_analysed(side, _known(side, wanted), lints=lints, thresholds=thresholds)
         for side in sides
-    ]  # fmt: skip
+    ]
     halves = _bottom_halves(reports)
     found = [_findings(report) for report in reports]
     came = [found[1][key] for key in found[1] if key not in found[0]]
@@ -78,10 +73,6 @@ def compare_status(comparison: dict[str, Any]) -> ExitStatus:
     """What came wins over what stays open."""
     statuses = {"new": ExitStatus.FINDING, "inconclusive": ExitStatus.INCONCLUSIVE}
     return statuses.get(comparison["answer"], ExitStatus.OK)
-
-
-def _watched(sides: list[Traces]) -> list[str]:
-    return list(dict.fromkeys(name for side in sides for trace in side for name in trace.watched))
 
 
 def _known(side: Traces, patterns: list[str]) -> list[str]:
@@ -189,11 +180,9 @@ def _samples(traces: Traces) -> dict[str, Samples]:
         sure = (instances["end"] == "run").to_numpy()
         sure = sure & (instances["verdict"] != "inconclusive").to_numpy()
         _add(samples["wait"], instances[sure], "wait_ns")
-        known = run_durations(trace.events, trace.losses)
-        at, there = find_rows(trace.events["row"].to_numpy(np.int64), known["row"].to_numpy())
-        runs = trace.events[["name", "context"]].take(at)
-        took = known["duration_ns"].to_numpy()[there]
-        _add(samples["duration"], runs.assign(duration_ns=took), "duration_ns")
+        ended = trace.runs[(trace.runs["end_ns"] >= 0).to_numpy()]
+        took = ended["end_ns"] - ended["time_ns"]
+        _add(samples["duration"], ended.assign(duration_ns=took), "duration_ns")
     return samples
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.brackets import match, numbered, stable_order
 from qtrace.analysis.instances import code_of
-
-Times = npt.NDArray[np.int64]
+from qtrace.analysis.loss import disturbed
 
 
 def run_durations(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
@@ -33,14 +31,3 @@ def run_durations(frame: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     began, ended = times[begin], times[end]
     found = pd.DataFrame({"row": frame["row"].to_numpy()[begin], "duration_ns": ended - began})
     return found[~disturbed(began, ended, losses)].reset_index(drop=True)
-
-
-def disturbed(began: Times, ended: Times, losses: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which of these intervals overlap one in which events were lost."""
-    if losses.empty:
-        return np.zeros(len(began), dtype=np.bool_)
-    ordered = losses.sort_values("since_ns")
-    before = ordered["since_ns"].to_numpy(np.int64).searchsorted(ended, side="right")
-    # The latest end among the losses that began before this ended.
-    latest = np.maximum.accumulate(ordered["until_ns"].to_numpy(np.int64))
-    return np.asarray((before > 0) & (latest[np.maximum(before, 1) - 1] >= began), dtype=np.bool_)

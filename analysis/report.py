@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,22 @@ def judge(
         NoMatch: a pattern matches no bottom half of these traces.
         NoSuchLint, BadThreshold: see ``run_lints``.
     """
+    choose(lints)  # A wrong name is refused before anything is read.
+    analysed = [AnalysedTrace(trace) for trace in load(traces, only)]
+    return judge_analysed(analysed, patterns, strict, only, lints, thresholds)
+
+
+def judge_analysed(
+    analysed: Sequence[AnalysedTrace],
+    patterns: Iterable[str] = (),
+    strict: bool = False,
+    only: Collection[str] | None = None,
+    lints: Collection[str] | None = (),
+    thresholds: Mapping[str, float | str] | None = None,
+) -> dict[str, Any]:
+    """``judge`` of traces that are open already: what they have computed is not done again."""
     asked = choose(lints)
-    loaded = load(traces, only)
-    analysed = [AnalysedTrace(trace) for trace in loaded]
+    loaded = [one.trace for one in analysed]
     parts = [trace.instances.assign(trace=number) for number, trace in enumerate(analysed)]
     names = _choose(loaded, list(patterns)) if only is None else list(only)
     halves = [_bottom_half(name, loaded, parts, strict) for name in names]

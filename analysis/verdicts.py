@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.durations import disturbed
 from qtrace.analysis.instances import code_of
+from qtrace.analysis.loss import disturbed
 from qtrace.analysis.stacks import PROBLEMS, facts_by_code
 from qtrace.analysis.stranded import proofs
 from qtrace.trace.reader import Trace
