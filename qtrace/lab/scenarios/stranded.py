@@ -7,25 +7,20 @@ the mail thread did by a patch of its own. gdb has left before anything is looke
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
-from qtrace.errors import QmpFailed
 from qtrace.experiment.strand import Stranding
 from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Guest
+from qtrace.lab.hang import WAITS_IN, is_blocked, quit_guest, until_proven
 from qtrace.lab.jobs import NO_NODE
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup
-from qtrace.recorder.session import Recording
 from qtrace.target.aio.why import STRANDED, confirm
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
-from qtrace.target.qmp import QmpClient
 from qtrace.trace.schema import Event
 
-WAITS_IN = "job_finish_sync_locked"
-QUIT_S = 2.0
 STALL_AFTER_S = 0.5
 APART_S = 0.5
 
@@ -40,14 +35,14 @@ def run(setup: Setup) -> Outcome:
             guest.qmp.command("snapshot-save", **{"job-id": "job", "tag": "qtrace", **NO_NODE})
             while not stranding.poll(0.1) and time.monotonic() - began < setup.timeout_s:
                 pass
-            _quit(guest)
+            quit_guest(guest)
             seen: list[Event] = []
-            while not any(map(_is_blocked, seen)) and time.monotonic() - began < setup.timeout_s:
+            while not any(map(is_blocked, seen)) and time.monotonic() - began < setup.timeout_s:
                 stranding.poll(0)
                 seen += recording.poll(0.1)
         times = len(stranding.seen)
         # gdb has left; what is seen now is QEMU's alone.
-        seen += _until_proven(recording, began + setup.timeout_s)
+        seen += until_proven(recording, began + setup.timeout_s)
         sentence = _inspect(guest)
         return Outcome(
             version,
@@ -57,24 +52,6 @@ def run(setup: Setup) -> Outcome:
             lines=(f"put off {times} times, until QEMU was told to quit", f"inspect: {sentence}"),
             proven=BOTTOM_HALF in sentence and "iohandler" in sentence and WAITS_IN in sentence,
         )
-
-
-def _quit(guest: Guest) -> None:
-    """QEMU may hang before or after it has answered."""
-    with suppress(QmpFailed), QmpClient(guest.second_qmp_socket, QUIT_S) as client:
-        client.command("quit")
-
-
-def _is_blocked(event: Event) -> bool:
-    return event.event == "blocked" and any(frame.startswith(WAITS_IN) for frame in event.stack)
-
-
-def _until_proven(recording: Recording, deadline: float) -> list[Event]:
-    """Two looks that show the same wait."""
-    seen: list[Event] = []
-    while sum(map(_is_blocked, seen)) < 2 and time.monotonic() < deadline and not recording.ended:
-        seen += recording.poll(0.1)
-    return seen
 
 
 def _inspect(guest: Guest) -> str:

@@ -1,0 +1,204 @@
+"""Samples that have every bottom half (`--all`): each takes the file to record to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from socket import AF_UNIX, socket
+from typing import Any
+
+from qtrace.experiment.reroute import Rerouting, To
+from qtrace.experiment.strand import Stranding
+from qtrace.experiment.subject import Subject
+from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.hang import quit_guest, until_proven
+from qtrace.lab.jobs import NO_NODE, REAL, run_job
+from qtrace.lab.saves import IDLE_SOCKETS
+from qtrace.lab.scenario import BOTTOM_HALF
+from qtrace.lab.scenarios.vcpu_poll import ran_in_vcpu_poll
+from qtrace.recorder.session import Recording
+from qtrace.target.qmp import QmpClient
+from scripts.samples.machine import bench, disk
+
+Make = Callable[[Path], None]
+
+SAVES, ROUNDS, MEMORY_MIB = 5, 200, 4096
+DAEMON_REQUESTS, BENCH_REQUESTS = 211, 997
+DAEMON_DEPTH, BENCH_DEPTH = 8, 32
+PUT_OFF_S, LIMIT_S, PROVEN_S = 0.5, 30.0, 3.0
+
+
+@contextmanager
+def recorded(trace: Path, pid: int, **options: Any) -> Iterator[Recording]:
+    """Every bottom half of a process; ``options`` are Recording's."""
+    with Recording.start(pid, output=trace, everything=True, **options) as recording:
+        yield recording
+        recording.stop("sample ended")
+
+
+def pflash(qemu: Path) -> Make:
+    """A guest that writes to its flash chip, saved until chance gives a save to the vCPU thread."""
+
+    def make(trace: Path) -> None:
+        with (
+            Guest(qemu, "kvm", idle_sockets=IDLE_SOCKETS) as guest,
+            recorded(trace, guest.pid) as recording,
+        ):
+            for number in range(ROUNDS):
+                save_round(guest.qmp, f"save{number}")
+                if number and any(map(ran_in_vcpu_poll, recording.poll(0))):
+                    break
+
+    return make
+
+
+def qtest(qemu: Path) -> Make:
+    """The same device writes by qtest, which makes them on the main thread."""
+
+    def make(trace: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, socket(AF_UNIX) as server:
+            server.bind(f"{folder}/qtest")
+            server.listen(1)
+            extra = ("-accel", "qtest", "-qtest", f"unix:{folder}/qtest")
+            with Guest(qemu, firmware="idle", extra_args=extra) as guest:
+                client = server.accept()[0]
+                ended = threading.Event()
+
+                def write() -> None:
+                    while not ended.is_set():
+                        client.sendall(b"writeb 0xfffe0000 0x40\nwriteb 0xfffe0000 0x55\n")
+                        client.recv(100)
+
+                writer = threading.Thread(target=write)
+                with recorded(trace, guest.pid) as recording:
+                    writer.start()
+                    _saves(guest, recording)
+                    ended.set()
+                    writer.join()
+
+    return make
+
+
+def stranded(qemu: Path) -> Make:
+    """The mail thread's experiment: put off again and again, and stranded when QEMU quits.
+
+    Another bottom half is watched, so that the schedules that gdb makes are recorded.
+    """
+
+    def make(trace: Path) -> None:
+        with (
+            Guest(qemu, firmware="idle") as guest,
+            recorded(trace, guest.pid, patterns=("job_exit",), stall_after_s=0.5) as recording,
+        ):
+            with Stranding(Subject(guest.pid, BOTTOM_HALF)) as stranding:
+                guest.qmp.command("snapshot-save", **{"job-id": "job", "tag": "qtrace", **NO_NODE})
+                until = time.monotonic() + PUT_OFF_S
+                while time.monotonic() < until:
+                    stranding.poll(0.1)
+                    recording.poll(0)
+                quit_guest(guest)
+                limit = time.monotonic() + LIMIT_S
+                # Bottom halves that are not watched get their rows at the end: gdb has to go first.
+                while time.monotonic() < limit and stranding.poll(0.5):
+                    recording.poll(0)
+            until_proven(recording, time.monotonic() + PROVEN_S)
+
+    return make
+
+
+def real_save(qemu: Path, to: To | None = None) -> Make:
+    """A real save of a guest with some memory, and a command from another client meanwhile."""
+
+    def make(trace: Path) -> None:
+        with (
+            Guest(qemu, firmware="idle", memory_mib=MEMORY_MIB, disk=True) as guest,
+            QmpClient(guest.second_qmp_socket, LIMIT_S) as second,
+            recorded(trace, guest.pid) as recording,
+            nullcontext() if to is None else Rerouting(Subject(guest.pid, BOTTOM_HALF), to),
+        ):
+            asked = threading.Timer(0.03, lambda: second.command("query-status"))
+            asked.start()
+            run_job(guest.qmp, "snapshot-save", "save", **REAL)
+            asked.join()
+            recording.poll(0)
+
+    return make
+
+
+def control(qemu: Path) -> Make:
+    """Saves that the main loop runs, beside a guest that leaves its devices alone."""
+
+    def make(trace: Path) -> None:
+        with (
+            Guest(qemu, firmware="idle", idle_sockets=IDLE_SOCKETS) as guest,
+            recorded(trace, guest.pid) as recording,
+        ):
+            _saves(guest, recording)
+
+    return make
+
+
+def idle(qemu: Path) -> Make:
+    """A guest that does nothing."""
+
+    def make(trace: Path) -> None:
+        with Guest(qemu, firmware="idle") as guest, recorded(trace, guest.pid):
+            time.sleep(1)
+
+    return make
+
+
+def tool(qemu: Path, *options: str) -> Make:
+    """A program without a guest, from its first instruction on: nothing in it is wrong."""
+
+    def make(trace: Path) -> None:
+        command = bench(qemu, BENCH_REQUESTS, BENCH_DEPTH, *options)
+        made = trace.with_suffix(".parquet")
+        subprocess.run(
+            [sys.executable, "-m", "qtrace", "run", "--all", "-o", made, "--",
+             *command, disk(trace.parent)],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        made.rename(trace)
+
+    return make
+
+
+def daemon(qemu: Path) -> Make:
+    """A storage daemon whose IOThread serves an NBD export."""
+
+    def make(trace: Path) -> None:
+        folder = trace.parent
+        nbd = folder / "nbd"
+        process = subprocess.Popen(
+            [qemu.with_name("qemu-storage-daemon"), "--object", "iothread,id=iothread0",
+             "--blockdev", f"driver=file,node-name=disk,filename={disk(folder)}",
+             "--nbd-server", f"addr.type=unix,addr.path={nbd}",
+             "--export", "type=nbd,id=export,node-name=disk,name=disk,iothread=iothread0"]
+        )  # fmt: skip
+        try:
+            while not nbd.exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            with recorded(trace, process.pid):
+                subprocess.run(
+                    [*bench(qemu, DAEMON_REQUESTS, DAEMON_DEPTH), f"nbd+unix:///disk?socket={nbd}"],
+                    check=True, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+        finally:
+            process.kill()
+            process.wait()
+
+    return make
+
+
+def _saves(guest: Guest, recording: Recording) -> None:
+    for number in range(SAVES):
+        save_round(guest.qmp, f"save{number}")
+        recording.poll(0)
