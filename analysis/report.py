@@ -17,7 +17,7 @@ from qtrace.analysis.lint import choose, run_lints
 from qtrace.analysis.load import load
 from qtrace.analysis.replies import late_replies
 from qtrace.analysis.stacks import functions, judge_wait
-from qtrace.analysis.statistics import is_whole, summarize
+from qtrace.analysis.statistics import summarize
 from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import FINDINGS, SILENT, losses_of, worst
@@ -81,11 +81,8 @@ def judge_analysed(
         "target": loaded[0].header["target"] if loaded else {},
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
-        "late_replies": late_replies(loaded),
-        "statistics": [
-            summarize(trace, part) if is_whole(trace) and only is None else []
-            for trace, part in zip(loaded, parts, strict=True)
-        ],
+        "late_replies": late_replies(analysed),
+        "statistics": [summarize(one) if one.every and only is None else [] for one in analysed],
         "lints": [
             {"asked": lints is not None, **result.as_dict()}
             for result in run_lints(analysed, [lint.name for lint in asked], thresholds)

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.durations import run_durations
 from qtrace.analysis.stacks import stack_facts
 from qtrace.analysis.verdicts import MAIN_CONTEXTS
 
@@ -18,7 +17,7 @@ COLUMNS = ["time_ns", "row", "tid", "thread", "role", "name", "context", "callba
            "stack"]  # fmt: skip
 
 
-def runs_of(events: pd.DataFrame, losses: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
+def runs_of(events: pd.DataFrame, durations: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
     """The runs of one trace in time order, with:
 
     * ``end_ns`` (int64): when the callback returned, -1 when no row tells;
@@ -31,9 +30,8 @@ def runs_of(events: pd.DataFrame, losses: pd.DataFrame, instances: pd.DataFrame)
     rows = runs["row"].to_numpy(np.int64)
     time = runs["time_ns"].to_numpy(np.int64)
     end = np.full(len(runs), -1, np.int64)
-    known = run_durations(events, losses)
-    at, found = find_rows(rows, known["row"].to_numpy(np.int64))
-    end[at] = time[at] + known["duration_ns"].to_numpy(np.int64)[found]
+    at, found = find_rows(rows, durations["row"].to_numpy(np.int64))
+    end[at] = time[at] + durations["duration_ns"].to_numpy(np.int64)[found]
     instance = np.full(len(runs), -1, np.int64)
     ran = np.flatnonzero((instances["end"] == "run").to_numpy())
     at, found = find_rows(rows, whole(instances["ended_row"].take(ran)))

@@ -9,27 +9,18 @@ import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.brackets import Mask, Positions, numbered, stable_order, starts_of
-from qtrace.analysis.durations import run_durations
 from qtrace.analysis.instances import code_of
 from qtrace.analysis.spread import spread
 from qtrace.analysis.stacks import functions
+from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import LOST
-from qtrace.trace.reader import Trace
 
 # The longest runs, and the commonest threads that schedule, of each bottom half.
 LONGEST, SCHEDULERS = 3, 5
 
 
-def is_whole(trace: Trace) -> bool:
-    """Whether a recording has every bottom half, not only watched ones."""
-    return "all" in trace.header
-
-
-def summarize(trace: Trace, instances: pd.DataFrame) -> list[dict[str, Any]]:
+def summarize(trace: AnalysedTrace) -> list[dict[str, Any]]:
     """Statistics of one trace, the busiest bottom half first.
-
-    Args:
-        instances: what ``classify`` made of it.
 
     Returns:
         For each bottom half and context: ``name``, ``context``, ``scheduled``, ``ran``,
@@ -38,7 +29,7 @@ def summarize(trace: Trace, instances: pd.DataFrame) -> list[dict[str, Any]]:
         (role, thread, tid, count); ``longest`` (duration_ns, time_ns, thread, tid, stack). An
         instance during whose life events were lost counts, but has no wait.
     """
-    durations = run_durations(trace.frame, trace.losses)
+    instances, durations = trace.instances, trace.durations
     took = np.full(len(instances), np.nan)
     ended = instances["ended_row"].fillna(-1).to_numpy(np.int64)
     ran = code_of(instances["end"], ("run",)) == 0

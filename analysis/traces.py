@@ -16,12 +16,14 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from qtrace.analysis.actors import contexts_of, threads_of
+from qtrace.analysis.durations import run_durations
 from qtrace.analysis.explain import explain
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.lint import LintResult, run_lints
 from qtrace.analysis.load import files
 from qtrace.analysis.runs import runs_of
 from qtrace.analysis.stranded import Proof, proofs
+from qtrace.analysis.unfinished import unfinished
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import Trace, read_trace
 
@@ -125,7 +127,24 @@ class AnalysedTrace:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row per run, in time order: its end, and the runs around it (analysis/runs.py)."""
-        return runs_of(self.events, self.losses, self.instances)
+        return runs_of(self.events, self.durations, self.instances)
+
+    @cached_property
+    def durations(self) -> pd.DataFrame:
+        """How long each run with a known end took (analysis/durations.py)."""
+        return run_durations(self.events, self._all_losses)
+
+    @cached_property
+    def unfinished(self) -> pd.Series:
+        """The runs that had not come to an end: for how long at least, in ns, by their index in
+        ``runs`` (analysis/unfinished.py)."""
+        return unfinished(self.runs, self.trace, self._all_losses)
+
+    @property
+    def _all_losses(self) -> pd.DataFrame:
+        """Those of returns too."""
+        parts = [part for part in (self.losses, self.trace.step_losses) if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else self.losses
 
     def lint(
         self,

@@ -62,6 +62,9 @@ class Recorder(Plan):
         self.stops += self._steps
         self.follow(False)
 
+    def totals(self) -> dict[str, Any]:
+        return {"lost": self._lost}
+
     def follow(self, follows: bool) -> None:
         """Stop, or do not, at the later steps of a command."""
         for stop in self._steps:

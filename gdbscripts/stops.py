@@ -144,6 +144,10 @@ class Plan:
             address += wanted
         return {**facts, "registers": list(values.values())}, raw
 
+    def totals(self) -> dict[str, Any]:
+        """What qtrace is told at the very end."""
+        return {}
+
     def stopped(self, event: gdb.StopEvent) -> None:
         """Everything has stopped, and it was not qtrace that wanted it."""
         signalled = getattr(event, "stop_signal", "")
@@ -185,7 +189,8 @@ def begin_end() -> None:
     plan.ending = True
     threads = gdb.selected_inferior().threads()
     running = any(thread.is_running() for thread in threads)
-    plan.channel.send({"kind": "ending", "running": running, "threads": len(threads)})
+    facts = {"kind": "ending", "running": running, "threads": len(threads)}
+    plan.channel.send({**facts, **plan.totals()})
 
 
 def disarm() -> None:

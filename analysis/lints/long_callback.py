@@ -15,22 +15,27 @@ from qtrace.analysis.traces import AnalysedTrace
 
 # The contexts whose bottom halves run with the BQL held.
 BQL = ("main", "iohandler")
+# Taking the probes off takes a fifth of a second: what is older than that did not end with them.
+DISARMING_NS = 2_000_000_000
 
 
 def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     """Runs that took longer than the threshold, with what waited for their end.
 
-    A run whose return was not recorded is left out: when the recording ends the probes go off
-    one after the other, so that it need not have lasted.
+    One that had not returned when the recording ended counts for as long as that is certain
+    (analysis/unfinished.py).
     """
     if is_tool(trace.header):
         return Seen(facts={"tool": True})
     runs = trace.runs
     end = runs["end_ns"].to_numpy(np.int64)
     took = end - runs["time_ns"].to_numpy(np.int64)
-    long = (end >= 0) & (took >= threshold.value)
-    found = runs[long].assign(took=took[long])
-    found["end_row"] = _returns(trace.events, found)
+    open_still = trace.unfinished
+    took[open_still.index] = open_still.to_numpy()
+    long = (took >= threshold.value) & (took > 0)
+    found = runs[long].assign(took=took[long], returned=end[long] >= 0)
+    found["end_row"] = _ends(trace, found)
+    found["end_ns"] = (found["time_ns"] + found["took"]).to_numpy()
     findings = []
     for group in grouped(found, ("name", "context", "tid"), "took", ("row", "end_row")):
         one = group.worst
@@ -42,27 +47,50 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             if behind
             else ""
         )
+        open_end = f" or longer: it had not returned when {_last(trace)}"
         thread = who(one["role"], one["thread"], int(one["tid"]))
         findings.append(
             Finding(
                 "long-callback", trace,
                 f"{one['name']} (`{one['context'] or '?'}`) kept {thread}{holds} for"
-                f" {show(one['took'], 'ns')} ({times(group.count)} over {threshold}){waited}",
+                f" {show(one['took'], 'ns')}{'' if one['returned'] else open_end}"
+                f" ({times(group.count)} over {threshold}){waited}",
                 one["name"], one["context"], int(one["tid"]), one["thread"], one["role"],
                 int(one["time_ns"]), int(one["took"]), "ns", group.rows, group.count, "warning",
-                int(one["instance"]) if one["instance"] >= 0 else None, {"behind": behind},
+                int(one["instance"]) if one["instance"] >= 0 else None,
+                {"behind": behind, "returned": bool(one["returned"])},
             )
         )  # fmt: skip
     known = int((end >= 0).sum())
-    return Seen(findings, (), {"runs": known, "without_end": len(runs) - known})
+    facts = {"runs": known, "without_end": len(runs) - known, "unfinished": len(open_still)}
+    return Seen(findings, _doubts(trace, threshold), facts)
 
 
-def _returns(events: pd.DataFrame, runs: pd.DataFrame) -> Any:
-    """The rows at which these runs end."""
+def _doubts(trace: AnalysedTrace, threshold: Threshold) -> list[str]:
+    """What an older recording, which does not say when its probes went off, leaves open."""
+    open_still = trace.unfinished
+    at = open_still.index.to_numpy(np.int64)
+    began = trace.runs["time_ns"].take(at)
+    age = trace.events["time_ns"].iloc[-1] - began.to_numpy(np.int64)
+    unsure = age >= max(threshold.value, DISARMING_NS)
+    unsure &= (open_still < threshold.value).to_numpy()
+    if trace.exit is not None or not unsure.any():
+        return []
+    name = trace.runs["name"].iloc[int(at[unsure][0])]
+    return [f"whether {name} was still running at the end is not known"]
+
+
+def _last(trace: AnalysedTrace) -> str:
+    return "the recording ended" if trace.exit is None else "the target ended"
+
+
+def _ends(trace: AnalysedTrace, runs: pd.DataFrame) -> Any:
+    """The rows at which these runs end; for one that did not return the recording's last row."""
+    events = trace.events
     until = runs["end_ns"].to_numpy(np.int64)
     ended = events[((events["event"] == "return") & events["time_ns"].isin(until)).to_numpy()]
     at, found = find_rows(ended["time_ns"].to_numpy(np.int64), until)
-    rows = np.full(len(runs), -1, np.int64)
+    rows = np.where(until < 0, int(events["row"].iloc[-1]), -1)
     rows[found] = ended["row"].to_numpy(np.int64)[at]
     return rows
 

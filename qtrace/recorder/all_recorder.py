@@ -238,8 +238,8 @@ class AllRecorder:
 
     def drop(self, reason: str) -> None:
         """Disarm before the end; the trace says when and why."""
-        self.disarm()
         self.dropped = {"dropped_ns": time.monotonic_ns(), "dropped": reason}
+        self.disarm()
 
     def finish(self) -> list[Event]:
         """Disarm, take what is left. Raises OutputFailed."""
@@ -264,9 +264,12 @@ class AllRecorder:
             self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
 
     def _losses(self) -> list[Event]:
+        begin = time.monotonic_ns()
+        counts = list(self._program.counts("lost"))
+        # Whatever they count was lost before now.
         now = time.monotonic_ns()
         rows = []
-        for ip, count in self._program.counts("lost"):
+        for ip, count in counts:
             new = count - self._lost.get(ip, 0)
             if new:
                 self._lost[ip] = count
@@ -277,7 +280,7 @@ class AllRecorder:
                     "probes": "all",
                 }
                 rows.append(Event(now, "lost", detail=detail))
-        self._checked_ns = now
+        self._checked_ns = begin
         return rows
 
     def _label(self, ip: int) -> str:

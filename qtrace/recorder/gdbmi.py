@@ -6,6 +6,7 @@ when gdb attaches and detaches, and for less than one at each hit; the watched s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from qtrace.gdb.capture import CAPTURE, hit_of
@@ -30,6 +31,7 @@ class GdbProbes:
         self._process = process
         self._session: GdbSession | None = None
         self._lost: dict[int, int] = {}
+        self._counted_ns = 0
         self._hits: list[Hit] = []
 
     def attach(self, sites: Sequence[Site]) -> None:
@@ -42,6 +44,7 @@ class GdbProbes:
         config = {"kind": "record", "stops": stops, "capture": CAPTURE, **groups}
         self._session = GdbSession(self._process, "record", config)
         self._session.attach()
+        self._counted_ns = time.monotonic_ns()
 
     def poll(self, timeout_s: float) -> list[Hit]:
         if self._session is None:
@@ -56,6 +59,10 @@ class GdbProbes:
 
     def lost(self) -> dict[int, int]:
         return self._lost
+
+    def counted_ns(self, asked_ns: int) -> int:
+        """What found no room is told by the next message that does."""
+        return min(asked_ns, self._counted_ns)
 
     def close(self) -> None:
         if self._session is not None:
@@ -76,4 +83,5 @@ class GdbProbes:
             if "lost" in message.facts:
                 self._lost = {int(site): n for site, n in message.facts["lost"].items()}
             if message.facts["kind"] == "hit":
+                self._counted_ns = max(self._counted_ns, message.facts["time_ns"])
                 self._hits.append(hit_of(message))

@@ -45,6 +45,9 @@ class Probes(Protocol):
     def lost(self) -> dict[int, int]:
         """Hits of which only the number is known, by run-time address."""
 
+    def counted_ns(self, asked_ns: int) -> int:
+        """Up to when ``lost`` had counted them all, when it was asked at ``asked_ns``."""
+
     def close(self) -> None:
         """Disarm them all."""
 

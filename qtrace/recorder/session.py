@@ -251,6 +251,7 @@ class Recording:
         if self._stopped:
             return
         self._stopped = True
+        until_ns = time.monotonic_ns()
         try:
             self._probes.close()
             every = self.everything
@@ -266,6 +267,7 @@ class Recording:
                 hits[site.label] += count
             detail: dict[str, Any] = {
                 "reason": reason,
+                "until_ns": until_ns,
                 "lost": sum(n for at, n in self._lost.items() if not self._sites[at].is_step),
                 "hits": dict(hits),
                 "silent": silent_probes(self._plan, hits),
@@ -344,9 +346,12 @@ class Recording:
         return rows
 
     def _losses(self) -> list[Event]:
+        begin = time.monotonic_ns()
+        counts = self._probes.lost()
+        # Whatever they count was lost before now.
         now = time.monotonic_ns()
         rows = []
-        for address, count in self._probes.lost().items():
+        for address, count in counts.items():
             new = count - self._lost.get(address, 0)
             if new:
                 site = self._sites[address]
@@ -355,7 +360,7 @@ class Recording:
                     detail["probes"] = "steps"
                 rows.append(Event(now, "lost", name=site.name, detail=detail))
                 self._lost[address] = count
-        self._loss_checked_ns = now
+        self._loss_checked_ns = self._probes.counted_ns(begin)
         return rows
 
     def _write(self, rows: list[Event]) -> None:

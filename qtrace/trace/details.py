@@ -21,6 +21,7 @@ class Facts:
 
     header: dict[str, Any]
     losses: pd.DataFrame
+    step_losses: pd.DataFrame
     lost_events: int
     exit: dict[str, Any] | None
     detach: dict[str, Any]
@@ -47,8 +48,7 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
     lost = _rows(path, frame, "lost")
     # What no verdict depends on makes none inconclusive.
     steps = np.array([facts.get("probes") == "steps" for facts in lost["facts"]], dtype=np.bool_)
-    losses = _losses(path, lost[~steps])
-    lost_steps = int(_losses(path, lost[steps])["count"].sum())
+    losses, step_losses = _losses(path, lost[~steps]), _losses(path, lost[steps])
     exits = _rows(path, frame, "exit")["facts"]
     detach = _rows(path, frame, "detach")["facts"]
     ending = detach.iloc[-1] if len(detach) else {}
@@ -62,7 +62,8 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
     return Facts(
         header=header,
         losses=losses,
-        lost_events=max(total, counted) + lost_steps,
+        step_losses=step_losses,
+        lost_events=max(total, counted) + int(step_losses["count"].sum()),
         exit=exits.iloc[-1] if len(exits) else None,
         detach=ending,
         complete=len(detach) > 0,

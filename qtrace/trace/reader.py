@@ -38,6 +38,7 @@ class Trace:
         header: the attach row's detail.
         losses: one row per interval in which events were lost: ``since_ns``, ``until_ns``,
             ``count`` (int64), ``every`` (of the probes of `--all`, not of watched ones).
+        step_losses: likewise, of rows on which no verdict depends (``return``, ``qmp``, ``job``).
         lost_events: how many events were lost.
         exit: the exit row's detail, or None when the target was still there at the end.
         detach: the detach row's detail; empty when the trace was cut off.
@@ -49,6 +50,7 @@ class Trace:
     frame: pd.DataFrame
     header: dict[str, Any]
     losses: pd.DataFrame
+    step_losses: pd.DataFrame
     lost_events: int
     exit: dict[str, Any] | None
     detach: dict[str, Any]
@@ -78,6 +80,7 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> Trace:
         frame=frame,
         header=facts.header,
         losses=facts.losses,
+        step_losses=facts.step_losses,
         lost_events=facts.lost_events,
         exit=facts.exit,
         detach=facts.detach,

@@ -207,6 +207,7 @@ def test_nothing_is_judged_from_incomplete_data(
     losses = pd.DataFrame(spans, columns=["since_ns", "until_ns", "count"], dtype="int64")
     trace = Trace(
         path=Path("x"), frame=kept, header={"target": {"pid": PID}}, losses=losses,
+        step_losses=losses[:0],
         lost_events=len(times), exit=None, detach={}, warnings=[], complete=True,
     )  # fmt: skip
     judged = classify(pair_instances(kept), trace)

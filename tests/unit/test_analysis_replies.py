@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qtrace.analysis import Trace, judge
+from qtrace.analysis import AnalysedTrace, Trace, judge
 from qtrace.analysis.replies import late_replies
 from qtrace.trace.schema import Event
 from tests.unit.event_rows import NAME, PID, VCPU_TID, recording, run, schedule
@@ -31,7 +31,7 @@ def late(path: Path, *events: Event) -> Trace:
 
 def test_the_bottom_half_that_ran_first_is_named_with_its_duration(tmp_path: Path) -> None:
     trace = late(tmp_path, *ran(4, 90), step(91, "reply"))
-    (found,) = late_replies([trace])
+    (found,) = late_replies([AnalysedTrace(trace)])
     assert (found["command"], found["count"], found["waited_for"]) == ("snapshot-save", 1, NAME)
     assert (found["done_after_ns"], found["replied_after_ns"]) == (2 * MS, 90 * MS)
     assert (found["ran_ns"], found["tid"], found["role"]) == (86 * MS, PID, "main")
@@ -39,20 +39,20 @@ def test_the_bottom_half_that_ran_first_is_named_with_its_duration(tmp_path: Pat
 
 
 def test_a_prompt_reply_is_none_however_long_the_job_takes(tmp_path: Path) -> None:
-    assert late_replies([late(tmp_path, step(3.1, "reply"), *ran(4, 90))]) == []
+    assert late_replies([AnalysedTrace(late(tmp_path, step(3.1, "reply"), *ran(4, 90)))]) == []
 
 
 def test_what_ran_on_another_thread_is_no_reason(tmp_path: Path) -> None:
     trace = late(tmp_path, *ran(4, 90, tid=VCPU_TID, role="vcpu"), step(91, "reply"))
-    (found,) = late_replies([trace])
+    (found,) = late_replies([AnalysedTrace(trace)])
     assert (found["waited_for"], found["ran_ns"]) == ("", 0)
 
 
 def test_many_of_a_kind_are_one_with_the_worst_times(tmp_path: Path) -> None:
     again = [step(101, "command", 2), step(102, "end", 2), *ran(103, 300), step(301, "reply", 2)]
-    (found,) = late_replies([late(tmp_path, *ran(4, 90), step(91, "reply"), *again)])
+    (found,) = late_replies([AnalysedTrace(late(tmp_path, *ran(4, 90), step(91, "reply"), *again))])
     assert (found["count"], found["replied_after_ns"]) == (2, 200 * MS)
 
 
 def test_a_command_that_was_never_answered_is_not_judged(tmp_path: Path) -> None:
-    assert late_replies([late(tmp_path, *ran(4, 90))]) == []
+    assert late_replies([AnalysedTrace(late(tmp_path, *ran(4, 90)))]) == []

@@ -178,9 +178,49 @@ def test_a_long_callback_names_its_length_and_who_waited_behind_it(tmp_path: Pat
     assert (longer.result, str(longer.threshold)) == ("none", "160 ms")
 
 
-def test_a_callback_without_its_return_is_not_long(tmp_path: Path) -> None:
-    result = lint(tmp_path, "long-callback", *ran(1 * MS, 2, "cut")[:2])
+def ending(path: Path, *events: Event, end_ms: int, **facts: Any) -> LintResult:
+    """What long-callback says of a recording that ends then."""
+    trace = write(path / "t.csv", [attach(all={}), *events, detach(end_ms * MS, **facts)])
+    return open_traces(trace).lint(["long-callback"])[0]
+
+
+def test_a_callback_that_never_returned_is_long_as_far_as_that_is_certain(tmp_path: Path) -> None:
+    cut = ran(1 * MS, 2, "cut")[:2]
+    inside = ran(50 * MS, 60 * MS, "inner", detail={"depth": 1})[1:]
+    found = only(ending(tmp_path, *cut, *inside, end_ms=900, until_ns=700 * MS))
+    assert (found.name, found.value, found.facts["returned"]) == ("cut", 699 * MS, False)
+    assert "for 699 ms or longer: it had not returned when the recording ended" in found.sentence
+    assert list(found.evidence()["event"]) == ["run", "detach"]
+
+
+def test_what_only_lost_its_return_to_the_end_of_the_probes_is_not_long(tmp_path: Path) -> None:
+    cut = ran(1 * MS, 2, "cut")[:2]
+    result = ending(tmp_path, *cut, end_ms=900, until_ns=80 * MS)
     assert (result.result, result.facts["without_end"]) == ("none", 1)
+    # Its thread ran something outside of it later: the return was missed.
+    later = run(50 * MS, name="later", callback=9, bh=9, detail={"depth": 0})
+    assert ending(tmp_path, *cut, later, end_ms=900, until_ns=140 * MS).result == "none"
+
+
+def test_an_older_recording_does_not_tell_when_its_probes_went_off(tmp_path: Path) -> None:
+    cut = ran(1 * MS, 2, "cut")[:2]
+    assert ending(tmp_path, *cut, end_ms=240).result == "none"
+    result = ending(tmp_path, *cut, end_ms=9000)
+    assert result.result == "inconclusive"
+    assert result.reason == "whether cut was still running at the end is not known"
+
+
+def test_a_callback_in_which_the_target_ended_lasted_until_its_last_event(tmp_path: Path) -> None:
+    last = Event(400 * MS, "schedule", VCPU_TID, "CPU 0/TCG", "vcpu", "x", callback=9)
+    gone = Event(800 * MS, "exit", detail={"signal": 9})
+    found = only(ending(tmp_path, *ran(1 * MS, 2, "cut")[:2], last, gone, end_ms=900, until_ns=1))
+    assert found.value == 399 * MS
+    assert "it had not returned when the target ended" in found.sentence
+
+
+def test_a_callback_around_which_something_was_lost_may_have_returned(tmp_path: Path) -> None:
+    cut = [*ran(1 * MS, 2, "cut")[:2], lost(30 * MS, 40 * MS)]
+    assert ending(tmp_path, *cut, end_ms=900, until_ns=700 * MS).result == "inconclusive"
 
 
 def test_a_callback_around_which_events_were_lost_is_not_long(tmp_path: Path) -> None:
