@@ -1,31 +1,304 @@
-"""What became of one instance and why, in prose with its evidence."""
+"""What became of one instance and why, in prose with its evidence.
+
+Whatever the recording does not show is said to be unknown.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from qtrace.analysis.lint import show
+from qtrace.analysis.meanwhile import meanwhile
+from qtrace.analysis.names import names_of
+from qtrace.analysis.occurrences import times, who
+from qtrace.analysis.qmp_rows import qmp_rows
+from qtrace.analysis.runs import moment
 from qtrace.analysis.stacks import functions
-from qtrace.trace.reader import Trace
+from qtrace.analysis.verdicts import LOST, losses_of
+from qtrace.errors import NoSuchInstance
+from qtrace.trace.schema import COROUTINE, PARTIAL, TRUNCATED, UNREADABLE
+
+if TYPE_CHECKING:
+    from qtrace.analysis.traces import AnalysedTrace
+
+# What the root of a chain that does not reach its thread's start tells.
+MARKS = {
+    COROUTINE: "in a coroutine, whose stack does not show who entered it",
+    PARTIAL: "further out was not recorded",
+    TRUNCATED: "further out was not copied",
+    UNREADABLE: "further out could not be read",
+}
+REMEDY = "qtrace explain TRACE --list shows them"
+WAYS = {"cancel": "cancelled it", "delete": "deleted it"}
 
 
-def explain(instance: pd.Series, trace: Trace) -> str:
-    """Several sentences about a row of ``instances``."""
-    one: dict[str, Any] = dict(instance)
-    name, context = one["name"] or "?", one["context"] or "an unknown context"
-    sentences = []
+def pick(
+    trace: AnalysedTrace,
+    numbers: Sequence[int] = (),
+    rows: Sequence[int] = (),
+    patterns: Sequence[str] = (),
+    every: bool = False,
+) -> list[int]:
+    """The instances that are asked for: indexes into ``instances``.
+
+    Args:
+        numbers: these.
+        rows: those that these rows of the file belong to.
+        patterns: without numbers and rows: globs of bottom halves, instead of those that the
+            recording watched; of each the first instance with its worst verdict.
+        every: all their instances.
+
+    Raises:
+        NoSuchInstance, NoMatch
+    """
+    found, count = [], len(trace.instances)
+    for number in numbers:
+        if not 0 <= number < count:
+            raise NoSuchInstance(
+                f"no instance {number}: {trace.path} has {count:,}, counted from 0", REMEDY
+            )
+        found.append(number)
+    for row in rows:
+        number = _instance_of(trace, row)
+        if number < 0:
+            raise NoSuchInstance(f"row {row} of {trace.path} belongs to no instance", REMEDY)
+        found.append(number)
+    if numbers or rows:
+        return list(dict.fromkeys(found))
+    code = trace.instances["verdict"].array.codes
+    for name in names_of([trace.trace], patterns):
+        own = np.flatnonzero((trace.instances["name"] == name).to_numpy())
+        if len(own):
+            # The categories are in the order of severity.
+            found += own.tolist() if every else [int(own[code[own].argmin()])]
+    return found
+
+
+def _instance_of(trace: AnalysedTrace, row: int) -> int:
+    """The instance whose schedule, end, or return a row is; -1 for none."""
+    instances, events = trace.instances, trace.events
+    for column in ("scheduled_row", "ended_row"):
+        found = np.flatnonzero((instances[column] == row).to_numpy(np.bool_, na_value=False))
+        if len(found):
+            return int(found[0])
+    one = events[((events["row"] == row) & (events["event"] == "return")).to_numpy()]
+    if one.empty:
+        return -1
+    runs = trace.runs
+    own = (runs["tid"] == one["tid"].iloc[0]) & (runs["end_ns"] == one["time_ns"].iloc[0])
+    found = runs["instance"].to_numpy(np.int64)[own.to_numpy()]
+    return int(found[0]) if len(found) else -1
+
+
+def explain(trace: AnalysedTrace, index: int) -> str:
+    """Sentences about an instance, each on a line: who scheduled it and in what, how long it
+    waited and behind what, where it ran, how long, the verdict with its proof, and its rows."""
+    case = _Case.of(trace, index)
+    lines = [
+        f"{case.one['name'] or '?'}, instance {index} of {trace.path}",
+        _scheduled(case),
+        *_waited(case),
+        *_ended(case),
+        _verdict(case),
+        _rows(case),
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An instance (its row), its run (a row of ``runs``) and that run's index, if it has one."""
+
+    trace: AnalysedTrace
+    index: int
+    one: dict[str, Any]
+    run: dict[str, Any] | None
+    run_index: int
+
+    @classmethod
+    def of(cls, trace: AnalysedTrace, index: int) -> _Case:
+        one = {str(key): value for key, value in trace.instances.iloc[index].items()}
+        at = np.flatnonzero((trace.runs["instance"] == index).to_numpy())
+        if not len(at):
+            return cls(trace, index, one, None, -1)
+        run = {str(key): value for key, value in trace.runs.iloc[int(at[0])].items()}
+        return cls(trace, index, one, run, int(at[0]))
+
+    @property
+    def context(self) -> str:
+        return f"`{self.one['context']}`" if self.one["context"] else "an unknown context"
+
+    def when(self, time_ns: int) -> str:
+        """Since the recording began."""
+        return f"{(time_ns - int(self.trace.events['time_ns'].iloc[0])) / 1e9:.6f} s"
+
+    @property
+    def actor(self) -> str:
+        role = str(self.one["role"])
+        unknown = "" if role not in ("", "other") else " of unknown role"
+        return who(role, str(self.one["thread"]), int(self.one["tid"])) + unknown
+
+
+def _scheduled(case: _Case) -> str:
+    one, trace = case.one, case.trace
     if pd.isna(one["scheduled_ns"]):
-        sentences.append(f"{name} was scheduled into `{context}` before the recording began.")
-    else:
-        by = f"{one['scheduled_by_thread']} ({one['scheduled_by_role'] or 'role unknown'}"
-        sentences.append(f"{by}, tid {one['scheduled_by_tid']}) scheduled {name} into `{context}`.")
-    if one["end"] == "run":
-        chain = " <- ".join(functions(one["stack"]))
-        sentences.append(
-            f"{one['thread']} ({one['role'] or 'role unknown'}, tid {one['tid']}) ran it: {chain}."
+        lost = ", or was lost" if trace.lost_events else ""
+        return (
+            f"Its schedule is not in the recording: it was before the probes were armed{lost}. Who"
+            f" scheduled it, and how long it waited in {case.context}, is not known."
         )
-    sentences.append(f"Verdict: {one['verdict']}{': ' + one['reason'] if one['reason'] else ''}.")
-    rows = [int(one[key]) for key in ("scheduled_row", "ended_row") if not pd.isna(one[key])]
-    sentences.append(f"Rows {', '.join(map(str, rows))} of {trace.path}.")
-    return "\n".join(sentences)
+    at, tid = int(one["scheduled_ns"]), int(one["scheduled_by_tid"])
+    if not tid:
+        return (
+            f"At {case.when(at)} it was seen pending in {case.context}; who had scheduled it is not"
+            " known."
+        )
+    scheduler = who(str(one["scheduled_by_role"]), str(one["scheduled_by_thread"]), tid)
+    line = (
+        f"At {case.when(at)} {scheduler} scheduled it into {case.context}{_during(case, tid, at)}"
+    )
+    line += f": {_chain(one['scheduled_stack'])}." if one["scheduled_stack"] else "."
+    if one["coalesced"]:
+        again = times(int(one["coalesced"]))
+        line += f" It was scheduled {again} more while it was pending, which inserts nothing."
+    return line
+
+
+def _during(case: _Case, tid: int, time_ns: int) -> str:
+    """The bottom half and the QMP command that a thread was in then."""
+    runs = case.trace.runs
+    at = int(moment(runs, np.array([tid]), np.array([time_ns]))[0])
+    found = ""
+    if at >= 0 and at != case.run_index:
+        found = f", inside {runs['name'].iloc[at]} (row {runs['row'].iloc[at]})"
+    rows = qmp_rows(case.trace.events)
+    rows = rows[(rows["step"].isin(("begin", "end")) & (rows["tid"] == tid)).to_numpy()]
+    before = rows[(rows["time_ns"] <= time_ns).to_numpy()]
+    if len(before) and before["step"].iloc[-1] == "begin":
+        found += f", for the QMP command {before['name'].iloc[-1]} (row {before['row'].iloc[-1]})"
+    return found
+
+
+def _waited(case: _Case) -> list[str]:
+    one, last = case.one, int(case.trace.events["time_ns"].iloc[-1])
+    if pd.isna(one["scheduled_ns"]):
+        return []
+    since = int(one["scheduled_ns"])
+    until = last if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
+    if pd.isna(one["ended_ns"]):
+        first = f"It was still pending when the recording ended, {show(until - since, 'ns')} later."
+    else:
+        first = f"It waited {show(until - since, 'ns')}."
+    return [" ".join([first, *meanwhile(case.trace, one, since, until)])]
+
+
+def _ended(case: _Case) -> list[str]:
+    """Where it ran and for how long, or who took it off."""
+    one = case.one
+    if not one["end"]:
+        return []
+    at = case.when(int(one["ended_ns"]))
+    if one["end"] != "run":
+        return [f"At {at} {case.actor} {WAYS[one['end']]}."]
+    poll, device = int(one["deciding_frame"]), int(one["device_frame"])
+    chain = functions(one["stack"])
+    where = ""
+    if one["verdict"] in ("nested-poll", "vcpu-poll") and 0 <= poll < len(chain) - 1:
+        where = f" inside {chain[poll]}() of {chain[poll + 1]}"
+    if device >= 0:
+        where += f", for a device access of the guest ({chain[device]})"
+    if case.run is not None and case.run["outer"] >= 0:
+        outer = case.trace.runs.iloc[int(case.run["outer"])]
+        where += f", inside a run of {outer['name']} (row {outer['row']})"
+    stack = f": {_chain(one['stack'])}" if chain else "; its stack could not be read"
+    return [f"At {at} {case.actor} ran it{where}{stack}.", _took(case)]
+
+
+def _took(case: _Case) -> str:
+    """How long it ran."""
+    trace, run = case.trace, case.run
+    if run is not None and run["end_ns"] >= 0:
+        return f"It returned after {show(int(run['end_ns'] - run['time_ns']), 'ns')}."
+    ended = "recording" if trace.exit is None else "target"
+    if case.run_index in trace.unfinished.index:
+        lasted = int(trace.unfinished[case.run_index])
+        if lasted:
+            return f"It had not returned {show(lasted, 'ns')} later, when the {ended} ended."
+        return f"Whether it returned before the {ended} ended is not known."
+    if trace.every or case.one["name"] in trace.header.get("returns", []):
+        return "How long it ran is not known: its return was missed."
+    return "How long it ran is not known: returns were not recorded (--all records them)."
+
+
+def _verdict(case: _Case) -> str:
+    one, verdict = case.one, str(case.one["verdict"])
+    return f"Verdict {verdict}: {_proof(case, verdict)}." if one["name"] else f"Verdict {verdict}."
+
+
+def _proof(case: _Case, verdict: str) -> str:
+    one, trace = case.one, case.trace
+    chain, poll = functions(one["stack"]), int(one["deciding_frame"])
+    frame = f"{chain[poll]}()" if 0 <= poll < len(chain) else "its stack"
+    row = "" if pd.isna(one["ended_row"]) else f" (row {int(one['ended_row'])})"
+    proof = trace.proofs.get(case.index)
+    if verdict == "stranded" and proof is not None:
+        first, last = trace.evidence(proof.rows)["time_ns"].to_numpy()
+        return (
+            f"{proof.sentence}; two looks {show(int(last - first), 'ns')} apart (rows"
+            f" {proof.rows[0]} and {proof.rows[1]}) show the same wait, the last one at the end"
+        )
+    return {
+        "main-loop": f"{frame} on the main thread dispatched it{row}",
+        "nested-poll": f"the main thread ran it in {frame}, a nested event loop, not its main"
+        f" loop{row}",
+        "iothread": f"the IOThread that owns {case.context} ran it{row}",
+        "vcpu-poll": f"a vCPU thread ran it with {frame} on its stack, not the main loop{row}",
+        "foreign-poll": f"{case.context} is not this thread's own, and it ran it all the same{row}",
+        "cancelled": f"it was taken off before it ran{row}",
+        "deleted": f"it was taken off before it ran{row}",
+        "pending": "the recording ended first, and nothing in it proves that it could not run",
+        "inconclusive": f"{one['reason']}{_losses(case)}",
+    }[verdict]
+
+
+def _losses(case: _Case) -> str:
+    """Which losses touch its life."""
+    one = case.one
+    if one["reason"] != LOST:
+        return ""
+    limits = np.iinfo(np.int64)
+    born = limits.min if pd.isna(one["scheduled_ns"]) else int(one["scheduled_ns"])
+    died = limits.max if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
+    losses = losses_of(case.trace.trace, one["name"] in case.trace.watched)
+    touching = losses[((losses["since_ns"] <= died) & (losses["until_ns"] >= born)).to_numpy()]
+    return f", up to {touching['count'].sum():,} of them"
+
+
+def _rows(case: _Case) -> str:
+    one, trace = case.one, case.trace
+    parts = []
+    for key, kind in (("scheduled_row", "schedule"), ("ended_row", str(one["end"]))):
+        if not pd.isna(one[key]):
+            parts.append(f"{int(one[key])} ({kind})")
+    if case.run is not None and case.run["end_ns"] >= 0:
+        events = trace.events
+        back = (events["event"] == "return") & (events["time_ns"] == case.run["end_ns"])
+        back &= events["tid"] == case.run["tid"]
+        parts += [f"{int(row)} (return)" for row in events.loc[back.to_numpy(), "row"].head(1)]
+    proof = trace.proofs.get(case.index)
+    if proof is not None:
+        parts += [f"{row} (blocked)" for row in proof.rows]
+    return f"Rows {', '.join(parts)} of {trace.path}."
+
+
+def _chain(stack: str) -> str:
+    """Leaf first; in words what a mark at its root says."""
+    chain = functions(stack)
+    mark = MARKS.get(chain[-1], "")
+    shown = " <- ".join(chain[:-1] if mark else chain)
+    return f"{shown} ({mark})" if mark else shown

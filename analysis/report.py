@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,16 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.calls import summarize_calls
-from qtrace.analysis.instances import KINDS
 from qtrace.analysis.lint import choose, run_lints
 from qtrace.analysis.load import load
+from qtrace.analysis.names import names_of
 from qtrace.analysis.replies import late_replies
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.statistics import summarize
 from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import FINDINGS, SILENT, losses_of, worst
-from qtrace.errors import ExitStatus, NoMatch
+from qtrace.errors import ExitStatus
 from qtrace.trace.reader import Trace
 
 
@@ -72,7 +70,7 @@ def judge_analysed(
     asked = choose(lints)
     loaded = [one.trace for one in analysed]
     parts = [trace.instances.assign(trace=number) for number, trace in enumerate(analysed)]
-    names = _choose(loaded, list(patterns)) if only is None else list(only)
+    names = names_of(loaded, list(patterns)) if only is None else list(only)
     halves = [_bottom_half(name, loaded, parts, strict) for name in names]
     return {
         "verdict": worst(half["verdict"] for half in halves),
@@ -116,30 +114,6 @@ def _describe(trace: Trace) -> dict[str, Any]:
         "exit": trace.exit,
         "silent": trace.detach.get("silent", []),
     }
-
-
-def _choose(traces: list[Trace], patterns: list[str]) -> list[str]:
-    """The bottom halves to judge: watched ones in their order, or those the patterns name."""
-    watched = dict.fromkeys(item["name"] for trace in traces for item in trace.header["watched"])
-    seen: dict[str, None] = {}
-    for trace in traces:
-        rows = trace.frame["event"].isin(KINDS)
-        seen |= dict.fromkeys(trace.frame.loc[rows, "name"].drop_duplicates())
-    if not patterns:
-        blocked = pd.concat([t.frame.loc[t.frame["event"] == "blocked", "name"] for t in traces])
-        return list(watched | dict.fromkeys(blocked.drop_duplicates()) or seen)
-    known = list(watched | seen)
-    chosen: dict[str, None] = {}
-    for pattern in patterns:
-        found = fnmatch.filter(known, pattern)
-        if not found:
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
-            raise NoMatch(
-                f"no bottom half of these traces matches {pattern!r}",
-                f"the nearest names are: {', '.join(near) or 'none, they hold no bottom half'}",
-            )
-        chosen |= dict.fromkeys(found)
-    return [name for name in known if name in chosen]
 
 
 def _bottom_half(
@@ -217,6 +191,7 @@ def _finding(row: dict[str, Any], trace: Trace, shown: dict[int, Proof]) -> dict
         }
     finding = {
         "verdict": row["verdict"],
+        "instance": row["instance"],
         "thread": row["thread"],
         "role": row["role"],
         "tid": row["tid"],

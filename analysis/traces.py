@@ -159,14 +159,14 @@ class AnalysedTrace:
         return self.events[self.events["row"].isin(list(rows))]
 
     def explain(self, instance: int) -> str:
-        """What became of an instance and why, in prose.
+        """What became of an instance and why, in prose (analysis/explain.py).
 
         Raises:
             IndexError: there is no instance of that number.
         """
         if not 0 <= instance < len(self.instances):
             raise IndexError(f"no instance {instance}: there are {len(self.instances)}")
-        return explain(self.instances.iloc[instance], self.trace)
+        return explain(self, int(instance))
 
 
 class Traces(Sequence[AnalysedTrace]):

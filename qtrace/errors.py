@@ -82,6 +82,12 @@ class NoSuchLint(QtraceError):
         super().__init__(f"there is no lint {name!r}", f"{hint}qtrace lints lists them")
 
 
+class NoSuchInstance(QtraceError):
+    """A number, or a row, of no instance in a trace."""
+
+    exit_status = ExitStatus.USAGE
+
+
 class BadThreshold(QtraceError):
     """A limit that is not of the lint's kind."""
 

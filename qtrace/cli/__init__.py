@@ -18,8 +18,8 @@ from qtrace import __version__
 from qtrace.errors import ExitStatus, QtraceError
 
 COMMANDS = (
-    "ps", "doctor", "scan", "attach", "run", "analyze", "diff", "lints", "convert", "inspect",
-    "steer", "reroute", "lab", "gdb-script",
+    "ps", "doctor", "scan", "attach", "run", "analyze", "explain", "diff", "lints", "convert",
+    "inspect", "steer", "reroute", "lab", "gdb-script",
 )  # fmt: skip
 
 

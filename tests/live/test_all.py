@@ -232,7 +232,8 @@ def test_after_sigkill_of_qtrace_convert_brings_back_what_was_recorded(tmp_path:
     assert "cut off" in run.stderr
     report = judge([trace])
     assert not report["complete"]
-    assert watched_half(report)["verdicts"] == {"main-loop": 3}
+    # Whose poll ran them is chance: this guest writes to flash.
+    assert sum(watched_half(report)["verdicts"].values()) == 3
 
 
 @pytest.mark.parametrize("cut", [1, 44, 10_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import pandas as pd
 import pytest
 
 from qtrace.analysis import open_traces
+from qtrace.analysis.lints import LINTS
 from qtrace.errors import TraceUnreadable
 from tests.unit.event_rows import NAME, VCPU_TID, recording, run, run_on_vcpu, schedule
 
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "analysis/samples"
 FRAMES = ("events", "instances", "contexts", "threads", "findings")
 
 
@@ -79,19 +83,42 @@ def test_files_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
         _ = traces[1].events
 
 
-def test_the_library_needs_no_tracer_and_no_terminal(tmp_path: Path) -> None:
-    recording(tmp_path / "t.csv", schedule(10), run_on_vcpu(20))
+def test_the_library_needs_no_tracer_and_no_terminal() -> None:
     code = (
         "import sys\n"
         "for name in ('bcc', 'gdb', 'click', 'rich', 'capstone', 'elftools', 'pygdbmi', 'qemu',\n"
-        "             'matplotlib'):\n"
+        "             'psutil', 'matplotlib', 'qtrace.cli', 'qtrace.recorder', 'qtrace.target'):\n"
         "    sys.modules[name] = None\n"
         "from qtrace.analysis import judge, open_traces\n"
-        "traces = open_traces(sys.argv[1])\n"
-        "print(traces.explain(0), judge(sys.argv[1])['verdict'], len(traces.findings))\n"
+        "traces = open_traces(sys.argv[1:])\n"
+        "for frame in ('events', 'instances', 'contexts', 'threads', 'findings'):\n"
+        "    assert len(getattr(traces, frame)), frame\n"
+        "answers = [result.result for result in traces.lint()]\n"
+        "print(traces.explain(0), judge(sys.argv[1:])['verdict'], len(answers))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "t.csv")], capture_output=True, text=True
-    )
+    samples = [SAMPLES / "vcpu-poll-10.0-kvm.parquet", SAMPLES / "crash-7.2-tcg.csv"]
+    done = subprocess.run([sys.executable, "-c", code, *samples], capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout.split()[-2:] == ["vcpu-poll", "1"]
+    assert done.stdout.split()[-2:] == ["vcpu-poll", str(2 * len(LINTS))]
+
+
+def test_the_library_prints_nothing_and_loops_over_no_rows() -> None:
+    for path in (ROOT / "analysis").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", "") or getattr(node.func, "attr", "")
+                assert name not in ("print", "iterrows", "itertuples"), (path, node.lineno)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (code,) = text.split("```python\n")[1:]
+    (tmp_path / "recordings").mkdir()
+    for name in ("stock-7.2-tcg.parquet", "lint-save.parquet"):
+        (tmp_path / "recordings" / name).symlink_to(SAMPLES / name)
+    done = subprocess.run(
+        [sys.executable, "-c", code.split("```")[0]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "snapshot_save_job_bh" in done.stdout
+    assert "the reply to snapshot-save came" in done.stdout
