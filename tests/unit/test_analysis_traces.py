@@ -114,7 +114,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     (code,) = text.split("```python\n")[1:]
     (tmp_path / "recordings").mkdir()
-    for name in ("stock-7.2-tcg.parquet", "lint-save.parquet"):
+    for name in ("stock-7.2-tcg.parquet", "all-save-7.2-tcg.parquet"):
         (tmp_path / "recordings" / name).symlink_to(SAMPLES / name)
     done = subprocess.run(
         [sys.executable, "-c", code.split("```")[0]], cwd=tmp_path, capture_output=True, text=True
