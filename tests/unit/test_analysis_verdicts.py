@@ -189,6 +189,7 @@ def test_the_report_is_the_one_scripts_rely_on(tmp_path: Path) -> None:
     (finding,) = save["findings"]
     assert finding == {
         "verdict": "vcpu-poll",
+        "instance": 1,
         "thread": "CPU 0/TCG",
         "role": "vcpu",
         "tid": VCPU_TID,
