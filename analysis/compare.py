@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qtrace.analysis.latencies import durations, waits
 from qtrace.analysis.rates import Count, chance, say
 from qtrace.analysis.report import judge_analysed
 from qtrace.analysis.spread import spread
@@ -176,19 +177,12 @@ def _samples(traces: Traces) -> dict[str, Samples]:
     """All waits and durations of one side, by name and context."""
     samples: dict[str, Samples] = {"wait": {}, "duration": {}}
     for trace in traces:
-        instances = trace.instances
-        sure = (instances["end"] == "run").to_numpy()
-        sure = sure & (instances["verdict"] != "inconclusive").to_numpy()
-        _add(samples["wait"], instances[sure], "wait_ns")
-        ended = trace.runs[(trace.runs["end_ns"] >= 0).to_numpy()]
-        took = ended["end_ns"] - ended["time_ns"]
-        _add(samples["duration"], ended.assign(duration_ns=took), "duration_ns")
+        for what, found in (("wait", waits(trace)), ("duration", durations(trace))):
+            for (name, context), values in found.groupby(["name", "context"], observed=True)["ns"]:
+                samples[what].setdefault((str(name), str(context)), []).append(
+                    values.to_numpy(np.float64)
+                )
     return samples
-
-
-def _add(samples: Samples, frame: Any, column: str) -> None:
-    for key, values in frame.groupby(["name", "context"], observed=True)[column]:
-        samples.setdefault(key, []).append(values.to_numpy(np.float64, na_value=np.nan))
 
 
 def _times(sides: list[dict[str, Samples]]) -> list[dict[str, Any]]:
@@ -196,13 +190,12 @@ def _times(sides: list[dict[str, Samples]]) -> list[dict[str, Any]]:
     keys = dict.fromkeys(key for side in sides for samples in side.values() for key in samples)
     rows = []
     for name, context in keys:
-        row: dict[str, Any] = {"name": str(name), "context": str(context)}
+        row: dict[str, Any] = {"name": name, "context": context}
         ran = 0
         for what in ("wait", "duration"):
             pair = []
             for side in sides:
                 values = np.concatenate([*side[what].get((name, context), []), np.empty(0)])
-                values = values[~np.isnan(values)]
                 ran = max(ran, len(values))
                 found = spread(values)
                 pair.append(None if found is None else {"count": len(values), **found})

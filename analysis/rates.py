@@ -79,7 +79,7 @@ def needed(before: Count) -> int | None:
 
 def say(before: Count, after: Count) -> str:
     """What the two counts tell, in a sentence."""
-    counts = f"{_say(before)} before, {_say(after)} after"
+    counts = f"{say_count(before)} before, {say_count(after)} after"
     if not before.of or not after.of:
         when = "before" if not before.of else "after"
         return f"{counts}: there was nothing to count {when}"
@@ -96,7 +96,8 @@ def say(before: Count, after: Count) -> str:
     return f"{counts}: {sure} {way} (by chance alone {_odds(p)})"
 
 
-def _say(count: Count) -> str:
+def say_count(count: Count) -> str:
+    """``13 of 3,000 (0.25 %-0.74 %)``."""
     low, high = count.interval()
     if not count.of:
         return "0 of 0"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.qmp_rows import qmp_rows
+from qtrace.analysis.qmp_rows import replies
 from qtrace.analysis.traces import AnalysedTrace
 
 # From the end of a command to its reply; QEMU takes 0.01 to 0.1 ms when nothing is in the way.
@@ -34,39 +34,34 @@ def late_replies(traces: Sequence[AnalysedTrace]) -> list[dict[str, Any]]:
 
 
 def _late(trace: AnalysedTrace) -> list[dict[str, Any]]:
-    steps = qmp_rows(trace.events)
-    steps = steps[(steps["number"] >= 0).to_numpy()]
-    times = steps.pivot_table(index="number", columns="step", values="time_ns", aggfunc="first")
-    times = times.reindex(columns=["command", "begin", "end", "reply"])
-    times = times.dropna(subset=["end", "reply"]).astype("Int64")
-    times = times.loc[(times["reply"] - times["end"]) > LATE_NS]
-    if times.empty:
+    found = replies(trace.events)
+    found = found[(found["replied_ns"] - found["ended_ns"] > LATE_NS).to_numpy()]
+    if found.empty:
         return []
-    sent = steps[(steps["step"] == "reply").to_numpy()]
-    replies = {int(reply["number"]): reply for reply in sent.to_dict("records")}
     runs = trace.runs
     began = runs["time_ns"].to_numpy(np.int64)
     ended = np.maximum(runs["end_ns"].to_numpy(np.int64), began)
     late = []
-    for one in times.reset_index().to_dict("records"):
-        reply = replies[int(one["number"])]
-        taken = int(one["begin"] if pd.isna(one["command"]) else one["command"])
+    for one in found.to_dict("records"):
+        done, sent = one["ended_ns"], one["replied_ns"]
+        first = one["begun_ns"] if pd.isna(one["taken_ns"]) else one["taken_ns"]
+        taken = done if pd.isna(first) else int(first)
         # How much of each run lies between.
-        between = np.minimum(ended, int(one["reply"])) - np.maximum(began, int(one["end"]))
-        between = np.where(runs["tid"].to_numpy() == reply["tid"], between, 0)
+        between = np.minimum(ended, sent) - np.maximum(began, done)
+        between = np.where(runs["tid"].to_numpy() == one["tid"], between, 0)
         longest = int(between.argmax()) if len(between) else -1
         known = longest >= 0 and between[longest] > 0
         late.append(
             {
-                "command": str(reply["name"]),
+                "command": str(one["name"]),
                 "taken_ns": taken,
-                "done_after_ns": int(one["end"]) - taken,
-                "replied_after_ns": int(one["reply"]) - taken,
+                "done_after_ns": done - taken,
+                "replied_after_ns": sent - taken,
                 "waited_for": str(runs["name"].iloc[longest]) if known else "",
                 "ran_ns": int(ended[longest] - began[longest]) if known else 0,
-                "tid": int(reply["tid"]),
-                "thread": str(reply["thread"]),
-                "role": str(reply["role"]),
+                "tid": int(one["tid"]),
+                "thread": str(one["thread"]),
+                "role": str(one["role"]),
             }
         )
     return late

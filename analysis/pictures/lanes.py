@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -12,6 +14,7 @@ from qtrace.analysis.pictures.style import (
     COLOURS,
     INK,
     OTHER,
+    WIDTH,
     draw_lanes,
     plain,
     thread_lanes,
@@ -19,10 +22,14 @@ from qtrace.analysis.pictures.style import (
 )
 from qtrace.analysis.stacks import stack_facts
 from qtrace.analysis.traces import AnalysedTrace
-from qtrace.analysis.verdicts import FINDINGS, SEVERITY
+from qtrace.analysis.verdicts import SEVERITY
 
 # More of them would hide what they point at.
 MOST_ARROWS = 60
+# How often a name stands on one lane.
+MOST_ALIKE = 3
+# The room of a lane without bars.
+NARROW = 0.5
 # The part of the axis that one letter of a name takes.
 LETTER = 0.0105
 # How much of a lane its bars fill.
@@ -30,22 +37,25 @@ HEIGHT = 0.66
 
 
 def swim_lanes(trace: AnalysedTrace) -> Figure:
-    """Above: each run of the recording as a dot on its thread. Below: the first finding that ran
-    (or the first run), from its schedule to its end, as in ``window``."""
+    """Above: each run of the recording as a dot on its thread, a finding as a diamond. Below: the
+    first finding that ran (or the first run), from its schedule to its end, as in ``window``."""
     runs = _runs(trace)
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
     if runs.empty:
+        figure = Figure(figsize=(WIDTH, 1))
         figure.suptitle("no bottom half ran in this recording")
         return figure
-    above, below = figure.subplots(2, 1)
-    _dots(above, runs)
-    found = runs["verdict"].isin(FINDINGS).to_numpy()
-    chosen = runs.iloc[int(found.argmax())]
+    chosen = runs.iloc[int(runs["finding"].to_numpy().argmax())]
     began = chosen["time_ns"] if chosen["scheduled_ns"] < 0 else chosen["scheduled_ns"]
     margin = max((max(chosen["end_ns"], chosen["time_ns"]) - began) // 5, 1_000)
-    until = max(chosen["end_ns"], chosen["time_ns"]) + margin
-    _window(below, runs, int(began - margin), int(until))
-    below.set_title("the first finding" if found.any() else "the first run", loc="left")
+    since, until = began - margin, max(chosen["end_ns"], chosen["time_ns"]) + margin
+    near = _overlapping(runs, int(since), int(until))
+    inches = [0.5 * runs["tid"].nunique() + 0.9, _inches(near, int(since))]
+    figure = Figure(figsize=(WIDTH, sum(inches)), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=inches)
+    _dots(above, runs)
+    _window(below, near, int(since), int(until))
+    what = "finding" if chosen["finding"] else "run"
+    below.set_title(f"the first {what}: {plain(str(chosen['name']))}", loc="left")
     return figure
 
 
@@ -56,57 +66,76 @@ def window(trace: AnalysedTrace, since_ns: int, until_ns: int) -> Figure:
     tick. A dark line below a bar: its stack shows an ``aio_poll()`` that ran it. A circle is a
     schedule; its arrow leads to the run.
     """
-    runs = _runs(trace)
-    inside = (runs["time_ns"] <= until_ns) & (runs[["time_ns", "end_ns"]].max(axis=1) >= since_ns)
-    tids = 1 + runs.loc[inside, "tid"].nunique()
-    figure = Figure(figsize=(9, 1.6 + 0.9 * tids), layout="constrained")
-    _window(figure.subplots(), runs, since_ns, until_ns)
+    seen = _overlapping(_runs(trace), since_ns, until_ns)
+    figure = Figure(figsize=(WIDTH, _inches(seen, since_ns)), layout="constrained")
+    _window(figure.subplots(), seen, since_ns, until_ns)
     return figure
 
 
 def _runs(trace: AnalysedTrace) -> pd.DataFrame:
-    """Those of ``trace.runs`` with an instance: its verdict, and who scheduled it."""
+    """Those of ``trace.runs`` with an instance: its verdict, whether that is a finding of a watched
+    bottom half, and who scheduled it."""
     runs = trace.runs[(trace.runs["instance"] >= 0).to_numpy()]
     own = trace.instances.take(runs["instance"].to_numpy())
     columns = ["verdict", "scheduled_by_tid", "scheduled_by_thread", "scheduled_by_role"]
-    return runs.assign(**{column: own[column].array for column in columns})
+    found = runs["instance"].isin(trace.findings["instance"])
+    return runs.assign(finding=found, **{column: own[column].array for column in columns})
 
 
-def _lanes(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each thread that ran or scheduled something."""
+def _overlapping(runs: pd.DataFrame, since: int, until: int) -> pd.DataFrame:
+    ended = runs[["time_ns", "end_ns"]].max(axis=1)
+    return runs[(runs["time_ns"] <= until).to_numpy() & (ended >= since).to_numpy()]
+
+
+def _lanes(runs: pd.DataFrame, since: int) -> pd.DataFrame:
+    """Of each thread that ran something, or from which an arrow comes."""
     ran = runs[["tid", "thread", "role"]]
     by = ["scheduled_by_tid", "scheduled_by_thread", "scheduled_by_role"]
-    scheduled = runs[by].set_axis(ran.columns, axis=1)
-    return thread_lanes(pd.concat([part.astype(object) for part in (ran, scheduled)]))
+    scheduled = runs.loc[_arrowed(runs, since), by].set_axis(ran.columns, axis=1)
+    lanes = thread_lanes(pd.concat([part.astype(object) for part in (ran, scheduled)]))
+    # One that only schedules needs no room for names.
+    room = np.where(lanes.index.isin(runs["tid"]), 1.0, NARROW)
+    return lanes.assign(lane=np.cumsum((room + np.roll(room, 1)) / 2) - (room[:1] + room[-1:]) / 2)
+
+
+def _inches(runs: pd.DataFrame, since: int) -> float:
+    """The height of a window."""
+    return 1.8 + 0.9 * float(_lanes(runs, since)["lane"].max() if len(runs) else 0)
+
+
+def _arrowed(runs: pd.DataFrame, since: int) -> npt.NDArray[np.bool_]:
+    """The runs whose schedule is in the picture."""
+    known = (runs["scheduled_ns"] >= since).to_numpy() & runs["scheduled_by_tid"].notna().to_numpy()
+    return np.asarray(known & (len(runs) <= MOST_ARROWS), np.bool_)
 
 
 def _dots(axes: Axes, runs: pd.DataFrame) -> None:
-    lanes = _lanes(runs)
+    lanes = thread_lanes(runs[["tid", "thread", "role"]])
     start = int(runs["time_ns"].min())
     name, size = unit(int(runs["time_ns"].max()) - start)
     for verdict in reversed(SEVERITY):
-        own = runs[(runs["verdict"] == verdict).to_numpy()]
-        if len(own):
-            finding = verdict in FINDINGS
-            axes.scatter(
-                (own["time_ns"] - start) / size,
-                lanes.loc[own["tid"], "lane"],
-                s=60 if finding else 16,
-                marker="D" if finding else "o",
-                color=COLOURS.get(verdict, OTHER),
-                label=f"{verdict} ({len(own):,})",
-                zorder=3,
-            )
-    draw_lanes(axes, list(lanes["text"]))
+        same = (runs["verdict"] == verdict).to_numpy()
+        for finding in (False, True):
+            own = runs[same & (runs["finding"] == finding).to_numpy()]
+            if len(own):
+                axes.scatter(
+                    (own["time_ns"] - start) / size,
+                    lanes.loc[own["tid"], "lane"],
+                    s=60 if finding else 16,
+                    marker="D" if finding else "o",
+                    color=COLOURS.get(verdict, OTHER),
+                    edgecolors=INK if finding else "none",
+                    label=f"{'finding: ' if finding else ''}{verdict} ({len(own):,})",
+                    zorder=4 if finding else 3,
+                )
+    draw_lanes(axes, lanes["text"].tolist(), lanes["lane"].tolist())
     axes.set_xlabel(f"{name} since the first run")
     axes.set_title("every run of the recording", loc="left")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
-def _window(axes: Axes, runs: pd.DataFrame, since: int, until: int) -> None:
-    ended = runs[["time_ns", "end_ns"]].max(axis=1).to_numpy(np.int64)
-    seen = runs[(runs["time_ns"] <= until).to_numpy() & (ended >= since)]
-    lanes = _lanes(seen)
+def _window(axes: Axes, seen: pd.DataFrame, since: int, until: int) -> None:
+    lanes = _lanes(seen, since)
     name, size = unit(until - since)
     begin = (seen["time_ns"].to_numpy(np.int64) - since) / size
     width = np.maximum((seen["end_ns"].to_numpy(np.int64) - since) / size - begin, 0)
@@ -125,11 +154,12 @@ def _window(axes: Axes, runs: pd.DataFrame, since: int, until: int) -> None:
         axes.hlines(bottom[polls], begin[polls], (begin + width)[polls], color=INK, lw=3,
                     label="in aio_poll()")  # fmt: skip
     _names(
-        axes, seen["name"].astype(str).tolist(), begin, width, bottom - tall, (until - since) / size
-    )
-    if len(seen) <= MOST_ARROWS:
+        axes, seen["name"].astype(str).tolist(), begin, width, bottom - tall, lane - HEIGHT / 2,
+        (until - since) / size,
+    )  # fmt: skip
+    if _arrowed(seen, since).any():
         _arrows(axes, seen, lanes, begin, bottom - tall / 2, since, size)
-    draw_lanes(axes, list(lanes["text"]))
+    draw_lanes(axes, lanes["text"].tolist(), lanes["lane"].tolist())
     axes.set_xlim(0, (until - since) / size)
     axes.set_xlabel(name)
     if len(seen):
@@ -142,17 +172,29 @@ def _names(
     begin: npt.NDArray[np.float64],
     width: npt.NDArray[np.float64],
     top: npt.NDArray[np.float64],
+    above: npt.NDArray[np.float64],
     span: float,
 ) -> None:
-    """Name the bars in up to two lines, the longest first; what would cover others is left out."""
+    """Name the bars, inside where there is room, else above in up to two lines, the longest first;
+    what would cover others is left out, and what repeats what is there already."""
     taken: dict[float, list[tuple[float, float]]] = {}
+    named: Counter[tuple[str, float]] = Counter()
     for at in np.argsort(-width, kind="stable")[:MOST_ARROWS]:
-        left = max(begin[at], 0.0)
-        right = left + len(names[at]) * LETTER * span
-        for line in (top[at] - 0.03, top[at] - 0.16):
+        letters = len(names[at]) * LETTER * span
+        seen_from, seen_until = max(begin[at], 0.0), min(begin[at] + width[at], span)
+        if letters < seen_until - seen_from:
+            axes.text(seen_from + LETTER * span / 2, top[at] + 0.02, plain(names[at]), fontsize=7,
+                      va="top", color="white", clip_on=True)  # fmt: skip
+            continue
+        left = min(seen_from, span - letters)
+        key = (names[at], above[at])
+        for line in (above[at] - 0.03, above[at] - 0.16):
             others = taken.setdefault(round(float(line), 3), [])
-            if all(right < begun or left > ended for begun, ended in others):
-                others.append((left, right))
+            if named[key] < MOST_ALIKE and all(
+                left + letters < begun or left > ended for begun, ended in others
+            ):
+                named[key] += 1
+                others.append((left, left + letters))
                 axes.text(left, line, plain(names[at]), fontsize=7, va="bottom", clip_on=True)
                 break
 
@@ -179,7 +221,7 @@ def _arrows(
     since: int,
     size: float,
 ) -> None:
-    known = (runs["scheduled_ns"] >= since).to_numpy() & runs["scheduled_by_tid"].notna().to_numpy()
+    known = _arrowed(runs, since)
     when = (runs["scheduled_ns"].to_numpy(np.int64)[known] - since) / size
     source = lanes.loc[runs["scheduled_by_tid"][known], "lane"].to_numpy()
     axes.scatter(when, source, s=30, facecolors="white", edgecolors=INK, zorder=4,

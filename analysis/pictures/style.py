@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -15,8 +17,19 @@ COLOURS = {
     "stranded": "#000000",
     "inconclusive": "#8c8c8c",
 }
+ROLE_COLOURS = {
+    "main": "#0072b2",
+    "vcpu": "#d55e00",
+    "iothread": "#009e73",
+    "migration": "#cc79a7",
+    "worker": "#e69f00",
+}
+# For what is compared: before and after, or more than that.
+SERIES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 OTHER = "#8c8c8c"
 INK = "#333333"
+# Of a figure, in inches.
+WIDTH = 9
 ROLES = ("main", "vcpu", "iothread", "migration", "worker", "other", "")
 
 
@@ -43,10 +56,11 @@ def thread_lanes(threads: pd.DataFrame) -> pd.DataFrame:
     return lanes.set_index(threads["tid"].to_numpy())
 
 
-def draw_lanes(axes: Axes, texts: list[str]) -> None:
-    """Name the lanes, the first one at the top."""
-    axes.set_yticks(range(len(texts)), texts)
-    axes.set_ylim(len(texts) - 0.45, -0.7)
+def draw_lanes(axes: Axes, texts: Sequence[str], lanes: Sequence[float] | None = None) -> None:
+    """Name the lanes, the first one at the top; they stand 1 apart unless it says where."""
+    places = list(range(len(texts)) if lanes is None else lanes)
+    axes.set_yticks(places, list(texts))
+    axes.set_ylim(max(places, default=0) + 0.55, -0.7)
     axes.grid(axis="x", alpha=0.2)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
