@@ -145,15 +145,18 @@ def _watch(
     from qtrace.cli.look import finding_json, look_json, summary
     from qtrace.target.aio.why import confirm
 
-    # Where processors are scarce the guest comes first.
+    # Where processors are scarce the guest comes first: a look takes a free one, or waits until
+    # somebody sleeps, but interrupts nobody.
     os.nice(YIELDING)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     looks: deque[Look] = deque()
     ends = None if duration is None else time.monotonic() + duration
     found = False
     at = time.monotonic()
     try:
         while ends is None or at < ends:
-            look = looker.look()
+            # A line shows neither handlers nor stacks.
+            look = looker.look(details=output_format == "json")
             while len(looks) > 1 and look.time_ns - looks[1].time_ns >= APART_S * 1e9:
                 looks.popleft()
             old_enough = looks and look.time_ns - looks[0].time_ns >= APART_S * 1e9

@@ -29,6 +29,8 @@ class LiveSource:
         self._files = ThreadFiles(process.pid)
         self._pointers: dict[int, int] = {}
         self._sought: set[int] = set()
+        self._tids: set[int] = set()
+        self._states: dict[int, tuple[str, str, State]] = {}
         self._inner = self._inner_tids() if self._is_nested() else {}
 
     @property
@@ -57,11 +59,17 @@ class LiveSource:
         # A process that has ended stays, as a zombie, until its parent notices.
         if not names or (list(names) == [self.pid] and self._main_state() in ("Z", "X")):
             raise NoSuchProcess(self.pid)
+        if self._tids != names.keys():
+            self._tids = set(names)
+            self._states = {tid: s for tid, s in self._states.items() if tid in names}
         return names
 
     def stopped(self) -> bool:
-        """Whether it is SIGSTOPped or held by a debugger."""
-        return self._main_state() in ("T", "t")
+        """Whether it is SIGSTOPped or held by a debugger. Raises NoSuchProcess."""
+        state = self._main_state()
+        if state in ("", "Z", "X"):
+            self.threads()
+        return state in ("T", "t")
 
     def ending(self) -> None:
         """It lives."""
@@ -73,25 +81,16 @@ class LiveSource:
 
     def state(self, tid: int) -> State:
         """From /proc/PID/task/TID/syscall: also of a stopped thread that is in no call."""
-        fields = self._files.read(tid, "syscall").split()
-        if len(fields) == 9:
-            number = int(fields[0])
-            arguments = [int(field, 16) for field in fields[1:3]]
-            name = syscall_name(number, arguments[1])
-        elif len(fields) == 3:
-            name = ""
-        else:
-            return State("", None)
-        registers = {RSP: int(fields[-2], 16), RETURN_ADDRESS: int(fields[-1], 16)}
-        if not registers[RETURN_ADDRESS]:
-            # A kernel thread that bears the process's id (KVM's, vhost's).
-            return State(name, None, kernel=True)
-        times = self._files.read(tid, "schedstat").split()
-        return State(name, registers, int(times[0]) if times else 0)
+        call = self._files.read(tid, "syscall")
+        times = "" if call.startswith("running") else self._files.read(tid, "schedstat")
+        known = self._states.get(tid)
+        if known is None or known[:2] != (call, times):
+            known = self._states[tid] = (call, times, _state(call, times))
+        return known[2]
 
     def thread_pointers(self) -> dict[int, int]:
-        """fs_base by tid; searched once for each thread."""
-        tids = set(self._files.tids())
+        """fs_base by tid, of the threads last seen; searched once for each of them."""
+        tids = self._tids or set(self.threads())
         memory = self.memory
         self._pointers = {
             tid: pointer
@@ -150,6 +149,24 @@ class LiveSource:
         if self._inner and tid not in self._inner:
             self._inner[tid] = _namespace_tids(self.pid, tid)[-1]
         return self._inner.get(tid, tid)
+
+
+def _state(call: str, times: str) -> State:
+    """A thread's state from its files "syscall" and "schedstat"."""
+    fields = call.split()
+    if len(fields) == 9:
+        number = int(fields[0])
+        arguments = [int(field, 16) for field in fields[1:3]]
+        name = syscall_name(number, arguments[1])
+    elif len(fields) == 3:
+        name = ""
+    else:
+        return State("", None)
+    registers = {RSP: int(fields[-2], 16), RETURN_ADDRESS: int(fields[-1], 16)}
+    if not registers[RETURN_ADDRESS]:
+        # A kernel thread that bears the process's id (KVM's, vhost's).
+        return State(name, None, kernel=True)
+    return State(name, registers, int(times.split()[0]) if times else 0)
 
 
 def _namespace_tids(pid: int, tid: int) -> list[int]:

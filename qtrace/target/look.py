@@ -12,16 +12,16 @@ from qtrace.roles import Role, role_of_name
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.debug_facts import believed
 from qtrace.target.aio.layout import calibrate
-from qtrace.target.aio.model import Job, Look, Poll, Thread
+from qtrace.target.aio.model import Look, Poll, Thread
 from qtrace.target.aio.walk import AioReader, Missing, Torn
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS
 from qtrace.target.debug_layout import facts_of_debug_info
 from qtrace.target.jit import read_jit_code
-from qtrace.target.memory import Pages, read_word
+from qtrace.target.memory import Pages
 from qtrace.target.process import read_version
 from qtrace.target.source import Source, State
-from qtrace.target.stack import COMPLETE, COROUTINE, Chain, Unwinder
+from qtrace.target.stack import COMPLETE, COROUTINE, UNREADABLE, Chain, Unwinder
 from qtrace.target.syscalls import RUNNING_GUEST, restarted
 from qtrace.target.threads import role_of_stack
 
@@ -51,25 +51,37 @@ class Looker:
         self._missing = frozenset(self.layout.missing())
         self.reader = AioReader(source.memory, self.layout)
         self._stack = Pages(source.memory)
-        self.unwinder = Unwinder(source.space)
+        # Mostly garbage leads nowhere: a thread that ran on while its stack was read.
+        self.unwinder = Unwinder(source.space, refreshing=False)
         self.unwinder.learn_jit(read_jit_code(source.memory, source.binary))
+        self._unmapped: set[int] = set()
         self._guard: int | None = None
         self._pointers: dict[int, int] = {}
+        self._contexts: set[int] = set()
         self._seen: dict[int, tuple[State, Thread]] = {}
         self._roles: dict[int, Role] = {source.pid: "main"}
 
-    def look(self) -> Look:
-        """Everything there is to see now. Raises NoSuchProcess when the process is gone."""
+    def look(self, *, details: bool = True) -> Look:
+        """Everything there is to see now.
+
+        Args:
+            details: fd handlers, scheduled coroutines and the stacks of jobs, too. No finding
+                needs them.
+
+        Raises:
+            NoSuchProcess: the process is gone.
+        """
         source, reader, torn = self.source, self.reader, list[str]()
         missing = set(self._missing)
         began = time.monotonic_ns()
         names = source.threads()
         self._pointers = source.thread_pointers()
         contexts = reader.contexts(source.pid, self._pointers, names)
+        self._contexts = {context.address for context in contexts}
 
-        def each(read: Callable[[int], Sequence[T]]) -> tuple[T, ...]:
+        def each(read: Callable[[int], Sequence[T]], wanted: bool = True) -> tuple[T, ...]:
             found: list[T] = []
-            for context in contexts:
+            for context in contexts if wanted else ():
                 found += _or_none(partial(read, context.address), torn, missing) or ()
             return tuple(found)
 
@@ -78,26 +90,25 @@ class Looker:
         threads = tuple(self.thread(tid, name, tid in owners) for tid, name in names.items())
         jobs = tuple(_or_none(reader.jobs, torn, missing) or ())
         holder = _or_none(reader.bql_holder, torn, missing)
-        look = Look(
+        coroutines = [job.co for job in jobs if job.co] if details else []
+        # Last of all: a process that ends in mid-look has memory that reads as nothing.
+        return Look(
             time_ns=began,
             contexts=tuple(contexts),
             bottom_halves=bottom_halves,
-            handlers=each(reader.handlers),
-            scheduled=each(reader.scheduled_coroutines),
+            handlers=each(reader.handlers, details),
+            scheduled=each(reader.scheduled_coroutines, details),
             jobs=jobs,
             threads=threads,
             bql_holder=source.outer_tid(holder) if holder else holder,
             ending=source.ending(),
-            stopped=source.stopped(),
             main_loop=source.program not in WITHOUT_MAIN_LOOP,
             differing=tuple(self._differing),
             torn=tuple(torn),
             missing=tuple(sorted(missing)),
-            coroutine_frames=self._job_stacks(jobs),
+            coroutine_frames={co: self.coroutine_stack(co) for co in coroutines},
+            stopped=source.stopped(),
         )
-        # A process that ends in mid-look has memory that reads as nothing.
-        source.threads()
-        return look
 
     def thread(self, tid: int, name: str, owns_context: bool = False) -> Thread:
         """One thread, unwound when it does not run."""
@@ -114,6 +125,8 @@ class Looker:
             self._stack.forget()
             chain = self._chain(tid, state.registers)
             if self.source.state(tid) == state:
+                if self._is_in_new_code(chain):
+                    continue
                 thread = self._blocked(tid, name, owns_context, state, chain)
                 self._seen[tid] = (state, thread)
                 return thread
@@ -166,8 +179,11 @@ class Looker:
         for number, frame in enumerate(frames):
             if frame.split("+0x")[0] == POLL:
                 ctx = chain.frames[number].registers.get(register, 0)
-                found.append(Poll(ctx if ctx and self.reader.is_context(ctx) else 0, number))
+                found.append(Poll(ctx if self._is_context(ctx) else 0, number))
         return tuple(found)
+
+    def _is_context(self, ctx: int) -> bool:
+        return ctx in self._contexts or (bool(ctx) and self.reader.is_context(ctx))
 
     def _role(self, tid: int, name: str, owns_context: bool, frames: list[str]) -> Role:
         role = self._roles.get(tid) or role_of_name(name) or role_of_stack(frames)
@@ -177,16 +193,27 @@ class Looker:
             self._roles[tid] = role
         return role or "other"
 
-    def _job_stacks(self, jobs: Sequence[Job]) -> dict[int, tuple[str, ...]]:
-        return {job.co: self.coroutine_stack(job.co) for job in jobs if job.co}
-
     def coroutine_stack(self, co: int) -> tuple[str, ...]:
         """A sleeping coroutine's own stack, leaf first; empty when it cannot be read."""
         self._stack.forget()
         known = self._saved(co)
         if known is None:
             return ()
-        return tuple(self.unwinder.names(self.unwinder.unwind(known, self._word)))
+        chain = self.unwinder.unwind(known, self._word)
+        if self._is_in_new_code(chain):
+            chain = self.unwinder.unwind(known, self._word)
+        return tuple(self.unwinder.names(chain))
+
+    def _is_in_new_code(self, chain: Chain) -> bool:
+        """Whether a chain broke off in a library that was loaded meanwhile: it is known now."""
+        space, pc = self.source.space, chain.pcs[-1]
+        if chain.end != UNREADABLE or pc in self._unmapped or space.find(pc) is not None:
+            return False
+        space.refresh()
+        if space.find(pc) is None:
+            self._unmapped.add(pc)
+            return False
+        return True
 
     def _saved(self, co: int) -> dict[int, int] | None:
         """The registers with which a coroutine, or who entered one, went to sleep."""
@@ -204,7 +231,7 @@ class Looker:
         return self.unwinder.name(address, leaf=True) if address else ""
 
     def _word(self, address: int) -> int | None:
-        return read_word(self._stack, address)
+        return self._stack.word(address)
 
 
 def _no_code(source: Source) -> QtraceError:

@@ -43,13 +43,15 @@ class Source(Protocol):
         """A thread's state now."""
 
     def stopped(self) -> bool:
-        """Whether the target is stopped by somebody, so that nothing in it can move."""
+        """Whether the target is stopped by somebody, so that nothing in it can move.
+
+        Raises NoSuchProcess."""
 
     def ending(self) -> Ending | None:
         """The signal that a core was written for."""
 
     def thread_pointers(self) -> dict[int, int]:
-        """fs_base by tid, as far as known."""
+        """fs_base by tid of the threads last listed, as far as known."""
 
     def pointer_guard(self) -> int | None:
         """What glibc mangles saved pointers with."""

@@ -68,8 +68,14 @@ class CopiedStack:
 class Unwinder:
     """Unwinds by .eh_frame, and names what it finds."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, *, refreshing: bool = True) -> None:
+        """
+        Args:
+            refreshing: read the mappings again when a pc lies in none. For stacks that may have
+                changed while they were read, that is the caller's to decide.
+        """
         self._space = space
+        self._refreshing = refreshing
         self._jit: list[JitCode] = []
         self._rules: dict[int, tuple[Rule | None, bool]] = {}
         self._names: dict[tuple[int, bool], str] = {}
@@ -210,7 +216,7 @@ class Unwinder:
 
     def _find(self, pc: int) -> tuple[Module | None, str] | None:
         found = self._space.find(pc)
-        if found is None:
+        if found is None and self._refreshing:
             # A library that was loaded after the last look.
             self._space.refresh()
             found = self._space.find(pc)

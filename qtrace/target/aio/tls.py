@@ -46,7 +46,15 @@ def find_thread_pointers(
 
 def is_thread_pointer(memory: Memory, pointer: int, tid: int) -> bool:
     """Whether a struct pthread of this thread lies there (still)."""
-    return _tid_offset(memory.read(pointer, TID_TO), pointer, {tid}) is not None
+    raw = memory.read(pointer, TID_TO)
+    if not _points_to_itself(raw, pointer):
+        return False
+    # A look asks this of every thread: bytes.find() is quicker than word by word.
+    wanted = struct.pack("<I", tid)
+    at = raw.find(wanted, TID_FROM)
+    while at % 4 and at > 0:
+        at = raw.find(wanted, at + 1)
+    return at > 0
 
 
 def _candidates(memory: Memory, start: int, end: int, tids: set[int]) -> Iterable[tuple[int, int]]:
@@ -63,12 +71,16 @@ def _candidates(memory: Memory, start: int, end: int, tids: set[int]) -> Iterabl
                 yield pointer, at
 
 
+def _points_to_itself(raw: bytes, pointer: int) -> bool:
+    return (
+        len(raw) == TID_TO
+        and struct.unpack_from("<Q", raw, 0)[0] == pointer
+        and struct.unpack_from("<Q", raw, SELF)[0] == pointer
+    )
+
+
 def _tid_offset(raw: bytes, pointer: int, tids: set[int]) -> int | None:
-    if len(raw) < TID_TO:
-        return None
-    if struct.unpack_from("<Q", raw, 0)[0] != pointer:
-        return None
-    if struct.unpack_from("<Q", raw, SELF)[0] != pointer:
+    if not _points_to_itself(raw, pointer):
         return None
     words = range(TID_FROM, TID_TO, 4)
     return next((at for at in words if struct.unpack_from("<I", raw, at)[0] in tids), None)

@@ -21,7 +21,7 @@ from qtrace.target.aio.model import (
     Handler,
     Job,
 )
-from qtrace.target.memory import Memory, Pages, read_word
+from qtrace.target.memory import Memory, Pages
 
 # Longer lists are taken for loops. A QEMU has a handful of bottom halves and a few hundred fds.
 MAX_NODES = 4096
@@ -78,9 +78,11 @@ class AioReader:
 
     def is_context(self, ctx: int) -> bool:
         """Whether this is an AioContext: its GSource has the same functions as the main one's."""
-        main = self.main()
-        functions = read_word(self._memory, main + SOURCE_FUNCS) if main else None
-        return bool(functions) and read_word(self._memory, ctx + SOURCE_FUNCS) == functions
+        return self._is_like(ctx, self.main())
+
+    def _is_like(self, ctx: int, main: int) -> bool:
+        functions = self._memory.word(main + SOURCE_FUNCS) if main else None
+        return bool(functions) and self._memory.word(ctx + SOURCE_FUNCS) == functions
 
     def contexts(
         self, pid: int, thread_pointers: Mapping[int, int], names: Mapping[int, str] | None = None
@@ -96,13 +98,14 @@ class AioReader:
         found: dict[int, Context] = {}
         for name, variable in (("main", "main_variable"), ("iohandler", "iohandler_variable")):
             address = getattr(self.layout, variable)
-            ctx = read_word(self._memory, address) if address else None
+            ctx = self._memory.word(address) if address else None
             if ctx:
                 found[ctx] = Context(ctx, name, pid)
+        main = next((c.address for c in found.values() if c.name == "main"), 0)
         offset = self.layout.context_tls
         for tid, pointer in thread_pointers.items():
-            ctx = read_word(self._memory, pointer + offset) if offset else None
-            if ctx and ctx not in found and self.is_context(ctx):
+            ctx = self._memory.word(pointer + offset) if offset else None
+            if ctx and ctx not in found and self._is_like(ctx, main):
                 thread = (names or {}).get(tid, "")
                 by_thread = thread[3:] if thread.startswith("IO ") else str(tid)
                 found[ctx] = Context(ctx, f"iothread:{self.iothread_id(ctx) or by_thread}", tid)
@@ -110,7 +113,7 @@ class AioReader:
 
     def iothread_id(self, ctx: int) -> str:
         """The IOThread's id, by which its GSource is named (1f14c9147c); empty before that."""
-        name = self.string(read_word(self._memory, ctx + SOURCE_NAME) or 0)
+        name = self.string(self._memory.word(ctx + SOURCE_NAME) or 0)
         before, after = IOTHREAD_SOURCE.split("{}")
         if name.startswith(before) and name.endswith(after):
             return name[len(before) : len(name) - len(after)]
@@ -275,7 +278,7 @@ class AioReader:
         return int(value)
 
     def _word(self, address: int) -> int:
-        value = read_word(self._memory, address)
+        value = self._memory.word(address)
         if value is None:
             raise _Inconsistent
         return value

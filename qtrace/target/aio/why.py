@@ -107,10 +107,13 @@ def confirm(before: Look, now: Look, name: str = "") -> list[Finding]:
     the same bottom halves still pending. Looks at a stopped process confirm nothing."""
     if before.stopped or now.stopped:
         return []
+    findings = explain(now, name)
+    if not findings:
+        return []
     earlier = {(f.kind, f.thread.tid, f.context.address): f for f in explain(before, name)}
     seconds = (now.time_ns - before.time_ns) / 1e9
     found = []
-    for finding in explain(now, name):
+    for finding in findings:
         first = earlier.get((finding.kind, finding.thread.tid, finding.context.address))
         if first is None or not same_chain(before, now, finding.thread):
             continue
