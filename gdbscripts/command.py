@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import gdb
 
 from qtrace.gdbscripts.target import is_core, require_target, selection_kept
-from qtrace.target.aio.walk import Missing, Torn
+from qtrace.target.aio.settled import Torn
+from qtrace.target.aio.walk import Missing
 
 
 class AioCommand(gdb.Command):

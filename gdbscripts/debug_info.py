@@ -12,7 +12,6 @@ from qtrace.target.aio.layout import Layout
 OTHERS = (
     ("jobs", ("'job.c'::jobs",)),
     ("bql", ("'cpus.c'::bql", "qemu_global_mutex")),
-    ("waiters", ("global_aio_wait",)),
 )
 THREAD_LOCAL = (("context_tls", "co_tls_my_aiocontext"), ("coroutine_tls", "co_tls_current"))
 

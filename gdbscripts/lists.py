@@ -10,8 +10,8 @@ from qtrace.gdbscripts.command import AioCommand, say, table
 from qtrace.gdbscripts.look import Qemu, disagreements
 from qtrace.gdbscripts.stacks import code_name
 from qtrace.target.aio.model import Context, Look, Thread
+from qtrace.target.aio.waits import TOLD, named_frames, polled_context, wait_of
 from qtrace.target.aio.walk import Missing
-from qtrace.target.aio.why import TOLD, named_frames, polled_context, wait_of
 
 # poll(2); the rest of the mask is printed as a number.
 EVENTS = ((1, "IN"), (2, "PRI"), (4, "OUT"), (8, "ERR"), (16, "HUP"))

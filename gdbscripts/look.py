@@ -14,11 +14,13 @@ from qtrace.gdbscripts.debug_info import with_debug_info
 from qtrace.gdbscripts.stacks import Stack, Stacks
 from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, is_core, register
 from qtrace.roles import Role, role_of_functions, role_of_name
+from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import guard_of_thread
 from qtrace.target.aio.ending import ABORT_MESSAGE, FATAL, SENT, read_abort_message
-from qtrace.target.aio.layout import Layout, calibrate
+from qtrace.target.aio.layout import Layout
 from qtrace.target.aio.model import BottomHalf, Context, Ending, Look, Thread
-from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.aio.settled import Torn
+from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.arch_x86_64 import SYSCALL_INSTRUCTION
 from qtrace.target.memory import read_word
 from qtrace.target.syscalls import RUNNING_GUEST, restarted, sleeps, syscall_name

@@ -11,7 +11,8 @@ from qtrace.gdbscripts.coroutine import presented
 from qtrace.gdbscripts.target import GdbMemory, register
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.model import Poll
-from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.aio.settled import Torn
+from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.arch_x86_64 import follows_a_call
 
 MAX_FRAMES = 256

@@ -19,7 +19,8 @@ import gdb
 
 from qtrace.gdbscripts.stops import Channel, Plan, Stop, go_on, registers
 from qtrace.target.aio.layout import Layout
-from qtrace.target.aio.walk import AioReader, Torn
+from qtrace.target.aio.settled import Torn
+from qtrace.target.aio.walk import AioReader
 
 LOOK_EVERY_S = 0.0001
 

@@ -11,8 +11,9 @@ from qtrace.gdbscripts.look import Qemu
 from qtrace.gdbscripts.stacks import Stack, code_name
 from qtrace.gdbscripts.target import is_core, setting
 from qtrace.target.aio.model import Look
-from qtrace.target.aio.walk import Torn
-from qtrace.target.aio.why import Finding, confirm, explain, waited_for
+from qtrace.target.aio.settled import Torn
+from qtrace.target.aio.waits import waited_for
+from qtrace.target.aio.why import Finding, confirm, explain
 
 
 class Coroutine(AioCommand):

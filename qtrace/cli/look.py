@@ -10,7 +10,8 @@ from rich.text import Text
 
 from qtrace.cli.report import inert
 from qtrace.target.aio.model import BottomHalf, Context, Ending, Look, Thread
-from qtrace.target.aio.why import STRANDED, Finding, named_frames
+from qtrace.target.aio.waits import named_frames
+from qtrace.target.aio.why import STRANDED, Finding
 
 Name = Callable[[int], str]
 Document = dict[str, Any]

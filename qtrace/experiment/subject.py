@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from qtrace.errors import ScanFailed
-from qtrace.target.aio.layout import Layout, calibrate
+from qtrace.target.aio.calibration import calibrate
+from qtrace.target.aio.layout import Layout
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.contexts import ContextNames
 from qtrace.target.hit import Hit

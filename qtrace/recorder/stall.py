@@ -13,7 +13,8 @@ from typing import cast
 
 from qtrace.roles import Role
 from qtrace.target.aio.model import BottomHalf, Look
-from qtrace.target.aio.why import STRANDED, Finding, behind, explain, same_chain
+from qtrace.target.aio.waits import behind, same_chain
+from qtrace.target.aio.why import STRANDED, Finding, explain
 from qtrace.target.look import Looker
 from qtrace.target.scan import BottomHalf as Watched
 from qtrace.trace.schema import UNREADABLE, Event

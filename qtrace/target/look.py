@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from qtrace.errors import NotQemu, QtraceError, ScanFailed
 from qtrace.roles import Role, role_of_name
+from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.debug_facts import believed
-from qtrace.target.aio.layout import calibrate
 from qtrace.target.aio.model import Look, Poll, Thread
-from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.aio.settled import Torn
+from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS
 from qtrace.target.debug_layout import facts_of_debug_info

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from qtrace.cli.look import look_json, summary
 from qtrace.errors import QtraceError
 from qtrace.lab.guest import find_qemu
+from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.instructions import Instruction, parse_att
-from qtrace.target.aio.layout import calibrate
+from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.tls import find_thread_pointers
-from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.aio.why import explain
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.core import CoreSource
@@ -100,11 +101,10 @@ LAYOUT = calibrate(ModuleProgram(Module(Elf(find_qemu()), 0)))
 @given(seed=SEEDS)
 def test_senseless_memory_is_torn_and_shown_by_nobody(seed: int) -> None:
     memory = Senseless(seed)
-    places = {"main_variable": 0x100, "iohandler_variable": 0x108, "jobs": 0x110, "bql": 0x118,
-              "waiters": 0x140}  # fmt: skip
+    places = {"main_variable": 0x100, "iohandler_variable": 0x108, "jobs": 0x110, "bql": 0x118}
     layout = type(LAYOUT)(**{**LAYOUT.__dict__, **places})
     reader = AioReader(memory, layout)
-    reads = [reader.jobs, reader.bql_holder, reader.waiters]
+    reads = [reader.jobs, reader.bql_holder]
     for context in reader.contexts(1, find_thread_pointers(memory, [1, 3], [(0, 1 << 18)])):
         for one in (reader.bottom_halves, reader.handlers, reader.scheduled_coroutines):
             reads.append(lambda one=one, ctx=context.address: one(ctx))  # type: ignore[misc]

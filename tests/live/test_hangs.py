@@ -19,7 +19,8 @@ import pytest
 from qtrace.errors import NoSuchProcess
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.target.aio.model import Look
-from qtrace.target.aio.why import BIG_LOCK, STUCK, confirm, explain
+from qtrace.target.aio.waits import BIG_LOCK
+from qtrace.target.aio.why import STUCK, confirm, explain
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process

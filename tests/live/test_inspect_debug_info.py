@@ -10,8 +10,9 @@ import pytest
 
 from qtrace.lab.guest import find_qemu
 from qtrace.target import symbols
+from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.debug_facts import MEMBERS, VARIABLES, believed
-from qtrace.target.aio.layout import Layout, calibrate
+from qtrace.target.aio.layout import Layout
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.debug_layout import facts_of_debug_info
 from qtrace.target.elf import Elf

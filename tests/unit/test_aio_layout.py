@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.instructions import (
     Immediate,
     Instruction,
@@ -18,7 +19,7 @@ from qtrace.target.aio.instructions import (
     Register,
     parse_att,
 )
-from qtrace.target.aio.layout import Layout, calibrate
+from qtrace.target.aio.layout import Layout
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module

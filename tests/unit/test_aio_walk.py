@@ -9,8 +9,9 @@ import pytest
 
 from qtrace.target.aio.coroutine import demangle, guard_of_auxv, saved_registers
 from qtrace.target.aio.layout import Layout
+from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.tls import find_thread_pointers
-from qtrace.target.aio.walk import AioReader, Missing, Torn
+from qtrace.target.aio.walk import AioReader, Missing
 
 LAYOUT = Layout(
     main_variable=0x100, iohandler_variable=0x108, context_tls=-0x20, jobs=0x118, bql=0x140,
@@ -165,6 +166,22 @@ def test_jobs_bear_qapis_names(memory: Bytes, reader: AioReader) -> None:
     assert (job.id, job.kind, job.status, job.co) == (
         "do_a_thing_bh", "snapshot-save", "running", 0xC0,
     )  # fmt: skip
+
+
+def test_a_new_jobs_id_may_lie_where_an_old_ones_did(memory: Bytes, reader: AioReader) -> None:
+    memory.words(0x118, 0x8000)
+    memory.words(0x8000, 0x600, 0x8800, 0xC0)
+    memory.words(0x8000 + 0xF0, 0, 0x118)
+    memory.data[0x600:0x606] = b"snap0\0"
+    assert [job.id for job in reader.jobs()] == ["snap0"]
+    memory.data[0x600:0x606] = b"snap1\0"
+    assert [job.id for job in reader.jobs()] == ["snap1"]
+
+
+def test_memory_that_has_gone_holds_no_contexts(memory: Bytes, reader: AioReader) -> None:
+    memory.data.clear()
+    assert (reader.main(), reader.iohandler(), reader.contexts(7, {8: 0x2000})) == (0, 0, [])
+    assert not reader.is_context(MAIN)
 
 
 def test_the_bqls_holder_is_its_mutexs_owner(memory: Bytes, reader: AioReader) -> None:

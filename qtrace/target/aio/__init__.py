@@ -11,14 +11,18 @@ runs the very same code in its own Python. Nothing here writes to a target or st
     ``parse_att(address, size, text)`` makes an Instruction of a line of gdb's disassembly
     (default flavour, as ``architecture().disassemble()`` gives in ``asm``).
 ``layout``
-    ``calibrate(program) -> Layout``: all addresses and offsets, each None where the code does
-    not show it; ``Layout.missing()`` names those.
+    ``Layout``: all addresses and offsets, each None where it is not known; ``Layout.missing()``
+    names those.
+``calibration``
+    ``calibrate(program) -> Layout``: what the code shows.
 ``walk``
     ``AioReader(memory, layout)``: ``main()``, ``iohandler()``, ``is_context(ctx)``,
     ``contexts(pid, thread_pointers) -> list[Context]``, ``bottom_halves(ctx)``,
     ``handlers(ctx)``, ``scheduled_coroutines(ctx)``, ``coroutine(address)``, ``jobs()``,
-    ``bql_holder()``, ``waiters()``, ``string(address)``. Raises ``Missing`` (``.fact``) and
-    ``Torn`` (``.what``). On a stopped target nothing is ever torn.
+    ``bql_holder()``. Raises ``Missing`` (``.fact``) and ``Torn``.
+``settled``
+    ``ChangingMemory``: reads a list again until two readings agree, else raises ``Torn``
+    (``.what``). On a stopped target nothing is ever torn.
 ``tls``
     ``find_thread_pointers(memory, tids, areas) -> {tid: fs_base}`` for who has no registers.
 ``coroutine``
@@ -31,6 +35,8 @@ runs the very same code in its own Python. Nothing here writes to a target or st
 ``model``
     The data: ``Context``, ``BottomHalf``, ``Handler``, ``Coroutine``, ``Job``, ``Poll``,
     ``Thread``, and ``Look``, which holds all of one look.
+``waits``
+    What a thread waits in and for whom, whether it goes on by itself: ``wait_of(look, thread)``.
 ``why``
     ``explain(look, name="") -> list[Finding]``: who is in the way of what is pending, one sentence
     each (``Finding.sentence``); ``confirm(before, now)``: what two looks show alike; pure functions
