@@ -56,6 +56,17 @@ class Function:
         code = elf.read(start, end - start)
         self.instructions = {i.address: i for i in engine.disasm(code, start)}
 
+    def callee(self, address: int) -> int | None:
+        """The target of a direct call, or of a direct jump out of the function (a tail call)."""
+        instruction = self.instructions[address]
+        if instruction.mnemonic == "call":
+            return direct_target(instruction)
+        if instruction.mnemonic.startswith("j"):
+            target = direct_target(instruction)
+            if target is not None and not self.start <= target < self.end:
+                return target
+        return None
+
     def successors(self, instruction: capstone.CsInsn) -> list[int]:
         """Where control goes next inside the function."""
         following = instruction.address + instruction.size

@@ -12,9 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from qtrace.errors import NotQemu, ScanFailed
+from qtrace.errors import ScanFailed
 from qtrace.target.cfi import CallFrames
 from qtrace.target.dataflow import (
     Constant,
@@ -22,23 +20,14 @@ from qtrace.target.dataflow import (
     Loaded,
     Returned,
     State,
-    direct_target,
-    displacements,
     references_to,
-)  # fmt: skip
+)
 from qtrace.target.elf import Elf
 from qtrace.target.exits import find_exits
 from qtrace.target.qmp_sites import DISPATCH_BH, QmpSite, find_qmp_sites
+from qtrace.target.scheduler import SCHEDULERS, find_scheduler
 from qtrace.target.symbols import SymbolTable
 
-# aio_bh_schedule_oneshot_full() has a name argument since 0f08586c71 (6.2).
-SCHEDULERS = ("aio_bh_schedule_oneshot_full", "aio_bh_schedule_oneshot")
-# Names that aio_bh_schedule_oneshot_full() is called with in every QEMU: where a binary
-# exports no symbols, the function that gets them all as fourth argument is it.
-WELL_KNOWN_NAMES = (
-    "snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh", "job_exit",
-    "aio_wait_bh", "dummy_bh_cb", "bdrv_co_drain_bh_cb", "do_qmp_dispatch_bh",
-)  # fmt: skip
 GETTERS = {"qemu_get_aio_context": "main", "iohandler_get_aio_context": "iohandler"}
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*\Z")
 
@@ -123,7 +112,7 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
         NotQemu: the binary has no such function.
         ScanFailed: it has one, but no call to it could be read.
     """
-    scheduler, found_by = _find_scheduler(elf, symbols, frames)
+    scheduler, found_by = find_scheduler(elf, symbols, frames)
     calls = _calls(elf, frames, {scheduler})
     getters = {a: c for n, c in GETTERS.items() if (a := symbols.address(n)) is not None}
     getters = getters or _getters_by_names(elf, symbols, calls)
@@ -164,45 +153,6 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
     )  # fmt: skip
 
 
-def _find_scheduler(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> tuple[int, str]:
-    for name in SCHEDULERS:
-        address = symbols.address(name)
-        if address is not None:
-            return address, "symbol"
-    address = _scheduler_by_names(elf, frames)
-    if address is None:
-        raise NotQemu(elf.name)
-    return address, "names"
-
-
-def _scheduler_by_names(elf: Elf, frames: CallFrames) -> int | None:
-    """The one function that gets well-known names as its fourth argument.
-
-    Raises ScanFailed when the names lead to more than one.
-    """
-    callees: dict[int, set[str]] = {}
-    for name in WELL_KNOWN_NAMES:
-        for text in _strings(elf, name):
-            for reference in _lea_references(elf, text):
-                extent = frames.function(reference)
-                if extent is None:
-                    continue
-                function = Function(elf, *extent)
-                for address, state in function.states().items():
-                    target = _callee(function, address)
-                    if target and state.get("rcx") == Constant(text):
-                        callees.setdefault(target, set()).add(name)
-    if not callees:
-        return None
-    best = sorted(callees, key=lambda callee: len(callees[callee]), reverse=True)
-    if len(best) > 1 and len(callees[best[0]]) == len(callees[best[1]]):
-        raise ScanFailed(
-            f"{elf.name} has no symbols, and its code does not tell the scheduling function",
-            "install the debug symbols of this QEMU",
-        )
-    return best[0]
-
-
 def _getters_by_names(
     elf: Elf, symbols: SymbolTable, calls: list[tuple[int, Function, State]]
 ) -> dict[int, str]:
@@ -218,18 +168,6 @@ def _getters_by_names(
             if isinstance(argument, Returned) and _name(elf, symbols, state, 0) == bottom_half:
                 getters.setdefault(argument.function, context)
     return getters
-
-
-def _callee(function: Function, address: int) -> int | None:
-    """The target of a direct call, or of a direct jump out of the function (a tail call)."""
-    instruction = function.instructions[address]
-    if instruction.mnemonic == "call":
-        return direct_target(instruction)
-    if instruction.mnemonic.startswith("j"):
-        target = direct_target(instruction)
-        if target is not None and not function.start <= target < function.end:
-            return target
-    return None
 
 
 def _calls(
@@ -248,7 +186,7 @@ def _calls(
         calls += [
             (address, function, states.get(address, {}))
             for address in addresses
-            if address in function.instructions and _callee(function, address) in targets
+            if address in function.instructions and function.callee(address) in targets
         ]
     return sorted(calls, key=lambda call: call[0])
 
@@ -291,28 +229,3 @@ def _loaded_first(elf: Elf, frames: CallFrames, function: int) -> int | None:
         if isinstance(value := state.get("rax"), Loaded):
             return value.address
     return None
-
-
-def _strings(elf: Elf, text: str) -> list[int]:
-    """Link-time addresses at which exactly this C string starts."""
-    needle = b"\0" + text.encode() + b"\0"
-    found, at = [], elf.data.find(needle)
-    while at >= 0:
-        vaddr = elf.vaddr_of(at + 1)
-        if vaddr is not None:
-            found.append(vaddr)
-        at = elf.data.find(needle, at + 1)
-    return found
-
-
-def _lea_references(elf: Elf, target: int) -> list[int]:
-    """Addresses of `lea rcx, [rip + target]`: 48 8d 0d, the displacement after it."""
-    hits = []
-    for segment in elf.code:
-        code = np.frombuffer(
-            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
-        )
-        at = np.flatnonzero((code[:-6] == 0x48) & (code[1:-5] == 0x8D) & (code[2:-4] == 0x0D))
-        loads = segment.vaddr + at + 7 + displacements(code, at + 3)
-        hits += [int(segment.vaddr + a) for a in at[loads == target]]
-    return hits
