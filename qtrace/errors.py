@@ -47,6 +47,14 @@ class NoSuchProcess(TargetError):
         super().__init__(f"no process with pid {pid}", "qtrace ps lists the QEMU processes here")
 
 
+class HasEnded(TargetError):
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"process {pid} has ended, its parent has yet to notice (a zombie)",
+            "qtrace ps lists the QEMU processes here",
+        )
+
+
 class NotQemu(TargetError):
     def __init__(self, what: str) -> None:
         super().__init__(

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from typing import Any
 
 import click
 
@@ -35,6 +36,13 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"qtrace.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click ends with status 1 for one that bears EPIPE, which means a finding here.
+            raise BrokenPipeError from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -76,6 +76,10 @@ def command(
         raise click.UsageError("--watch, --gdb and --trace are for a live process")
     if exe is not None and core is None:
         raise click.UsageError("--exe belongs to --core")
+    if watch and stop:
+        raise click.UsageError("--gdb stops the guest for one look: leave out --watch")
+    if duration and not watch:
+        raise click.UsageError("--duration ends a --watch")
     from qtrace.target.look import Looker
 
     if core is not None:

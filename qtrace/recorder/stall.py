@@ -126,7 +126,7 @@ class Stalls:
     def _look(self) -> Look:
         if self._looker is None:
             self._looker = self._make_looker()
-        return self._looker.look()
+        return self._looker.look(details=False)
 
     def _rows(self, look: Look, *, at_end: bool) -> list[Event]:
         if look.stopped:

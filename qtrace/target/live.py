@@ -31,6 +31,7 @@ class LiveSource:
         self._sought: set[int] = set()
         self._tids: set[int] = set()
         self._states: dict[int, tuple[str, str, State]] = {}
+        self._code = process.binary.elf.code[0].vaddr + process.binary.bias
         self._inner = self._inner_tids() if self._is_nested() else {}
 
     @property
@@ -56,8 +57,7 @@ class LiveSource:
     def threads(self) -> dict[int, str]:
         """Names by tid. Raises NoSuchProcess."""
         names = self._files.names()
-        # A process that has ended stays, as a zombie, until its parent notices.
-        if not names or (list(names) == [self.pid] and self._main_state() in ("Z", "X")):
+        if not names:
             raise NoSuchProcess(self.pid)
         if self._tids != names.keys():
             self._tids = set(names)
@@ -67,8 +67,10 @@ class LiveSource:
     def stopped(self) -> bool:
         """Whether it is SIGSTOPped or held by a debugger. Raises NoSuchProcess."""
         state = self._main_state()
-        if state in ("", "Z", "X"):
-            self.threads()
+        # A process that has ended stays, as a zombie, until its parent notices; one that is
+        # about to end has lost its memory before.
+        if state in ("", "Z", "X") or not self.memory.read(self._code, 1):
+            raise NoSuchProcess(self.pid)
         return state in ("T", "t")
 
     def ending(self) -> None:

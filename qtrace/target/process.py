@@ -8,7 +8,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from qtrace.errors import NoSuchProcess, NotQemu, PermissionMissing
+from qtrace.errors import HasEnded, NoSuchProcess, NotQemu, PermissionMissing
 from qtrace.target.elf import Elf
 from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.memory import ProcessMemory
@@ -26,14 +26,16 @@ class Process:
     """
 
     def __init__(self, pid: int) -> None:
-        """Raises NoSuchProcess, PermissionMissing."""
+        """Raises NoSuchProcess, HasEnded, NotQemu, PermissionMissing."""
         self.pid = pid
         if pid <= 0 or not Path(f"/proc/{pid}").exists():
             raise NoSuchProcess(pid)
         try:
             link = os.readlink(self.exe)
         except FileNotFoundError as error:
-            # A kernel thread has no executable; a dead one is gone.
+            # A kernel thread has no executable; a dead process has none any more.
+            if _is_zombie(pid):
+                raise HasEnded(pid) from error
             raise NotQemu(f"process {pid}") from error
         except PermissionError as error:
             raise PermissionMissing(
@@ -100,6 +102,14 @@ class Process:
                 first = value.split(b",")[0]
                 return first.removeprefix(b"guest=").decode("utf-8", "backslashreplace")
         return ""
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] in ("Z", "X")
 
 
 def read_version(elf: Elf) -> str:

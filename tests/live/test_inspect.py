@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.errors import NoSuchProcess
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.target.aio.model import Look
 from qtrace.target.aio.why import confirm
@@ -318,6 +319,9 @@ def test_a_program_or_a_missing_file_is_no_core(tmp_path: Path) -> None:
         ("--pid", "1", "--core", "x"),
         ("--core", "x", "--watch", "1s"),
         ("--pid", "1", "--exe", "x"),
+        ("--pid", "1", "--watch", "1s", "--gdb"),
+        ("--pid", "1", "--duration", "1s"),
+        ("--pid", "1", "--watch", "0"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_belong_together(options: tuple[str, ...]) -> None:
@@ -329,6 +333,54 @@ def test_no_such_process(pid: int) -> None:
     status, _document, err = inspect("--pid", pid)
     assert status == 3
     assert "no process" in err
+
+
+@pytest.mark.parametrize("at", ["threads", "thread_pointers", "state", "stopped"])
+def test_a_process_that_ends_in_mid_look_is_gone(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        source = LiveSource(Process(guest.pid))
+        looker = Looker(source)
+        looker.look()
+        step = getattr(source, at)
+
+        def die(*arguments: object) -> object:
+            os.kill(guest.pid, signal.SIGKILL)
+            while source.memory.read(source.binary.bias, 1):
+                time.sleep(0.001)
+            return step(*arguments)
+
+        monkeypatch.setattr(source, at, die)
+        with pytest.raises(NoSuchProcess):
+            looker.look()
+
+
+def test_a_process_that_has_ended_is_no_other_program() -> None:
+    process = subprocess.Popen(["true"])
+    while state(process.pid) != "Z":
+        time.sleep(0.001)
+    status, _document, err = inspect("--pid", process.pid)
+    process.wait()
+    assert status == 3
+    assert f"process {process.pid} has ended" in err
+
+
+def test_a_watch_ends_quietly_with_its_reader_and_at_ctrl_c() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        for ends, status in (("reader", 128 + signal.SIGPIPE), ("ctrl-c", 0)):
+            watch = subprocess.Popen(
+                [sys.executable, "-m", "qtrace", "inspect", "--pid", str(guest.pid),
+                 "--watch", "0.02"],
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            assert watch.stdout is not None
+            assert watch.stderr is not None
+            watch.stdout.readline()
+            if ends == "reader":
+                watch.stdout.close()
+            else:
+                watch.send_signal(signal.SIGINT)
+            assert watch.stderr.read() == ""
+            assert watch.wait(TIMEOUT_S) == status
 
 
 def test_a_process_that_is_not_qemu() -> None:

@@ -65,12 +65,15 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in run.stderr
 
 
-def test_a_reader_that_leaves_early_gets_no_complaint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [("lab", "--list"), ("attach", "--help")])
+def test_a_reader_that_leaves_early_gets_no_complaint(
+    tmp_path: Path, arguments: tuple[str, str]
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with (tmp_path / "stderr").open("w+") as stderr:
         process = subprocess.run(
-            [sys.executable, "-m", "qtrace", "lab", "--list"], stdout=writer, stderr=stderr
+            [sys.executable, "-m", "qtrace", *arguments], stdout=writer, stderr=stderr
         )
         os.close(writer)
         stderr.seek(0)
