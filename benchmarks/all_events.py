@@ -175,6 +175,7 @@ def _floor(image: Path, command: list[str]) -> float:
     os.close(write)
     with _empty_probes(child.pid, child.path, Module(Elf(image), 0)):
         child.release()
+        child.go()
         with os.fdopen(read) as output:
             text = output.read()
         child.wait()
