@@ -75,24 +75,30 @@ static __always_inline struct all_event *begin(struct pt_regs *regs)
     return event;
 }
 
-static __always_inline void read_word(u64 *into, u64 address)
+/* By way of the BPF stack: the kernel checks where user memory is copied to, and looks a ring
+ * buffer's page up among all its mappings for that. What cannot be read is a zero. */
+static __always_inline u64 read_word(u64 address)
 {
-    /* What cannot be read leaves a zero. */
-    bpf_probe_read_user(into, 8, (void *)address);
+    u64 word = 0;
+    bpf_probe_read_user(&word, 8, (void *)address);
+    return word;
 }
 
 static __always_inline void read_bottom_half(struct all_event *event, u64 bh)
 {
     event->bh = bh;
 #if BH_CTX == 0 && BH_NAME == 8 && BH_CALLBACK == 16 && BH_OPAQUE == 24
-    bpf_probe_read_user(&event->ctx, 32, (void *)bh);
+    u64 words[4] = {};
+    bpf_probe_read_user(words, 32, (void *)bh);
+    event->ctx = words[0];
+    event->name = words[1];
+    event->callback = words[2];
+    event->opaque = words[3];
 #else
-    read_word(&event->ctx, bh + BH_CTX);
-    event->name = 0;
-    if (BH_NAME >= 0)
-        read_word(&event->name, bh + BH_NAME);
-    read_word(&event->callback, bh + BH_CALLBACK);
-    read_word(&event->opaque, bh + BH_OPAQUE);
+    event->ctx = read_word(bh + BH_CTX);
+    event->name = BH_NAME >= 0 ? read_word(bh + BH_NAME) : 0;
+    event->callback = read_word(bh + BH_CALLBACK);
+    event->opaque = read_word(bh + BH_OPAQUE);
 #endif
 }
 
@@ -103,7 +109,7 @@ static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, 
     if (!event)
         return 0;
     read_bottom_half(event, bh);
-    read_word(&event->caller[0], regs->sp + caller);
+    event->caller[0] = read_word(regs->sp + caller);
     event->caller[1] = 0;
     /* After cmpxchg succeeded, rax still holds what was there before. */
     event->flags = (regs->ax & 0xffff) | new_flags << 16;
@@ -127,8 +133,8 @@ int run(struct pt_regs *regs)
     if (!event)
         return 0;
     read_bottom_half(event, regs->di);
-    read_word(&event->caller[0], regs->sp + POLL_CALLER);
-    read_word(&event->caller[1], regs->sp + OUTER_CALLER);
+    event->caller[0] = read_word(regs->sp + POLL_CALLER);
+    event->caller[1] = read_word(regs->sp + OUTER_CALLER);
     event->flags = 0;
     event->stack = regs->sp + RUN_DEPTH;
     sample(regs, event->time_ns, RUN_TURN);
@@ -173,7 +179,7 @@ int co_schedule(struct pt_regs *regs)
     event->bh = event->name = event->callback = 0;
     event->ctx = regs->di;
     event->opaque = regs->si;
-    read_word(&event->caller[0], regs->sp);
+    event->caller[0] = read_word(regs->sp);
     event->caller[1] = 0;
     event->flags = event->stack = 0;
     bpf_ringbuf_submit(event, NO_WAKEUP);
