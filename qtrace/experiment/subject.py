@@ -65,7 +65,7 @@ class Subject:
     @cached_property
     def _unwinder(self) -> Unwinder:
         unwinder = Unwinder(self.process.space)
-        unwinder.learn_jit(read_jit_code(self.process.memory, self.module))
+        unwinder.learn_jit(lambda: read_jit_code(self.process.memory, self.module))
         return unwinder
 
     @cached_property

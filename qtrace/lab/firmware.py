@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,17 +28,22 @@ def image(firmware: Firmware) -> bytes:
 
 
 def build(firmware: Firmware) -> bytes:
-    """Assemble ``firmware.S`` anew with gcc and ld.
+    """Assemble ``firmware.S`` anew; see ``assemble``."""
+    return assemble(SOURCE, LINK_ADDRESS, ["IDLE"] if firmware == "idle" else [])
+
+
+def assemble(source: Path, address: int, defines: Sequence[str] = ()) -> bytes:
+    """Assemble and link code for an address of the guest, with gcc and ld.
 
     Raises:
         FileNotFoundError: no gcc or ld.
         subprocess.CalledProcessError: either of them failed.
     """
-    defines = ["-DIDLE"] if firmware == "idle" else []
+    options = [f"-D{define}" for define in defines]
     with tempfile.TemporaryDirectory(prefix="qtrace-firmware-") as folder:
         objects, binary = Path(folder, "firmware.o"), Path(folder, "firmware.bin")
-        compiled = ["gcc", "-m32", *defines, "-c", str(SOURCE), "-o", str(objects)]
-        linked = ["ld", "-m", "elf_i386", "-Ttext", hex(LINK_ADDRESS), "--oformat", "binary",
+        compiled = ["gcc", "-m32", *options, "-c", str(source), "-o", str(objects)]
+        linked = ["ld", "-m", "elf_i386", "-Ttext", hex(address), "--oformat", "binary",
                   str(objects), "-o", str(binary)]  # fmt: skip
         for command in (compiled, linked):
             subprocess.run(command, check=True)

@@ -133,7 +133,7 @@ class AllRecorder:
         """
         self._writer, self._meanings, self._bias = writer, meanings, bias
         if self.stacks_every:
-            self.stacks = StackSamples(self._program, unwinder)
+            self.stacks = StackSamples(self._program, unwinder, meanings.saw)
         self._run_ip = next(s.vaddr + bias for s in self.plan.sites if s.kind == "run") & MASK
         sites = [self._describe(site, bias) for site in self.plan.sites]
         writer.begin(

@@ -93,6 +93,13 @@ class Child:
         if self._status is None:
             _ptrace(PTRACE_DETACH, self.pid)
 
+    def ended(self) -> bool:
+        """Whether it has ended, reaped or not."""
+        if self._status is not None:
+            return True
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, options) is not None
+
     def kill(self) -> None:
         """End it at once, whatever it is doing."""
         if self._status is None:

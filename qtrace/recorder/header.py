@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from qtrace.recorder.all_recorder import AllRecorder
+from qtrace.recorder.commands import Commands
 from qtrace.target.process import Process
 from qtrace.target.scan import BottomHalf, Scan
 from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan
@@ -54,6 +58,43 @@ def attach_row(
         if everything.stacks_every:
             detail["stacks_every"] = everything.stacks_every
     return Event(time_ns, "attach", detail=detail)
+
+
+def detach_row(
+    reason: str,
+    until_ns: int,
+    plan: WatchPlan,
+    hits_of: Mapping[Site, int],
+    lost: int,
+    commands: Commands,
+    everything: AllRecorder | None,
+    pauses_ms: Mapping[str, float],
+) -> Event:
+    """What came of the recording.
+
+    Args:
+        lost: hits of the watched bottom halves' probes that left no row.
+    """
+    hits: Counter[str] = Counter({site.label: 0 for site in plan.sites})
+    for site, count in hits_of.items():
+        hits[site.label] += count
+    detail: dict[str, Any] = {
+        "reason": reason,
+        "until_ns": until_ns,
+        "lost": lost,
+        "hits": dict(hits),
+        "silent": silent_probes(plan, hits),
+        "qmp": {"commands": commands.taken, "left_out": commands.left_out},
+    }
+    if everything is not None:
+        counts = everything.counts
+        detail["lost"] += counts.lost
+        detail["all"] = asdict(counts) | everything.dropped
+        if everything.stacks is not None:
+            detail["all"]["stacks"] = everything.stacks.count
+    if pauses_ms:
+        detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses_ms.items()}
+    return Event(time.monotonic_ns(), "detach", detail=detail)
 
 
 def _watched(half: BottomHalf) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from qtrace.target.watch import plan_watch
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
 
-CONTEXTS_WAIT_S = 0.1
+# Without a context nothing is scheduled, so that nothing is lost meanwhile.
+CONTEXTS_WAIT_S = 5.0
 
 
 def launch(
@@ -70,7 +71,7 @@ def launch(
             contexts = ContextNames(scan, process.binary, process.memory)
             child.go()
             # Its contexts' names can only be read while it lives: qemu-img may not for long.
-            contexts.wait(CONTEXTS_WAIT_S)
+            contexts.wait(CONTEXTS_WAIT_S, child.ended)
             # Its libraries came meanwhile.
             process.space.refresh()
             recording = Recording.arm(

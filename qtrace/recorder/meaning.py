@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from qtrace.target.stack import Unwinder
 from qtrace.target.threads import ThreadRoles
 
 MAX_NAME = 256
-# How often, and how many times, a thread of unknown role is looked at.
-LOOK_PERIOD_S, LOOKS = 0.05, 200
+# How often, and how many times, a thread of unknown role is looked at: to unwind one takes two
+# milliseconds, a thread pool has dozens, and nobody empties the ring buffers meanwhile.
+LOOK_PERIOD_S, LOOKS, LOOK_BUDGET_S = 0.05, 200, 0.002
+# When the recording has ended nothing waits.
+LAST_BUDGET_S = 0.5
 
 
 class Meanings:
@@ -39,21 +43,30 @@ class Meanings:
         self.names: dict[int, str] = {}
         self._runners: dict[int, set[int]] = {}
         self._threads: dict[int, str] = {}
+        # Looks that a thread is still worth, and whose turn it is.
         self._unsure: dict[int, int] = {}
+        self._due: list[int] = []
         self._next_look = 0.0
 
     def of(self, slots: Slots, run_ip: int) -> dict[str, Any]:
         """Facts that are new with these records; empty when there are none."""
         fresh = self._fresh
+        # First what may be gone any moment: all else can be read of files, too.
+        tids = fresh["tid"].of(slots["tid"])
+        self._name_threads(tids)
         named = {p: self._string(p) for p in fresh["name"].of(slots["name"])}
         self.names.update(named)
         facts: dict[str, Any] = {
             "names": {f"{p:x}": text for p, text in named.items()},
             "symbols": self._symbols(slots),
-            "threads": {str(tid): self._thread(tid) for tid in fresh["tid"].of(slots["tid"])},
+            "threads": {str(tid): (self._threads[tid], self._role(tid)) for tid in tids},
         }
         self._runners_of_nameless(slots, run_ip)
         return {key: value for key, value in facts.items() if value}
+
+    def saw(self, tid: int, name: str, frames: Sequence[str]) -> None:
+        """Take what a stack tells of its thread."""
+        self._roles.role(tid, name, frames)
 
     def context(self, ctx: int) -> str:
         """A context's name, empty when it is not known."""
@@ -62,7 +75,7 @@ class Meanings:
     def finish(self) -> dict[str, Any]:
         """A last look, while the process may still be there; all threads with their roles."""
         self._next_look = 0.0
-        facts = self.again()
+        facts = self.again(LAST_BUDGET_S)
         return facts | {"threads": self.threads()}
 
     def threads(self) -> dict[str, tuple[str, str]]:
@@ -88,30 +101,35 @@ class Meanings:
             found[pc] = self._unwinder.name(pc, leaf=True)
         return {f"{pc:x}": text for pc, text in found.items() if text}
 
-    def _thread(self, tid: int) -> tuple[str, str]:
-        try:
-            names = self._process.threads()
-        except NoSuchProcess:
-            names = {}
-        # A thread that is gone already had its program's name, unless it was given another.
-        name = names.get(tid, self._program)
-        self._threads[tid] = name
-        role = self._roles.look(tid, name, self._unwinder)
+    def _name_threads(self, tids: list[int]) -> None:
+        if tids:
+            try:
+                names = self._process.threads()
+            except NoSuchProcess:
+                names = {}
+            # One that was gone already had its program's name, unless it was given another.
+            self._threads.update({tid: names.get(tid, self._program) for tid in tids})
+
+    def _role(self, tid: int) -> str:
+        """What its name tells; where that is nothing, it is looked at when there is time."""
+        role = self._roles.role(tid, self._threads[tid])
         if role == "other":
             self._unsure[tid] = LOOKS
-        return name, role
+            self._due.append(tid)
+        return role
 
-    def _look_again(self) -> None:
-        """An IOThread shows itself when it is met waiting in its loop."""
+    def _look_again(self, budget_s: float) -> None:
+        """A thread shows itself when it is met waiting where only its kind waits."""
         now = time.monotonic()
-        if not self._unsure or now < self._next_look:
-            return
-        self._next_look = now + LOOK_PERIOD_S
-        for tid, looks in list(self._unsure.items()):
-            if self._roles.look(tid, self._threads[tid], self._unwinder) != "other" or looks <= 1:
-                del self._unsure[tid]
-            else:
-                self._unsure[tid] = looks - 1
+        if not self._due and now >= self._next_look:
+            self._next_look = now + LOOK_PERIOD_S
+            self._due = list(self._unsure)
+        while self._due and time.monotonic() - now < budget_s:
+            tid = self._due.pop()
+            looks = self._unsure.pop(tid, 0) - 1
+            role = self._roles.look(tid, self._threads[tid], self._unwinder)
+            if role == "other" and looks > 0:
+                self._unsure[tid] = looks
 
     def _runners_of_nameless(self, slots: Slots, run_ip: int) -> None:
         """Remember which threads run the bottom halves of contexts that have no name yet."""
@@ -121,9 +139,9 @@ class Meanings:
             runs = slots["tid"][(slots["ctx"] == ctx) & (slots["ip"] == np.uint32(run_ip))]
             tids.update(np.unique(runs).tolist())
 
-    def again(self) -> dict[str, Any]:
+    def again(self, budget_s: float = LOOK_BUDGET_S) -> dict[str, Any]:
         """What is known by now and was not before: names of contexts."""
-        self._look_again()
+        self._look_again(budget_s)
         found = {}
         for ctx, tids in list(self._runners.items()):
             for tid in tids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qtrace.recorder.ebpf import read_hit
@@ -12,11 +13,18 @@ from qtrace.trace.schema import escape
 
 
 class StackSamples:
-    """Reads the program's ring buffer of stacks. ``count`` is how many came."""
+    """Reads the program's ring buffer of stacks. ``count`` is how many came.
 
-    def __init__(self, program: Program, unwinder: Unwinder) -> None:
+    Args:
+        saw: is told each one: thread, its name, its frames.
+    """
+
+    def __init__(
+        self, program: Program, unwinder: Unwinder, saw: Callable[[int, str, Sequence[str]], None]
+    ) -> None:
         self._layout = program.layout
         self._unwinder = unwinder
+        self._saw = saw
         self._ring = RingBuffer(program, "events", self._receive)
         self._stacks: dict[str, list[tuple[int, int]]] = {}
         self.count = 0
@@ -34,6 +42,7 @@ class StackSamples:
     def _receive(self, address: int, _size: int) -> None:
         hit = read_hit(self._layout, address)
         frames = frames_of(hit, self._unwinder)[:-1]
+        self._saw(hit.tid, hit.thread, frames)
         folded = ";".join(escape(frame, extra=";") for frame in frames)
         self._stacks.setdefault(folded, []).append((hit.time_ns, hit.tid))
         self.count += 1

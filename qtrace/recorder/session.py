@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
 from qtrace.recorder.commands import Commands
 from qtrace.recorder.ending import Watcher
-from qtrace.recorder.header import attach_row, silent_probes
+from qtrace.recorder.header import attach_row, detach_row
+from qtrace.recorder.losses import Losses
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program, load_ahead
@@ -38,8 +36,6 @@ from qtrace.trace.schema import Event
 from qtrace.trace.writer import CsvWriter
 
 STALL_AFTER_S = 2.0
-# How often the kernel's loss counters are read: the width of a loss's interval.
-LOSS_CHECK_NS = 100_000_000
 
 
 class Recording:
@@ -66,8 +62,10 @@ class Recording:
         stalls: Stalls,
         everything: AllRecorder | None = None,
         contexts: ContextNames | None = None,
+        from_start: bool = False,
     ) -> None:
         self.everything = everything
+        self._from_start = from_start
         self._process = process
         self._watcher = Watcher(process.pid)
         self._plan = plan
@@ -76,13 +74,13 @@ class Recording:
         self._roles = roles
         self._stalls = stalls
         self._unwinder = Unwinder(process.space)
+        self._unwinder.learn_jit(lambda: read_jit_code(process.memory, process.binary))
         bias = process.binary.bias
-        self._sites = {site.vaddr + bias: site for site in plan.sites}
+        sites = {site.vaddr + bias: site for site in plan.sites}
+        self._losses = Losses(probes, sites)
         contexts = contexts or ContextNames(scan, process.binary, process.memory)
         self._commands = Commands(process.binary, process.memory)
-        self._rows = RowMaker(self._sites, self._unwinder, roles, contexts, self._commands)
-        self._lost: dict[int, int] = {}
-        self._loss_checked_ns = time.monotonic_ns()
+        self._rows = RowMaker(sites, self._unwinder, roles, contexts, self._commands)
         self._surveyed = False
         self._stopped = False
         self.ended = False
@@ -182,8 +180,9 @@ class Recording:
                 int(stall_after_s * 1e9),
             )  # fmt: skip
             recording = cls(
-                process, scan, plan, probes, writer, roles, stalls, everything, contexts
-            )
+                process, scan, plan, probes, writer, roles, stalls, everything, contexts,
+                from_start=armed,
+            )  # fmt: skip
             began_ns = time.monotonic_ns()
             if not armed:
                 probes.attach(plan.sites)
@@ -196,6 +195,8 @@ class Recording:
             writer.write([recording.header])
             writer.flush()
             if everything is not None:
+                # A program that was started by us may be over soon, and its threads' names gone.
+                everything.drain(began_ns)
                 # Before anybody is told: a thread that waits now may be busy soon.
                 recording._write(recording._survey())
         except BaseException as error:
@@ -230,8 +231,8 @@ class Recording:
             rows += [*self._take(self._probes.drain()), *self._commands.show()]
             status = self._watcher.status()
             rows.append(Event(time.monotonic_ns(), "exit", detail=status))
-        if self.ended or time.monotonic_ns() - self._loss_checked_ns >= LOSS_CHECK_NS:
-            rows += self._losses()
+        if self.ended or self._losses.due:
+            rows += self._losses.rows()
         self._write(rows)
         if every is not None:
             rows += every.drain(mark)
@@ -258,30 +259,15 @@ class Recording:
             if every is not None:
                 every.disarm()
             self._write([*self._take(self._probes.drain()), *self._commands.show()])
-            self._write(self._losses())
+            self._write(self._losses.rows())
             self._write([] if self.ended else self._look(self._stalls.end))
             if every is not None:
                 every.finish()
-            hits: Counter[str] = Counter({site.label: 0 for site in self._plan.sites})
-            for site, count in self._rows.hits.items():
-                hits[site.label] += count
-            detail: dict[str, Any] = {
-                "reason": reason,
-                "until_ns": until_ns,
-                "lost": sum(n for at, n in self._lost.items() if not self._sites[at].is_step),
-                "hits": dict(hits),
-                "silent": silent_probes(self._plan, hits),
-                "qmp": {"commands": self._commands.taken, "left_out": self._commands.left_out},
-            }
-            if every is not None:
-                counts = every.counts
-                detail["lost"] += counts.lost
-                detail["all"] = asdict(counts) | every.dropped
-                if every.stacks is not None:
-                    detail["all"]["stacks"] = every.stacks.count
-            if pauses := self._probes.pauses_ms():
-                detail["paused_ms"] = {phase: round(ms, 3) for phase, ms in pauses.items()}
-            self._write([Event(time.monotonic_ns(), "detach", detail=detail)])
+            row = detach_row(
+                reason, until_ns, self._plan, self._rows.hits, self._losses.count, self._commands,
+                every, self._probes.pauses_ms(),
+            )  # fmt: skip
+            self._write([row])
         finally:
             if self.everything is not None:
                 self.everything.close()
@@ -309,9 +295,7 @@ class Recording:
         if self.everything is not None:
             self.everything.disarm()
         if isinstance(error, RecorderFailed) and not self._stopped:
-            # Since the last look it may have missed anything.
-            detail = {"count": 1, "since_ns": self._loss_checked_ns}
-            self._write([Event(time.monotonic_ns(), "lost", detail=detail)])
+            self._write([self._losses.anything()])
             self.stop("the recorder failed")
         elif error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
@@ -322,9 +306,10 @@ class Recording:
         if self._surveyed:
             return []
         self._surveyed = True
-        process = self._process
         self._commands.begin()
-        self._unwinder.learn_jit(read_jit_code(process.memory, process.binary))
+        if self._from_start:
+            # Nothing was pending, its threads are yet to come, and it may be over soon.
+            return []
         try:
             self._roles.survey(self._unwinder)
         except NoSuchProcess:
@@ -343,24 +328,6 @@ class Recording:
         rows = []
         for hit in sorted(hits, key=lambda hit: hit.time_ns):
             rows += self._rows.rows(hit)
-        return rows
-
-    def _losses(self) -> list[Event]:
-        begin = time.monotonic_ns()
-        counts = self._probes.lost()
-        # Whatever they count was lost before now.
-        now = time.monotonic_ns()
-        rows = []
-        for address, count in counts.items():
-            new = count - self._lost.get(address, 0)
-            if new:
-                site = self._sites[address]
-                detail = {"count": new, "since_ns": self._loss_checked_ns, "site": site.label}
-                if site.is_step:
-                    detail["probes"] = "steps"
-                rows.append(Event(now, "lost", name=site.name, detail=detail))
-                self._lost[address] = count
-        self._loss_checked_ns = self._probes.counted_ns(begin)
         return rows
 
     def _write(self, rows: list[Event]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from qtrace.target.maps import Module
 from qtrace.target.memory import Memory, read_word
@@ -34,11 +35,11 @@ class ContextNames:
             self._read()
         return self._names.get(ctx, "")
 
-    def wait(self, timeout_s: float) -> None:
-        """Look until a program that has just been started has made its main context."""
+    def wait(self, timeout_s: float, ended: Callable[[], bool]) -> None:
+        """Look until a program that has just been started has made its main context, or ended."""
         deadline = time.monotonic() + timeout_s
         while "main" in self._variables and "main" not in self._names.values():
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or ended():
                 return
             time.sleep(LOOK_S)
             self._read()

@@ -54,7 +54,8 @@ class Looker:
         self._stack = Pages(source.memory)
         # Mostly garbage leads nowhere: a thread that ran on while its stack was read.
         self.unwinder = Unwinder(source.space, refreshing=False)
-        self.unwinder.learn_jit(read_jit_code(source.memory, source.binary))
+        jit = read_jit_code(source.memory, source.binary)
+        self.unwinder.learn_jit(lambda: jit)
         self._unmapped: set[int] = set()
         self._guard: int | None = None
         self._pointers: dict[int, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ MAX_FRAMES = 256
 CALL = bytes([CALL_REL32])
 # Locals of one function, in bytes, that are searched for where its frame ends.
 LARGEST_FRAME = 1 << 14
+# How often a process without translated code is asked whether it has some by now.
+JIT_PERIOD_S = 0.05
 
 # How a chain ended: at the thread's first function, at a coroutine's trampoline, where the
 # copied memory ended, or at code without unwind rules.
@@ -77,12 +80,19 @@ class Unwinder:
         self._space = space
         self._refreshing = refreshing
         self._jit: list[JitCode] = []
+        self._read_jit: Callable[[], list[JitCode]] = list
+        self._next_read = 0.0
         self._rules: dict[int, tuple[Rule | None, bool]] = {}
         self._names: dict[tuple[int, bool], str] = {}
 
-    def learn_jit(self, code: list[JitCode]) -> None:
-        """Take the rules of translated code (``read_jit_code``)."""
-        self._jit = code
+    def learn_jit(self, read: Callable[[], list[JitCode]]) -> None:
+        """Take the rules of translated code (``read_jit_code``).
+
+        A program that has just been started has none yet: it is asked again when code without
+        a file is met, until there are some.
+        """
+        self._read_jit = read
+        self._jit = read()
         self._rules.clear()
         self._names.clear()
 
@@ -212,6 +222,9 @@ class Unwinder:
         return follows_a_call(code)
 
     def _jit_code(self, pc: int) -> JitCode | None:
+        if not self._jit and time.monotonic() >= self._next_read:
+            self._next_read = time.monotonic() + JIT_PERIOD_S
+            self._jit = self._read_jit()
         return next((code for code in self._jit if code.start <= pc < code.end), None)
 
     def _find(self, pc: int) -> tuple[Module | None, str] | None:

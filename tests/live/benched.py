@@ -1,9 +1,8 @@
-"""qemu-img bench under ``qtrace run --all``, and an independent count of the same run."""
+"""qemu-img bench under ``qtrace run --all``."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,21 +11,17 @@ from typing import Any
 
 import pandas as pd
 
-from qtrace.target.elf import Elf
-from qtrace.target.symbols import load_symbols
 from qtrace.trace.reader import read_trace
 
-# A prime number of requests: no batch divides it. qemu_bh_cancel() is not among the functions:
-# its first instruction takes no probe, and bpftrace counts zero without a word.
+# A prime number: no batch divides it.
 REQUESTS = 3001
-FUNCTIONS = (
-    "aio_bh_call", "qemu_bh_schedule", "qemu_bh_schedule_idle", "aio_bh_schedule_oneshot_full",
-    "qemu_bh_delete", "aio_co_schedule", "aio_co_reschedule_self",
-)  # fmt: skip
 TIMEOUT_S = 100
 
 
-def bench_command(image: Path, disk: Path, *options: str, requests: int = REQUESTS) -> list[str]:
+def bench_command(
+    image: Path, disk: Path | str, *options: str, requests: int = REQUESTS
+) -> list[str]:
+    """``disk`` is a file or an URL."""
     return [str(image), "bench", "-f", "raw", "-t", "none", *options, "-c", str(requests),
             "-d", "32", "-s", "4096", str(disk)]  # fmt: skip
 
@@ -55,16 +50,3 @@ def counted(trace: Path) -> Counter[str]:
 
 def frame_of(trace: Path) -> pd.DataFrame:
     return read_trace(trace).frame
-
-
-def counted_by_bpftrace(image: Path, command: list[str]) -> Counter[str]:
-    """Entries of the event loop's functions while a command runs, as bpftrace counts them."""
-    symbols = load_symbols(Elf(image))
-    there = [name for name in FUNCTIONS if symbols.address(name)]
-    probes = " ".join(f'uprobe:{image}:{f} {{ @["{f}"] = count(); }}' for f in there)
-    run = subprocess.run(
-        ["bpftrace", "-e", probes, "-c", " ".join(command)],
-        capture_output=True, text=True, check=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-    found = re.findall(r"@\[(\w+)\]: (\d+)", run.stdout)
-    return Counter({name: int(count) for name, count in found})

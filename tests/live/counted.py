@@ -1,0 +1,122 @@
+"""An independent count: the kernel's own uprobe counters, of a QEMU program that is nobody else's.
+
+perf_event_open(2) counts without BPF and without a line of qtrace's recorder; where to count is
+read from objdump's disassembly, not from qtrace's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+PERF_EVENT_OPEN = 298
+UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
+# struct perf_event_attr up to `aux_watermark`: type, size, config, period, sample_type,
+# read_format, flags, wakeup, bp_type, uprobe_path, probe_offset.
+ATTRIBUTES = struct.Struct("<IIQQQQQIIQQ40x")
+# An instruction of objdump: its address, its text.
+LINE = re.compile(r"^ *([0-9a-f]+):\t(.+?) *$", re.MULTILINE)
+ENTRIES = (
+    "aio_bh_call", "qemu_bh_schedule", "qemu_bh_schedule_idle", "aio_bh_schedule_oneshot_full",
+    "qemu_bh_delete", "aio_co_schedule", "aio_co_reschedule_self",
+)  # fmt: skip
+
+
+def own_copy(program: Path, folder: Path) -> Path:
+    """The program below another prefix: a uprobe counts in every process of a file."""
+    prefix = program.parent.parent
+    (folder / "usr/bin").mkdir(parents=True, exist_ok=True)
+    for name in ("lib", "share"):
+        if not (folder / "usr" / name).exists():
+            (folder / "usr" / name).symlink_to(prefix / name)
+    copy = folder / "usr/bin" / program.name
+    shutil.copy(program, copy)
+    return copy
+
+
+@contextmanager
+def counting(program: Path) -> Iterator[Counter[str]]:
+    """Count what passes the event loop's functions; the counter is filled when it ends.
+
+    Beside the entries: ``dequeue``, a bottom half taken off its list (each insertion comes to
+    one), and ``cancel``, behind the locked instruction of qemu_bh_cancel().
+    """
+    counts: Counter[str] = Counter()
+    places = dict(_places(program))
+    path = ctypes.create_string_buffer(os.fsencode(program))
+    fds: list[tuple[str, int]] = []
+    try:
+        for name, offset in places.items():
+            for cpu in os.sched_getaffinity(0):
+                fds.append((name, _open(path, offset, cpu)))
+        yield counts
+        for name, fd in fds:
+            counts[name] += int.from_bytes(os.read(fd, 8), "little")
+    finally:
+        for _name, fd in fds:
+            os.close(fd)
+
+
+def _open(path: ctypes.Array[ctypes.c_char], offset: int, cpu: int) -> int:
+    pmu = int(UPROBE_PMU.read_text())
+    attributes = ATTRIBUTES.pack(
+        pmu, ATTRIBUTES.size, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(path), offset
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = int(libc.syscall(PERF_EVENT_OPEN, attributes, -1, cpu, -1, 0))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "perf_event_open of a uprobe")
+    return fd
+
+
+@cache
+def _places(program: Path) -> tuple[tuple[str, int], ...]:
+    """Name and file offset of each place."""
+    places = []
+    for name in ENTRIES:
+        code = _disassembled(program, name)
+        if code:
+            places.append((name, code[0][0]))
+    poll = _disassembled(program, "aio_bh_poll")
+    # The fetch-and-and of aio_bh_dequeue(), and the instruction behind its retry.
+    (retry,) = [n for n, (_at, text) in enumerate(poll) if text.startswith("lock cmpxchg")]
+    assert poll[retry + 1][1].startswith("jne")
+    places.append(("dequeue", poll[retry + 2][0]))
+    cancel = _disassembled(program, "qemu_bh_cancel")
+    assert cancel[0][1].startswith("lock and")
+    places.append(("cancel", cancel[1][0]))
+    (shift,) = {_shift(line) for line in _run("readelf", "-lW", program).splitlines()
+                if " R E " in line}  # fmt: skip
+    return tuple((name, address - shift) for name, address in places)
+
+
+def _shift(line: str) -> int:
+    """Address less file offset of a segment that is executed."""
+    _type, offset, address = line.split()[:3]
+    return int(address, 16) - int(offset, 16)
+
+
+def _disassembled(program: Path, function: str) -> list[tuple[int, str]]:
+    symbols = _run("nm", "-D", "-S", "--defined-only", program)
+    found = re.search(rf"^(\w+) (\w+) T {function}(@|$)", symbols, re.MULTILINE)
+    if found is None:
+        return []
+    start, size = int(found[1], 16), int(found[2], 16)
+    shown = _run("objdump", "-d", "--no-show-raw-insn", f"--start-address={start}",
+                 f"--stop-address={start + size}", program)  # fmt: skip
+    return [(int(address, 16), " ".join(text.split())) for address, text in LINE.findall(shown)]
+
+
+def _run(*command: object) -> str:
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=True
+    ).stdout

@@ -1,0 +1,157 @@
+"""``--all`` against the kernel's own counters, in every QEMU program, under a known load."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qtrace.lab.guest import Accelerator
+from qtrace.trace.reader import Trace, read_trace
+from tests.live import loads
+from tests.live.counted import counting, own_copy
+
+pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
+
+# Primes: no batch divides them.
+REQUESTS, SOAK_REQUESTS = 503, 100_003
+KINDS = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
+SCHEDULERS = (
+    "qemu_bh_schedule", "qemu_bh_schedule_idle", "aio_bh_schedule_oneshot_full", "aio_co_schedule",
+)  # fmt: skip
+
+PROGRAMS = pytest.mark.parametrize(
+    ("program", "run", "options"),
+    [
+        pytest.param("qemu-img", loads.image, (), id="img-threads"),
+        pytest.param("qemu-img", loads.image, ("-n",), id="img-native"),
+        pytest.param("qemu-nbd", loads.nbd, (), id="nbd"),
+        pytest.param("qemu-storage-daemon", loads.daemon, (), id="daemon"),
+    ],
+)
+
+
+@PROGRAMS
+def test_every_event_of_a_program_is_there(
+    qemu_binary: Path, program: str, run: loads.Run, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    counts, load = driven(qemu_binary.with_name(program), run, options, tmp_path, REQUESTS)
+    read = read_trace(load.trace)
+    check_counts(read, counts)
+    check_load(read.frame, REQUESTS, native="-n" in options)
+
+
+def test_every_event_of_a_guests_disk_is_there_in_its_iothread(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    counts, load = driven(qemu_binary, loads.system, ("-accel", accel), tmp_path, REQUESTS)
+    read = read_trace(load.trace)
+    check_counts(read, counts)
+    check_iothread(read.frame, load)
+
+
+@pytest.mark.soak
+@PROGRAMS
+def test_every_event_of_100003_requests_is_there(
+    qemu_binary: Path, program: str, run: loads.Run, options: tuple[str, ...], tmp_path: Path,
+    soak_row: Callable[..., None],
+) -> None:  # fmt: skip
+    counts, load = driven(qemu_binary.with_name(program), run, options, tmp_path, SOAK_REQUESTS)
+    read = read_trace(load.trace)
+    soak_row("100,003 requests, every event", summary(read))
+    check_counts(read, counts)
+    check_load(read.frame, SOAK_REQUESTS, native="-n" in options)
+
+
+@pytest.mark.soak
+def test_every_event_of_100003_requests_of_a_guest_is_there(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path, soak_row: Callable[..., None]
+) -> None:
+    counts, load = driven(qemu_binary, loads.system, ("-accel", accel), tmp_path, SOAK_REQUESTS)
+    read = read_trace(load.trace)
+    soak_row("100,003 requests of a guest, every event", summary(read))
+    check_counts(read, counts)
+    check_iothread(read.frame, load, SOAK_REQUESTS)
+
+
+def driven(
+    program: Path, run: loads.Run, options: tuple[str, ...], folder: Path, requests: int
+) -> tuple[Counter[str], loads.Load]:
+    copy = own_copy(program, folder)
+    with counting(copy) as counts:
+        load = run(copy, program.parent, folder, requests, *options)
+    return counts, load
+
+
+def summary(read: Trace) -> str:
+    counts = read.detach["all"]
+    return f"{counts['produced']} events, {counts['lost']} lost"
+
+
+def check_counts(read: Trace, counts: Counter[str]) -> None:
+    """Row by row what the kernel counted beside us."""
+    frame = read.frame
+    rows: Counter[str] = Counter(frame["event"].astype(str))
+    every = read.detach["all"]
+    assert (every["lost"], every["produced"]) == (0, sum(rows[kind] for kind in KINDS))
+    assert rows["run"] == rows["return"] == counts["aio_bh_call"] > 0
+    assert rows["cancel"] == counts["cancel"]
+    assert rows["co_schedule"] == counts["aio_co_schedule"]
+    assert rows["schedule"] == sum(counts[name] for name in SCHEDULERS)
+    # aio_ctx_finalize() deletes its context's own, and takes it off itself.
+    deleted = frame[frame["event"] == "delete"]
+    finalized = int((deleted["name"] == "co_schedule_bh_cb").sum())
+    assert rows["delete"] == counts["qemu_bh_delete"] + finalized
+    # Whatever was inserted comes off its list: "coalesced" and "requeued" are neither too many
+    # nor too few. Only a program's last poll may leave something in it.
+    inserted = int((enqueues(frame) == "inserted").sum())
+    left = inserted + rows["delete"] - finalized - counts["dequeue"]
+    assert 0 <= left <= scheduled_last(frame)
+
+
+def scheduled_last(frame: pd.DataFrame) -> int:
+    """How many bottom halves were scheduled since their last run began."""
+    last = frame.groupby(["event", "bh"], observed=True)["time_ns"].max()
+    return int((last["schedule"] > last["run"].reindex(last["schedule"].index).fillna(0)).sum())
+
+
+def enqueues(frame: pd.DataFrame) -> pd.Series:
+    detail = frame.loc[frame["event"] == "schedule", "detail"].astype(str)
+    return detail.str.extract(r'"enqueue":"(\w+)"')[0]
+
+
+def check_load(frame: pd.DataFrame, requests: int, native: bool) -> None:
+    """What a request is known to do."""
+    by_name = frame.groupby(["name", "event"], observed=True).size()
+    if native:
+        # Each completion is a one-shot of its own, between a schedule and a cancel of laio's.
+        name = "blk_aio_complete_bh" if ("blk_aio_complete_bh", "run") in by_name.index else "cb"
+        assert by_name[name, "schedule"] == by_name[name, "run"] == requests
+        laio = by_name["qemu_laio_completion_bh"]
+        assert laio["schedule"] == laio["cancel"]
+    else:
+        name = "thread_pool_completion_bh"
+        # A worker schedules it, and it schedules and cancels itself for each that it finds done.
+        assert by_name[name, "schedule"] == 2 * by_name[name, "cancel"] == 2 * requests
+    assert set(frame.loc[frame["name"] == name, "context"]) == {"main"}
+    runs = frame[frame["event"] == "run"]
+    assert runs["stack"].str.contains(r"^\[partial\];.+;aio_bh_poll\+0x", regex=True).all()
+
+
+def check_iothread(frame: pd.DataFrame, load: loads.Load, requests: int = REQUESTS) -> None:
+    """Context and thread of each event against what query-iothreads says."""
+    context, tid = f"iothread:{loads.IOTHREAD}", load.iothreads[loads.IOTHREAD]
+    own = frame[frame["context"] == context]
+    runs = own[own["event"] == "run"]
+    assert set(runs["tid"]) == {tid}
+    assert set(runs["role"]) == {"iothread"}
+    assert runs["stack"].str.contains(";aio_poll+0x", regex=False).all()
+    pool = own[own["name"] == "thread_pool_completion_bh"]
+    assert (pool["event"] == "cancel").sum() == requests
+    assert (pool["event"] == "schedule").sum() == 2 * requests
+    assert set(pool.loc[pool["role"] == "worker", "event"]) == {"schedule"}
+    # Nothing that another context owns ran there.
+    assert set(frame.loc[(frame["event"] == "run") & (frame["tid"] == tid), "context"]) == {context}
