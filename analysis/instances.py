@@ -27,6 +27,7 @@ from qtrace.analysis.brackets import (
     stable_order,
     starts_of,
 )
+from qtrace.analysis.pending_already import seen_again
 
 KINDS = ("schedule", "run", "cancel", "delete")
 SCHEDULE, RUN, CANCEL, DELETE = range(len(KINDS))
@@ -44,6 +45,7 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     same instance). In the order of their first event.
     """
     kind = code_of(frame["event"], KINDS)
+    kind[seen_again(frame, kind == SCHEDULE)] = -1
     rows = np.flatnonzero(kind >= 0)
     kind = kind[rows]
     group, persistent = _groups(frame, rows, kind)

@@ -199,7 +199,7 @@ class Stalls:
             ctx=half.ctx,
             callback=half.cb,
             opaque=half.opaque,
-            detail={"pending_already": True},
+            detail={"pending_already": True, "bh": f"{half.address:#x}"},
         )
 
     def _blocked_row(

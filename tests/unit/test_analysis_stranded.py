@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,25 @@ def test_a_damaged_detail_proves_nothing(tmp_path: Path) -> None:
     broken = blocked(9 * SECOND, end=True, facts={"pending_ctx": "nonsense"})
     trace = recording(tmp_path / "t.csv", schedule(SECOND), FIRST, broken)
     assert judge(trace)["verdict"] == "pending"
+
+
+def test_what_all_saw_scheduled_and_a_look_found_pending_is_one(tmp_path: Path) -> None:
+    """Real recordings of --all had it twice: once pending, with who scheduled it, once stranded."""
+    already = Event(
+        2 * SECOND, "schedule", name=NAME, context="main", ctx=CTX, callback=CALLBACK,
+        opaque=OPAQUE, detail={"pending_already": True, "bh": f"{BH:#x}"},
+    )  # fmt: skip
+    report = judged(tmp_path, schedule(SECOND, bh=BH), already, FIRST, LAST)
+    (half,) = report["bottom_halves"]
+    assert half["verdicts"] == {"stranded": 1}
+    assert half["findings"][0]["scheduled_by_tid"] == PID
+    # An older recording has the pointer in the looks only.
+    older = replace(already, detail={"pending_already": True})
+    report = judged(tmp_path, schedule(SECOND, bh=BH), older, FIRST, LAST)
+    assert report["bottom_halves"][0]["verdicts"] == {"stranded": 1}
+    # Of what had run meanwhile the memory was used again: another one.
+    ran = run(SECOND + 9, bh=BH)
+    report = judged(tmp_path, schedule(SECOND, bh=BH), ran, already, FIRST, LAST)
+    assert report["bottom_halves"][0]["verdicts"] == {"main-loop": 1, "stranded": 1}
+    report = judged(tmp_path, schedule(SECOND, bh=BH + 8), already, FIRST, LAST)
+    assert report["bottom_halves"][0]["scheduled"] == 2
