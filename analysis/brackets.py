@@ -71,6 +71,45 @@ def match(group: Codes, opens: Mask, position: Positions) -> tuple[Positions, Po
     return np.concatenate([position[at], begin]), np.concatenate([position[at + 1], end])
 
 
+def match_single(
+    group: Codes, opens: Mask, runs: Mask, tid: Codes, position: Positions
+) -> tuple[Positions, Positions, Mask]:
+    """Likewise, where at most one can be open: an opening proves that the one before is over.
+
+    What follows an opening closes it. But the run of one that was taken off the list may be noted
+    after another thread has scheduled it anew: of two openings, the second by another thread, that
+    two runs follow, the first ended first.
+
+    Returns:
+        As ``match``, and for which pairs the end was not seen though there must have been one.
+    """
+    follows = ~starts_of(group)
+    before = np.zeros(len(group), np.bool_)
+    before[1:] = opens[:-1] & follows[1:]
+    closes = ~opens & before
+    late = np.zeros(len(group), np.bool_)
+    late[:-3] = opens[:-3] & opens[1:-2] & runs[2:-1] & runs[3:]
+    late[:-3] &= tid[1:-2] != tid[2:-1]
+    late[:-3] &= follows[1:-2] & follows[2:-1] & follows[3:]
+    first = np.flatnonzero(late)
+    at = np.flatnonzero(closes)
+    at = at[~np.isin(at, first + 2)]
+    begin = np.concatenate([at - 1, first, first + 1])
+    end = np.concatenate([at, first + 2, first + 3])
+    alone = np.ones(len(group), np.bool_)
+    alone[begin] = alone[end] = False
+    # Opened again, and nothing in between.
+    unseen = np.zeros(len(group), np.bool_)
+    unseen[:-1] = opens[:-1] & opens[1:] & follows[1:]
+    left, right = np.flatnonzero(alone & opens), np.flatnonzero(alone & ~opens)
+    none = np.full(len(group), -1)
+    return (
+        np.concatenate([position[begin], position[left], none[: len(right)]]),
+        np.concatenate([position[end], none[: len(left)], position[right]]),
+        np.concatenate([none[: len(begin)] == 0, unseen[left], none[: len(right)] == 0]),
+    )
+
+
 def _match_by_level(group: Codes, opens: Mask, position: Positions) -> tuple[Positions, Positions]:
     """What opens a level is closed by the next event of that level in its group.
 

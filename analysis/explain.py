@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from qtrace.analysis.instances import UNSEEN
 from qtrace.analysis.lint import show
 from qtrace.analysis.meanwhile import meanwhile
 from qtrace.analysis.names import names_of
@@ -172,7 +173,7 @@ def _scheduled(case: _Case) -> str:
 def _during(case: _Case, tid: int, time_ns: int) -> str:
     """The bottom half and the QMP command that a thread was in then."""
     runs = case.trace.runs
-    at = int(moment(runs, np.array([tid]), np.array([time_ns]))[0])
+    at = int(moment(runs, np.array([tid]), np.array([time_ns]), case.trace.all_losses)[0])
     found = ""
     if at >= 0 and at != case.run_index:
         found = f", inside {runs['name'].iloc[at]} (row {runs['row'].iloc[at]})"
@@ -190,6 +191,8 @@ def _waited(case: _Case) -> list[str]:
         return []
     since = int(one["scheduled_ns"])
     until = last if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
+    if one["end"] == UNSEEN:
+        return ["It was over when it was scheduled anew, but how it had ended was not seen."]
     if pd.isna(one["ended_ns"]):
         first = f"It was still pending when the recording ended, {show(until - since, 'ns')} later."
     else:
@@ -200,7 +203,7 @@ def _waited(case: _Case) -> list[str]:
 def _ended(case: _Case) -> list[str]:
     """Where it ran and for how long, or who took it off."""
     one = case.one
-    if not one["end"]:
+    if pd.isna(one["ended_ns"]):
         return []
     at = case.when(int(one["ended_ns"]))
     if one["end"] != "run":

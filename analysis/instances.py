@@ -23,6 +23,7 @@ from qtrace.analysis.brackets import (
     Mask,
     Positions,
     match,
+    match_single,
     numbered,
     stable_order,
     starts_of,
@@ -31,6 +32,8 @@ from qtrace.analysis.pending_already import seen_again
 
 KINDS = ("schedule", "run", "cancel", "delete")
 SCHEDULE, RUN, CANCEL, DELETE = range(len(KINDS))
+# Instead of one of these: it was scheduled anew while no row tells that it had ended.
+UNSEEN = "unseen"
 
 
 def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +42,8 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: ``name``, ``context``, ``ctx``, ``bh``, ``callback``, ``opaque``;
     ``scheduled_ns``, ``scheduled_row``, ``scheduled_by_tid`` (Int64, absent when scheduled
     before the trace began), ``scheduled_by_thread``, ``scheduled_by_role``,
-    ``scheduled_stack``; ``end`` ("run", "cancel", "delete", or "" when still pending);
+    ``scheduled_stack``; ``end`` ("run", "cancel", "delete", "" when still pending,
+    or "unseen": the flags of its next schedule show that it was over, but no row tells how);
     ``ended_ns``, ``ended_row``, ``tid`` (Int64, absent when pending), ``thread``, ``role``,
     ``stack`` of that end; ``wait_ns`` (Int64); ``coalesced`` (int64, further schedules of the
     same instance). In the order of their first event.
@@ -54,14 +58,25 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     opens = kind == SCHEDULE
     starts = starts_of(group)
     again = _again(frame, rows, opens, persistent, starts)
-    # A cancel or delete ends nothing when it is not pending.
-    follows_open = np.zeros(len(rows), np.bool_)
-    follows_open[1:] = opens[:-1] & ~starts[1:]
-    idle = (kind >= CANCEL) & ~follows_open
-    keep = ~(again | idle)
-    begin, end = match(group[keep], opens[keep], rows[keep])
     coalesced = _coalesced(rows, opens & ~again, again, starts)
-    return _assemble(frame, *_in_order(begin, end, len(frame)), coalesced)
+    kept = np.flatnonzero(~again)
+    # A cancel or delete ends nothing when it is not pending.
+    follows_open = np.zeros(len(kept), np.bool_)
+    follows_open[1:] = opens[kept[:-1]] & ~starts_of(group[kept])[1:]
+    kept = kept[(kind[kept] < CANCEL) | follows_open]
+    single, several = kept[persistent[kept]], kept[~persistent[kept]]
+    begin, end, unseen = match_single(
+        group[single],
+        opens[single],
+        kind[single] == RUN,
+        frame["tid"].to_numpy()[rows[single]],
+        rows[single],
+    )
+    others = match(group[several], opens[several], rows[several])
+    begin, end = np.concatenate([begin, others[0]]), np.concatenate([end, others[1]])
+    unseen = np.concatenate([unseen, np.zeros(len(others[0]), np.bool_)])
+    order = _in_order(begin, end, len(frame))
+    return _assemble(frame, begin[order], end[order], unseen[order], coalesced)
 
 
 def code_of(column: pd.Series, texts: tuple[str, ...]) -> npt.NDArray[np.int8]:
@@ -121,26 +136,30 @@ def _again(
 def _coalesced(
     rows: Positions, first: Mask, again: Mask, starts: Mask
 ) -> tuple[Positions, Positions]:
-    """The schedules into which others were coalesced, and how many."""
+    """The schedules into which others were coalesced, and how many.
+
+    One that is noted after the end belongs to it, or to one whose schedule was lost: to none.
+    """
     place = np.arange(len(rows))
-    latest = np.maximum.accumulate(np.where(first, place, -1))
+    latest = np.maximum.accumulate(np.where(~again, place, -1))
     start = np.maximum.accumulate(np.where(starts, place, 0))
     into, count = np.unique(latest[again & (latest >= start)], return_counts=True)
-    return rows[into], count
+    still_open = first[into]
+    return rows[into[still_open]], count[still_open]
 
 
-def _in_order(begin: Positions, end: Positions, length: int) -> tuple[Positions, Positions]:
-    """The pairs in the order of their first event."""
+def _in_order(begin: Positions, end: Positions, length: int) -> Positions:
+    """Which pair comes when, in the order of their first event."""
     number = np.full(length, -1)
     number[np.where(begin >= 0, begin, end)] = np.arange(len(begin))
-    order = number[number >= 0]
-    return begin[order], end[order]
+    return number[number >= 0]
 
 
 def _assemble(
     frame: pd.DataFrame,
     begin: Positions,
     end: Positions,
+    unseen: Mask,
     coalesced: tuple[Positions, Positions],
 ) -> pd.DataFrame:
     scheduled, ended = begin >= 0, end >= 0
@@ -183,7 +202,7 @@ def _assemble(
         "scheduled_by_thread": text("thread", first, scheduled),
         "scheduled_by_role": text("role", first, scheduled),
         "scheduled_stack": text("stack", first, scheduled),
-        "end": text("event", last, ended),
+        "end": _ends(frame["event"].array, np.where(ended, last, -1), unseen),
         "ended_ns": maybe("time_ns", last, ended),
         "ended_row": maybe("row", last, ended),
         "tid": maybe("tid", last, ended),
@@ -194,6 +213,15 @@ def _assemble(
     }
     columns["wait_ns"] = columns["ended_ns"] - columns["scheduled_ns"]
     return pd.DataFrame(columns, copy=False)
+
+
+def _ends(events: Any, rows: Positions, unseen: Mask) -> Any:
+    """The events at these rows; empty for what is still pending."""
+    names = [*KINDS[RUN:], "", UNSEEN]
+    table = np.append(pd.Index(names).get_indexer(events.categories), names.index(""))
+    codes = table[np.where(rows >= 0, events.codes[rows], -1)].astype(np.int8)
+    codes[unseen] = names.index(UNSEEN)
+    return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names))
 
 
 def _small(code: int) -> Any:

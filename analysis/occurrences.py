@@ -20,13 +20,18 @@ class Occurrences:
 
     Attributes:
         worst: the columns of the worst one; ``index`` is its label.
+        shown: likewise of the worst ``SHOWN``, the worst first.
         count: of all of them.
         rows: numbers of the event rows of the worst ``SHOWN``, in order.
     """
 
-    worst: dict[str, Any]
+    shown: tuple[dict[str, Any], ...]
     count: int
     rows: tuple[int, ...]
+
+    @property
+    def worst(self) -> dict[str, Any]:
+        return self.shown[0]
 
 
 def grouped(
@@ -41,12 +46,12 @@ def grouped(
     """
     for _key, part in found.groupby(list(by), observed=True, sort=False):
         most = part.nlargest(SHOWN, value)
-        worst = most.iloc[0]
+        shown = most.assign(index=most.index).to_dict("records")
         numbers = {
             int(number) for column in rows for number in most[column].dropna() if number >= 0
         }
         yield Occurrences(
-            {str(key): worst[key] for key in part.columns} | {"index": int(most.index[0])},
+            tuple({str(key): value for key, value in one.items()} for one in shown),
             len(part),
             tuple(sorted(numbers)),
         )

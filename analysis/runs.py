@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.loss import disturbed
 from qtrace.analysis.stacks import stack_facts
-from qtrace.analysis.verdicts import MAIN_CONTEXTS
+from qtrace.analysis.verdicts import LOST, MAIN_CONTEXTS
 
 Numbers = npt.NDArray[np.int64]
 
@@ -17,14 +18,17 @@ COLUMNS = ["time_ns", "row", "tid", "thread", "role", "name", "context", "callba
            "stack"]  # fmt: skip
 
 
-def runs_of(events: pd.DataFrame, durations: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
+def runs_of(
+    events: pd.DataFrame, durations: pd.DataFrame, instances: pd.DataFrame, losses: pd.DataFrame
+) -> pd.DataFrame:
     """The runs of one trace in time order, with:
 
     * ``end_ns`` (int64): when the callback returned, -1 when no row tells;
     * ``instance`` (int64): its index in ``instances``, -1 for none;
-    * ``scheduled_ns`` (int64), -1 when that was not recorded;
-    * ``outer`` (int64): the outermost run that it lies in, as an index into this frame;
-    * ``parent`` (int64): the run that the scheduling thread was in then, likewise; -1 for none.
+    * ``scheduled_ns`` (int64), -1 when that was not recorded or may have been lost;
+    * ``outer`` (int64): the outermost run that it is known to lie in, as an index into this frame;
+    * ``parent`` (int64): the run that the scheduling thread was in then, likewise; -1 for none, or
+      where events were lost since that run began: it may have been in another one.
     """
     runs = events.loc[(events["event"] == "run").to_numpy(), COLUMNS].reset_index(drop=True)
     rows = runs["row"].to_numpy(np.int64)
@@ -36,6 +40,9 @@ def runs_of(events: pd.DataFrame, durations: pd.DataFrame, instances: pd.DataFra
     ran = np.flatnonzero((instances["end"] == "run").to_numpy())
     at, found = find_rows(rows, whole(instances["ended_row"].take(ran)))
     instance[at] = ran[found]
+    # Of these the schedule may be another's.
+    sure = (instances["reason"].take(ran[found]) != LOST).to_numpy()
+    at, found = at[sure], found[sure]
     scheduled = np.full(len(runs), -1, np.int64)
     by = np.full(len(runs), -1, np.int64)
     scheduled[at] = whole(instances["scheduled_ns"].take(ran))[found]
@@ -43,7 +50,7 @@ def runs_of(events: pd.DataFrame, durations: pd.DataFrame, instances: pd.DataFra
     runs["end_ns"], runs["instance"], runs["scheduled_ns"] = end, instance, scheduled
     outer = _outermost(runs)
     runs["outer"] = outer
-    runs["parent"] = _inside(runs, outer, by, scheduled)
+    runs["parent"] = moment(runs, by, scheduled, losses)
     return runs
 
 
@@ -96,9 +103,14 @@ def self_made(runs: pd.DataFrame, generations: int) -> npt.NDArray[np.bool_]:
     return found
 
 
-def moment(runs: pd.DataFrame, tid: Numbers, time: Numbers) -> Numbers:
-    """For each moment of a thread the run that it was in, as an index into ``runs``, or -1."""
-    return _inside(runs, runs["outer"].to_numpy(np.int64), tid, time)
+def moment(runs: pd.DataFrame, tid: Numbers, time: Numbers, losses: pd.DataFrame) -> Numbers:
+    """For each moment of a thread the run that it was in, as an index into ``runs``; -1 for none,
+    or where a run inside that one may have been lost."""
+    found = _inside(runs, runs["outer"].to_numpy(np.int64), tid, time)
+    at = np.flatnonzero(found >= 0)
+    began = runs["time_ns"].to_numpy(np.int64)[found[at]]
+    found[at[disturbed(began, time[at], losses)]] = -1
+    return found
 
 
 def in_the_way(

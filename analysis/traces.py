@@ -23,7 +23,7 @@ from qtrace.analysis.lint import LintResult, run_lints
 from qtrace.analysis.load import files
 from qtrace.analysis.runs import runs_of
 from qtrace.analysis.stranded import Proof, proofs
-from qtrace.analysis.unfinished import unfinished
+from qtrace.analysis.unfinished import latest_ends, unfinished
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import Trace, read_trace
 
@@ -127,22 +127,27 @@ class AnalysedTrace:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row per run, in time order: its end, and the runs around it (analysis/runs.py)."""
-        return runs_of(self.events, self.durations, self.instances)
+        return runs_of(self.events, self.durations, self.instances, self.all_losses)
 
     @cached_property
     def durations(self) -> pd.DataFrame:
         """How long each run with a known end took (analysis/durations.py)."""
-        return run_durations(self.events, self._all_losses)
+        return run_durations(self.events, self.all_losses)
 
     @cached_property
     def unfinished(self) -> pd.Series:
         """The runs that had not come to an end: for how long at least, in ns, by their index in
         ``runs`` (analysis/unfinished.py)."""
-        return unfinished(self.runs, self.trace, self._all_losses)
+        return unfinished(self.runs, self.latest_ends, self.trace, self.all_losses)
+
+    @cached_property
+    def latest_ends(self) -> Any:
+        """When each of ``runs`` had ended at the latest (analysis/unfinished.py)."""
+        return latest_ends(self.runs, self.trace)
 
     @property
-    def _all_losses(self) -> pd.DataFrame:
-        """Those of returns too."""
+    def all_losses(self) -> pd.DataFrame:
+        """``losses``, and those of rows on which no verdict depends: returns of watched ones."""
         parts = [part for part in (self.losses, self.trace.step_losses) if len(part)]
         return pd.concat(parts, ignore_index=True) if parts else self.losses
 

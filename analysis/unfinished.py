@@ -1,4 +1,4 @@
-"""Runs without an end: which of them provably went on, and for how long.
+"""Runs without an end: when they had ended at the latest, or for how long they provably went on.
 
 When a recording ends its probes go off one after the other, those on returns before those on
 runs, which takes a fifth of a second: a run without a return need not have lasted. The detach
@@ -16,21 +16,43 @@ from qtrace.trace.reader import Trace
 
 Numbers = npt.NDArray[np.int64]
 
+NEVER = np.iinfo(np.int64).max
 
-def unfinished(runs: pd.DataFrame, trace: Trace, losses: pd.DataFrame) -> pd.Series:
+
+def latest_ends(runs: pd.DataFrame, trace: Trace) -> Numbers:
+    """For each run of ``AnalysedTrace.runs`` when it ended, or, where no row tells, when it had
+    ended at the latest: when its thread ran something that lies no deeper in the stack; ``NEVER``
+    where it did not.
+    """
+    time, tid = runs["time_ns"].to_numpy(np.int64), runs["tid"].to_numpy(np.int64)
+    found = runs["end_ns"].to_numpy(np.int64).copy()
+    unknown = found < 0
+    found[unknown] = NEVER
+    depth = _depths(trace)
+    for thread in np.unique(tid[unknown]):
+        own = np.flatnonzero(tid == thread)
+        for level in np.unique(depth[own[unknown[own]]]):
+            outside = np.append(time[own[depth[own] <= level]], NEVER)
+            asked = own[unknown[own] & (depth[own] == level)]
+            found[asked] = outside[outside.searchsorted(time[asked], side="right")]
+    return found
+
+
+def unfinished(runs: pd.DataFrame, ends: Numbers, trace: Trace, losses: pd.DataFrame) -> pd.Series:
     """The runs of ``AnalysedTrace.runs`` whose return would have been recorded, and was not.
 
     Left out are those whose thread ran something outside of them later, and those around which
     events were lost: their return was missed.
+
+    Args:
+        ends: what ``latest_ends`` gives.
 
     Returns:
         By the run's index, for how many nanoseconds (int64) it provably had not returned; 0 when
         the recording does not tell.
     """
     recorded = "all" in trace.header or runs["name"].isin(trace.header.get("returns", []))
-    open_still = (runs["end_ns"] < 0).to_numpy() & np.asarray(recorded)
-    open_still &= _nothing_outside_later(runs["tid"].to_numpy(np.int64), _depths(trace))
-    at = np.flatnonzero(open_still)
+    at = np.flatnonzero((ends == NEVER) & np.asarray(recorded))
     began = runs["time_ns"].to_numpy(np.int64)[at]
     until = watched_until(trace)
     kept = ~disturbed(began, np.maximum(began, until), losses)
@@ -61,14 +83,4 @@ def _depths(trace: Trace) -> Numbers:
     depth = texts.str.extract(r'"depth":(\d+)', expand=False) if len(texts) else texts
     table = np.append(pd.to_numeric(depth).fillna(0).to_numpy(np.int64), 0)
     found: Numbers = table[detail.codes[(trace.frame["event"] == "run").to_numpy()]]
-    return found
-
-
-def _nothing_outside_later(tid: Numbers, depth: Numbers) -> npt.NDArray[np.bool_]:
-    """For each run whether all later ones of its thread lie deeper in the stack."""
-    found = np.ones(len(tid), np.bool_)
-    for thread in np.unique(tid):
-        own = np.flatnonzero(tid == thread)
-        later = np.minimum.accumulate(depth[own][::-1])[::-1]
-        found[own[:-1]] = later[1:] > depth[own[:-1]]
     return found

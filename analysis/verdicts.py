@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.instances import code_of
+from qtrace.analysis.instances import UNSEEN, code_of
 from qtrace.analysis.loss import disturbed
 from qtrace.analysis.stacks import PROBLEMS, facts_by_code
 from qtrace.analysis.stranded import proofs
@@ -29,10 +29,11 @@ MAIN_CONTEXTS = ("main", "iohandler")
 # As many events of one kind without its counterpart show that a probe is silent.
 SILENT = 2
 SILENT_RUN = "the probe on its run never fired"
+NO_END = "it was scheduled anew, but how it had ended was not seen"
 LOST = "events were lost during its life"
 REASONS = (
     "", LOST, "the probes of --all were taken off before it ran",
-    "the trace was cut off before it ran", SILENT_RUN, *PROBLEMS,
+    "the trace was cut off before it ran", SILENT_RUN, NO_END, *PROBLEMS,
     "the role of the thread that ran it is not known",
 )  # fmt: skip
 Mask = npt.NDArray[np.bool_]
@@ -156,6 +157,7 @@ def _doubts(
         ("the role of the thread that ran it is not known", ran & unknown),
         *((text, ran & (problems == number)) for number, text in enumerate(PROBLEMS)),
         (SILENT_RUN, open_end & silent[name]),
+        (NO_END, code_of(instances["end"], (UNSEEN,)) == 0),
         ("the trace was cut off before it ran", open_end & (not trace.complete)),
         ("the probes of --all were taken off before it ran", open_end & _dropped(instances, trace)),
         (LOST, _lost(instances, trace)),

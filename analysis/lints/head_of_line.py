@@ -18,10 +18,12 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     findings = []
     rows = ("scheduled_row", "ended_row")
     for group in grouped(found, ("name", "context", "ctx", "tid"), "wait_ns", rows):
-        one = group.worst
-        since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
-        first = in_the_way(trace.runs, int(one["tid"]), since, until, one["context"])
-        if first is None or first["overlap_ns"] * 2 < until - since:
+        for one in group.shown:
+            since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
+            first = in_the_way(trace.runs, int(one["tid"]), since, until, one["context"])
+            if first is not None and first["overlap_ns"] * 2 >= until - since:
+                break
+        else:
             continue
         thread = who(one["role"], one["thread"], int(one["tid"]))
         findings.append(

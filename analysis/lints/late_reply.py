@@ -37,12 +37,14 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     findings: list[Finding] = []
     rows = ("row", "scheduled_row", "ended_row")
     for group in grouped(found, ("name", "tid"), "wait_ns", rows):
-        one = group.worst
-        since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
-        blocker = in_the_way(trace.runs, int(one["tid"]), since, until)
-        lasted = show(until - since, "ns")
-        if blocker is None or blocker["overlap_ns"] * 2 < until - since:
+        for one in group.shown:
+            since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
+            blocker = in_the_way(trace.runs, int(one["tid"]), since, until)
+            lasted = show(until - since, "ns")
+            if blocker is not None and blocker["overlap_ns"] * 2 >= until - since:
+                break
             doubts.append(f"a reply waited {lasted} for what the recording has not")
+        else:
             continue
         behind, took = str(blocker["name"]), show(blocker["end_ns"] - blocker["time_ns"], "ns")
         findings.append(

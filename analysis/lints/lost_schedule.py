@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.occurrences import grouped, times, who
 from qtrace.analysis.runs import moment, whole
 from qtrace.analysis.traces import AnalysedTrace
+
+BECAME = {"run": "one run", "cancel": "a cancel", "delete": "a delete"}
 
 
 def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
@@ -40,9 +43,7 @@ def _coalesced(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
     rows = ("scheduled_row", "ended_row")
     for group in grouped(found, ("name", "context"), "coalesced", rows):
         one = group.worst
-        became = {"run": "one run", "cancel": "a cancel", "delete": "a delete"}.get(
-            str(one["end"]), "nothing yet"
-        )
+        became = BECAME.get(str(one["end"]), "nothing yet")
         ended = 0 if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
         yield Finding(
             "lost-schedule", trace,
@@ -63,9 +64,11 @@ def _cancelled(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
                "ended_row", "scheduled_by_tid", "wait_ns"]  # fmt: skip
     found = instances.loc[taken, columns]
     found = found[whole(found["scheduled_by_tid"]) > 0]
-    at = moment(runs, whole(found["tid"]), whole(found["ended_ns"]))
+    at = moment(runs, whole(found["tid"]), whole(found["ended_ns"]), trace.all_losses)
     own = runs["callback"].to_numpy()[at] == found["callback"].to_numpy() if len(runs) else False
-    found = found[~((at >= 0) & own)]
+    # Where a run may have been lost, it may have been its own.
+    sure = (at >= 0) if trace.lost_events else np.ones(len(at), np.bool_)
+    found = found[sure & ~((at >= 0) & own)]
     rows = ("scheduled_row", "ended_row")
     for group in grouped(found, ("name", "context", "tid"), "wait_ns", rows):
         if group.count < threshold.value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -22,7 +24,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     if is_tool(trace.header):
         return Seen(facts={"tool": True})
     found = waiting(trace, threshold)
-    idle_since = _idle_since(trace.runs, found)
+    idle_since = _idle_since(trace, found)
     found = found.assign(idle_since=idle_since, gap=whole(found["ended_ns"]) - idle_since)
     found = found[(found["gap"] >= threshold.value).to_numpy()]
     polled = on_vcpus(trace.runs)
@@ -30,18 +32,15 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     doubts: list[str] = []
     rows = ("scheduled_row", "ended_row")
     for group in grouped(found, ("context", "ctx", "tid"), "gap", rows):
-        one = group.worst
-        since, until = int(one["idle_since"]), int(one["ended_ns"])
-        blocker = in_the_way(trace.runs, int(one["tid"]), since, until)
-        thread = who(one["role"], one["thread"], int(one["tid"]))
-        cause, cause_rows = _vcpus(polled, since, until)
-        if blocker is not None and blocker["overlap_ns"] * 2 >= until - since:
-            cause = f"{thread} was in {blocker['name']} (`{blocker['context'] or '?'}`)"
-            cause_rows = (int(blocker["row"]),)
-        if not cause:
+        for one in group.shown:
+            since, until = int(one["idle_since"]), int(one["ended_ns"])
+            cause, cause_rows = _cause(trace, polled, one)
+            if cause:
+                break
             # A host that gives QEMU no processor looks like this.
             lasted = show(until - since, "ns")
             doubts.append(f"`{one['context']}` waited {lasted} for what the recording has not")
+        else:
             continue
         findings.append(
             Finding(
@@ -55,6 +54,19 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             )
         )  # fmt: skip
     return Seen(findings, doubts, {"waited": len(found)})
+
+
+def _cause(
+    trace: AnalysedTrace, polled: pd.DataFrame, one: dict[str, Any]
+) -> tuple[str, tuple[int, ...]]:
+    """What kept its context from being dispatched, in words, and the rows that show it."""
+    since, until, tid = int(one["idle_since"]), int(one["ended_ns"]), int(one["tid"])
+    blocker = in_the_way(trace.runs, tid, since, until)
+    if blocker is not None and blocker["overlap_ns"] * 2 >= until - since:
+        thread = who(one["role"], one["thread"], tid)
+        cause = f"{thread} was in {blocker['name']} (`{blocker['context'] or '?'}`)"
+        return cause, (int(blocker["row"]),)
+    return _vcpus(polled, since, until)
 
 
 def _vcpus(polled: pd.DataFrame, since: int, until: int) -> tuple[str, tuple[int, ...]]:
@@ -85,16 +97,18 @@ def waiting(trace: AnalysedTrace, threshold: Threshold) -> pd.DataFrame:
     return found[~lost & seen]
 
 
-def _idle_since(runs: pd.DataFrame, found: pd.DataFrame) -> npt.NDArray[np.int64]:
+def _idle_since(trace: AnalysedTrace, found: pd.DataFrame) -> npt.NDArray[np.int64]:
     """For each of them since when its context had not been dispatched when it ran: since the end
-    of the run before it, if that is later than its schedule."""
+    of the run before it, if that is later than its schedule. Where that end is not known it may
+    have been just now."""
+    runs = trace.runs
     since = whole(found["scheduled_ns"]).copy()
     contexts = found["context"].astype(object).to_numpy()
     ended = whole(found["ended_ns"])
     for context in set(contexts):
         own = (runs["context"] == context).to_numpy()
         began = runs["time_ns"].to_numpy(np.int64)[own]
-        until = np.maximum.accumulate(np.maximum(runs["end_ns"].to_numpy(np.int64)[own], began))
+        until = np.maximum.accumulate(trace.latest_ends[own])
         asked = np.flatnonzero(contexts == context)
         before = began.searchsorted(ended[asked], side="left")
         last = np.where(before > 0, until[np.maximum(before, 1) - 1], 0)

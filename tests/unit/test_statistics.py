@@ -84,7 +84,11 @@ def test_a_loss_inside_a_run_makes_its_duration_unknown(tmp_path: Path) -> None:
         # Cancelled, still queued, scheduled again: nothing is inserted, a new instance.
         ([schedule(10), cancel(12), schedule(14, "requeued"), run(20)], ["cancel", "run"]),
         # The cancel was not seen; the flags tell that there was one.
-        ([schedule(10), schedule(14, "requeued"), run(20)], ["", "run"]),
+        ([schedule(10), schedule(14, "requeued"), run(20)], ["unseen", "run"]),
+        # Taken off the list, scheduled anew, and only then its run was noted.
+        ([schedule(10), schedule(14), run(15), run(20)], ["run", "run"]),
+        # Real: the run was noted before its schedule, by another CPU.
+        ([run(9), schedule(10), schedule(14), run(20)], ["run", "unseen", "run"]),
         # A one-shot's memory is used again at once.
         ([schedule(10), run(11), ended(12), schedule(13), run(14)], ["run", "run"]),
     ],
