@@ -6,7 +6,16 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from benchmarks import all_events, analysis, arming, first_stack, gdb_recorder, inspect, watching
+from benchmarks import (
+    all_events,
+    analysis,
+    arming,
+    first_stack,
+    gdb_recorder,
+    growth,
+    inspect,
+    watching,
+)
 from benchmarks.pairs import Row
 
 BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
@@ -16,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "stacks": first_stack.run,
     "watching": watching.run,
     "all": all_events.run,
+    "growth": growth.run,
     "analysis": analysis.run,
 }
 

@@ -8,21 +8,20 @@ qemu_bh_cancel(), whose first instruction takes no probe).
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.pairs import Row, qemus
+from benchmarks.qemu_img import bench_command, disk_image, run_bench, seconds
 from benchmarks.watching import storage_daemon
 from qtrace.recorder.bcc_module import load_bcc
 from qtrace.recorder.child import Child
@@ -32,12 +31,11 @@ from qtrace.target.bpf import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 from qtrace.target.process import Process
+from qtrace.trace.reader import read_trace
 
 REQUESTS = 200_000
 DAEMON_REQUESTS = 50_000
 ROUNDS = 5
-GROWTH = (200_000, 2_000_000)
-TOOK = re.compile(r"Run completed in ([\d.]+) seconds")
 
 # The fields of --all, as bpftrace can get them. A QEMUBH is {ctx, name, cb, opaque, ...}.
 BH = "*(uint64 *)arg0, str(*(uint64 *)(arg0 + 8)), *(uint64 *)(arg0 + 16), *(uint64 *)(arg0 + 24)"
@@ -58,36 +56,28 @@ def run(pairs: int) -> list[Row]:
     for version, qemu in qemus():
         image = qemu.with_name("qemu-img")
         with tempfile.TemporaryDirectory() as folder:
-            disk = _disk(Path(folder))
+            disk = disk_image(Path(folder))
             for name, options in (("thread pool", ()), ("native aio", ("-n",))):
-                command = _bench(image, str(disk), REQUESTS, *options)
-                modes = _started(image, command, Path(folder))
-                rows += _rows(f"{version}: qemu-img bench, {name}", modes, rounds)
+                command = bench_command(image, str(disk), REQUESTS, *options)
+                losses: list[int] = []
+                modes = _started(image, command, Path(folder), losses)
+                rows += _rows(f"{version}: qemu-img bench, {name}", modes, rounds, losses)
         iothread = not version.startswith("7.")
         with storage_daemon(qemu.with_name("qemu-storage-daemon"), iothread) as (pid, url):
-            command = _bench(image, url, DAEMON_REQUESTS)
+            command = bench_command(image, url, DAEMON_REQUESTS)
             with tempfile.TemporaryDirectory() as folder:
-                modes = _attached(pid, command, Path(folder))
+                losses = []
+                modes = _attached(pid, command, Path(folder), losses)
                 what = "storage daemon, IOThread" if iothread else "storage daemon"
-                rows += _rows(f"{version}: {what}", modes, rounds)
-    rows += _growth()
+                rows += _rows(f"{version}: {what}", modes, rounds, losses)
     return rows
 
 
-def _disk(folder: Path) -> Path:
-    disk = folder / "disk.raw"
-    with disk.open("wb") as file:
-        file.truncate(1 << 30)
-    return disk
+def _rows(name: str, modes: dict[str, Measure], rounds: int, losses: Sequence[int]) -> list[Row]:
+    """A row for each mode: what it adds to ``nothing``, in medians of one round's ratios.
 
-
-def _bench(image: Path, file: str, requests: int, *options: str) -> list[str]:
-    return [str(image), "bench", "-f", "raw", "-t", "none", *options, "-c", str(requests),
-            "-d", "32", "-s", "4096", file]  # fmt: skip
-
-
-def _rows(name: str, modes: dict[str, Measure], rounds: int) -> list[Row]:
-    """A row for each mode: what it adds to ``nothing``, in medians of one round's ratios."""
+    ``losses``: events that were lost in each recording, once ``modes`` have run.
+    """
     took: dict[str, list[float]] = {mode: [] for mode in modes}
     generator = random.Random(2111)
     for _ in range(rounds):
@@ -105,7 +95,8 @@ def _rows(name: str, modes: dict[str, Measure], rounds: int) -> list[Row]:
                 for other in ("bpftrace", "perf", "the floor")
                 if other in added
             ]
-            beside, goal = ", ".join(parts), "0.1 of bpftrace, 2 of the floor"
+            beside = ", ".join([*parts, f"{sum(losses)} events lost"])
+            goal = "0.1 of bpftrace, 2 of the floor, none lost"
         rows.append((f"{name}: {mode}", f"{statistics.median(times):.2f} s", f"{ratio:.2f}",
                      beside, goal))  # fmt: skip
     return rows
@@ -118,16 +109,23 @@ def _ratio(one: list[float], other: list[float]) -> float:
 # A program of its own
 
 
-def _started(image: Path, command: list[str], folder: Path) -> dict[str, Measure]:
+def _started(
+    image: Path, command: list[str], folder: Path, losses: list[int]
+) -> dict[str, Measure]:
     def ours(*options: str) -> Measure:
         trace = folder / "trace.parquet"
-        return lambda: _took(
-            [sys.executable, "-m", "qtrace", "run", "--force", "-o", str(trace), *options, "--",
-             *command], trace if "--all" in options else None,
-        )  # fmt: skip
+        tracing = [sys.executable, "-m", "qtrace", "run", "--force", "-o", str(trace), *options,
+                   "--", *command]  # fmt: skip
+
+        def measure() -> float:
+            took = run_bench(tracing)
+            losses.append(_lost(trace))
+            return took
+
+        return measure
 
     modes: dict[str, Measure] = {
-        "nothing": lambda: _took(command),
+        "nothing": lambda: run_bench(command),
         "watching": ours("-b", "job_exit"),
         "--all": ours("--all"),
         "the floor": lambda: _floor(image, command),
@@ -136,31 +134,22 @@ def _started(image: Path, command: list[str], folder: Path) -> dict[str, Measure
         script = _script(image)
         wrapped = ["bpftrace", "-o", str(folder / "bpftrace"), "-e", script, "-c",
                    " ".join(command)]  # fmt: skip
-        modes["bpftrace"] = lambda: _took(wrapped)
+        modes["bpftrace"] = lambda: run_bench(wrapped)
     if _perf_probes(image):
         events = [part for f in BPFTRACE for part in ("-e", f"qtrace_bench:{f}")]
         record = ["perf", "record", "-q", "-o", str(folder / "perf"), *events, "--", *command]
-        modes["perf"] = lambda: _with_perf(image, lambda: _took(record))
+        modes["perf"] = lambda: _with_perf(image, lambda: run_bench(record))
     return modes
 
 
-def _took(command: list[str], trace: Path | None = None) -> float:
-    """What qemu-img says it took. Raises when --all lost an event."""
-    run = subprocess.run(command, capture_output=True, text=True)
-    found = TOOK.search(run.stdout)
-    if found is None:
-        raise RuntimeError(run.stdout + run.stderr)
-    if trace is not None:
-        _check_losses(trace)
-    return float(found[1])
-
-
-def _check_losses(trace: Path) -> None:
-    from qtrace.trace.reader import read_trace
-
-    counts = read_trace(trace, only=()).detach["all"]
-    if counts["lost"] or counts["produced"] != counts["written"]:
-        print(f"lost: {counts}", file=sys.stderr)
+def _lost(trace: Path) -> int:
+    """Events that a recording lost. Raises when it does not add up."""
+    counts = read_trace(trace, only=()).detach.get("all")
+    if counts is None:
+        return 0
+    if counts["produced"] != counts["written"] + counts["lost"]:
+        raise RuntimeError(f"events are missing: {counts}")
+    return int(counts["lost"])
 
 
 def _script(image: Path, filter_pid: int | None = None) -> str:
@@ -179,10 +168,7 @@ def _floor(image: Path, command: list[str]) -> float:
         with os.fdopen(read) as output:
             text = output.read()
         child.wait()
-    found = TOOK.search(text)
-    if found is None:
-        raise RuntimeError(text)
-    return float(found[1])
+    return seconds(text)
 
 
 @contextmanager
@@ -222,7 +208,7 @@ def _with_perf(image: Path, measure: Measure) -> float:
 # A daemon that runs already
 
 
-def _attached(pid: int, command: list[str], folder: Path) -> dict[str, Measure]:
+def _attached(pid: int, command: list[str], folder: Path, losses: list[int]) -> dict[str, Measure]:
     process = Process(pid)
     image = Path(process.exe_path)
 
@@ -233,19 +219,18 @@ def _attached(pid: int, command: list[str], folder: Path) -> dict[str, Measure]:
 
         def measure() -> float:
             with _beside(attach, "recording"):
-                took = _took(command)
-            if "--all" in options:
-                _check_losses(trace)
+                took = run_bench(command)
+            losses.append(_lost(trace))
             return took
 
         return measure
 
     def floor() -> float:
         with _empty_probes(pid, process.exe, process.binary):
-            return _took(command)
+            return run_bench(command)
 
     modes: dict[str, Measure] = {
-        "nothing": lambda: _took(command),
+        "nothing": lambda: run_bench(command),
         "watching": ours("-b", "*"),
         "--all": ours("--all"),
         "the floor": floor,
@@ -257,7 +242,7 @@ def _attached(pid: int, command: list[str], folder: Path) -> dict[str, Measure]:
 
         def theirs() -> float:
             with _beside(bpftrace, "armed", stdout=True):
-                return _took(command)
+                return run_bench(command)
 
         modes["bpftrace"] = theirs
     return modes
@@ -283,81 +268,3 @@ def _beside(command: list[str], armed: str, stdout: bool = False) -> Iterator[No
             process.send_signal(signal.SIGINT)
             process.wait()
             sink.wait()
-
-
-# From one million events to ten
-
-
-def _growth() -> list[Row]:
-    """Cost per event at 1 and at 10 million events: the target's, the recorder's, the rows'."""
-    _version, qemu = qemus()[0]
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        disk = _disk(Path(folder))
-        for requests in GROWTH:
-            command = _bench(qemu.with_name("qemu-img"), str(disk), requests, "-n")
-            bare = _took(command)
-            text = subprocess.run(
-                [sys.executable, "-m", "benchmarks.all_events", folder, *command],
-                check=True, capture_output=True, text=True,
-            ).stdout  # fmt: skip
-            facts = json.loads(text.splitlines()[-1])
-            events = facts["events"]
-            per_event = (facts["took"] - bare) / events
-            rows.append(
-                (
-                    f"{events / 1e6:.1f} million events, {facts['lost']} lost",
-                    f"{per_event * 1e6:.2f} us each for the target",
-                    "-",
-                    f"recorder {facts['cpu'] / events * 1e6:.2f} us of CPU each, "
-                    f"{facts['cpu'] / facts['took']:.0%} of a core, {facts['rss_mb']:.0f} MB; "
-                    f"rows {facts['convert'] / events * 1e6:.2f} us each, "
-                    f"then {facts['rss_converted_mb']:.0f} MB",
-                    "flat; under 200 MB, under one core",
-                )
-            )
-    return rows
-
-
-def _record(folder: Path, command: list[str]) -> None:
-    """In a process of its own: record one command, print what that took as JSON."""
-    import resource
-    import time
-
-    from qtrace.recorder.launch import launch
-    from qtrace.trace.convert import convert
-
-    raw, output = folder / "growth.raw", folder / "output"
-    fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    recording, child = launch(command, output=raw, force=True, everything=True, output_fd=fd)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    began = usage.ru_utime + usage.ru_stime
-    with recording:
-        while not recording.ended:
-            recording.poll(0.1)
-        recording.stop("target exited")
-    child.wait()
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    assert recording.everything is not None
-    counts = recording.everything.counts
-    clock = time.monotonic()
-    convert(raw, folder / "growth.parquet", force=True)
-    found = TOOK.search(output.read_text())
-    assert found is not None
-    print(
-        json.dumps(
-            {
-                "events": counts.produced,
-                "lost": counts.lost,
-                "took": float(found[1]),
-                "cpu": usage.ru_utime + usage.ru_stime - began,
-                "rss_mb": usage.ru_maxrss / 1024,
-                "convert": time.monotonic() - clock,
-                "rss_converted_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    _record(Path(sys.argv[1]), sys.argv[2:])
