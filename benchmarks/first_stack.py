@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from benchmarks.pairs import Row, qemus
-from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.guest import Guest
+from qtrace.lab.jobs import save_round
 from qtrace.recorder.ebpf import Hit
 from qtrace.recorder.session import Recording
 

@@ -17,7 +17,8 @@ import click
 
 from benchmarks.pairs import qemus
 from benchmarks.watching import storage_daemon
-from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.guest import Guest
+from qtrace.lab.jobs import save_round
 from qtrace.recorder.session import Recording
 from qtrace.trace.convert import convert
 

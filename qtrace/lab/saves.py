@@ -9,7 +9,8 @@ from typing import Any
 from qtrace.experiment.steer import RunOn, Steering
 from qtrace.experiment.subject import Subject
 from qtrace.lab.firmware import Firmware
-from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.guest import Guest
+from qtrace.lab.jobs import save_round
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Setup, Stopwatch
 from qtrace.recorder.all_program import ring_pages
 from qtrace.recorder.program import load_ahead

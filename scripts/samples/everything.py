@@ -16,9 +16,9 @@ from typing import Any
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.strand import Stranding
 from qtrace.experiment.subject import Subject
-from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.guest import Guest
 from qtrace.lab.hang import quit_guest, until_proven
-from qtrace.lab.jobs import NO_NODE, REAL, run_job
+from qtrace.lab.jobs import NO_NODE, REAL, run_job, save_round
 from qtrace.lab.saves import IDLE_SOCKETS
 from qtrace.lab.scenario import BOTTOM_HALF
 from qtrace.lab.scenarios.vcpu_poll import ran_in_vcpu_poll

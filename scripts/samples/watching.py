@@ -9,8 +9,8 @@ from pathlib import Path
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.steer import Steering
 from qtrace.experiment.subject import Subject
-from qtrace.lab.guest import Accelerator, Guest, save_round
-from qtrace.lab.jobs import save
+from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.jobs import save, save_round
 from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Setup
 from qtrace.lab.scenarios import SCENARIOS

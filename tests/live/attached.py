@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.guest import Guest
+from qtrace.lab.jobs import save_round
 
 WATCHED = "snapshot_save_job_bh"
 TIMEOUT_S = 60

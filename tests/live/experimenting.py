@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from qtrace.lab.guest import Guest, save_round
+from qtrace.lab.guest import Guest
+from qtrace.lab.jobs import save_round
 
 WATCHED = "snapshot_save_job_bh"
 TIMEOUT_S = 60

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from qtrace.errors import LabFailed
-from qtrace.lab.guest import Accelerator, Guest, find_qemu, save_round
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.lab.jobs import save_round
 from qtrace.lab.scenario import Setup, run_scenario
 from qtrace.lab.scenarios import SCENARIOS, main_loop
 from qtrace.lab.workdir import PREFIX, YOUNG_S, work_folder

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from qtrace.analysis import judge
-from qtrace.lab.guest import Accelerator, Guest, save_round
+from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.jobs import save_round
 from qtrace.recorder.session import Recording
 from tests.live.attached import WATCHED, watched_half
 

@@ -17,7 +17,8 @@ import pytest
 from qtrace.errors import QmpFailed
 from qtrace.experiment.steer import RunOn, Steering
 from qtrace.experiment.subject import Subject
-from qtrace.lab.guest import Accelerator, Guest, save_round
+from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.jobs import save_round
 from qtrace.recorder.session import Recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attach_command

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from qtrace.experiment.reroute import Rerouting
 from qtrace.experiment.subject import Subject
-from qtrace.lab.guest import save_round
-from qtrace.lab.jobs import save
+from qtrace.lab.jobs import save, save_round
 from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
 
