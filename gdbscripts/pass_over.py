@@ -6,21 +6,15 @@ killed, the thread has passed the instruction or it has not.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import gdb
 
-from qtrace.target.arch_x86_64 import PRSTATUS_REGISTERS
+from qtrace.gdb.ptrace import get_registers, set_registers
 
-PTRACE_GETREGS, PTRACE_SETREGS = 12, 13
 WORD = 0xFFFFFFFFFFFFFFFF
-LAYOUT = struct.Struct(f"{len(PRSTATUS_REGISTERS)}Q")
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
 
 
 def pass_over(
@@ -38,9 +32,7 @@ def pass_over(
     Raises:
         OSError: the thread is gone, or not gdb's to change; it has been left as it was.
     """
-    buffer = ctypes.create_string_buffer(LAYOUT.size)
-    _ptrace(PTRACE_GETREGS, tid, buffer)
-    values = dict(zip(PRSTATUS_REGISTERS, LAYOUT.unpack(buffer.raw)))  # noqa: B905 (3.10)
+    values = get_registers(tid)
 
     def value(of: Any) -> int:
         return values[of] if isinstance(of, str) else int(of)
@@ -52,16 +44,11 @@ def pass_over(
         values["rsp"] -= 8
         # Below the stack pointer of a thread that calls or has just been called: nobody's yet.
         write(values["rsp"], pushed)
-    values["rip"] = effect["next"]
-    if values["rip"] is None:
+    if effect["next"] is None:
         values["rip"] = read_word(values["rsp"])
         values["rsp"] += 8
-    buffer.raw = LAYOUT.pack(*(values[name] for name in PRSTATUS_REGISTERS))
-    _ptrace(PTRACE_SETREGS, tid, buffer)
+    else:
+        values["rip"] = effect["next"]
+    set_registers(tid, values)
     # gdb remembers the old ones until the thread runs; by this one it decides whether to step.
     gdb.execute(f"set var $rip = {values['rip']:#x}", to_string=True)
-
-
-def _ptrace(request: int, tid: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
-    if _libc.ptrace(request, tid, None, buffer):
-        raise OSError(ctypes.get_errno(), "ptrace")

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from qtrace.experiment.subject import Subject
-from qtrace.gdb.session import Ending, GdbSession, Message
+from qtrace.gdb.channel import Message
+from qtrace.gdb.session import Ending, GdbSession
 
 T = TypeVar("T")
 

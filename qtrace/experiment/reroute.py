@@ -9,7 +9,7 @@ from qtrace.errors import TargetError
 from qtrace.experiment.experiment import Experiment
 from qtrace.experiment.places import context_chosen
 from qtrace.experiment.subject import Subject, Thread
-from qtrace.gdb.session import Message
+from qtrace.gdb.channel import Message
 
 To = Literal["iohandler", "main"]
 

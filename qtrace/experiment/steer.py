@@ -10,7 +10,7 @@ from qtrace.experiment.experiment import Experiment
 from qtrace.experiment.places import context_chosen, just_entered, main_loop_unlock
 from qtrace.experiment.subject import Subject, Thread
 from qtrace.gdb.capture import CAPTURE, hit_of
-from qtrace.gdb.session import Message
+from qtrace.gdb.channel import Message
 
 RunOn = Literal["vcpu", "main"]
 # The longest that the main loop, or all others, are held for one run; a vCPU thread that polls

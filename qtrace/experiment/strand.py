@@ -8,7 +8,7 @@ from qtrace.errors import ScanFailed
 from qtrace.experiment.experiment import Experiment
 from qtrace.experiment.places import context_chosen, just_entered, name_argument
 from qtrace.experiment.subject import Subject, Thread
-from qtrace.gdb.session import Message
+from qtrace.gdb.channel import Message
 
 # At a thousand a second this is longer than anybody waits for.
 LIMIT = 100_000

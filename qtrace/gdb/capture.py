@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtrace.gdb.session import Message
+from qtrace.gdb.channel import Message
 from qtrace.target.arch_x86_64 import REGISTER_NAMES, RSP
 from qtrace.target.hit import CANDIDATES, QEMUBH_BYTES, Hit
 

@@ -15,6 +15,7 @@ from typing import Any
 import qtrace
 from qtrace.errors import RecorderUnavailable
 from qtrace.gdb.mi import WATCHDOG_PRIORITY, hurry
+from qtrace.gdb.rescue import Breakpoint
 from qtrace.target.process import Process
 
 ROOT = str(Path(qtrace.__file__).resolve().parents[1])
@@ -26,14 +27,14 @@ class Guard:
     """A watchdog over one gdb and its target."""
 
     def __init__(
-        self, process: Process, target: int, gdb: int, lifeline: int, code: Mapping[int, bytes]
+        self, process: Process, target: int, gdb: int, lifeline: int, code: Mapping[int, Breakpoint]
     ) -> None:
         """Start it and wait until it watches.
 
         Args:
             target, gdb: pidfds.
             lifeline: from ``Lifeline.create``; gdb has it too.
-            code: the original byte at each run-time address that gdb will set.
+            code: what is at each run-time address that gdb will set.
 
         Raises:
             RecorderUnavailable: this kernel does not let code be written through /proc.
@@ -54,7 +55,8 @@ class Guard:
             )
         finally:
             os.close(memory)
-        self._write(json.dumps({"code": {str(a): b.hex() for a, b in code.items()}}) + "\n")
+        places = {str(a): (b.original.hex(), b.pushes) for a, b in code.items()}
+        self._write(json.dumps({"code": places}) + "\n")
         assert self._process.stdout is not None
         if self._process.stdout.readline() != b"ready\n":
             self._process.wait()

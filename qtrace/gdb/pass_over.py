@@ -48,6 +48,14 @@ def describe(code: bytes, address: int) -> dict[str, Any] | None:
     return None
 
 
+def pushed_by_a_byte(effect: dict[str, Any] | None, address: int) -> str | None:
+    """The register that is pushed there, if by an instruction of one byte."""
+    if effect is None or effect["next"] != address + 1:
+        return None
+    pushed = effect.get("push")
+    return pushed if isinstance(pushed, str) else None
+
+
 def _moved(instruction: capstone.CsInsn, after: int) -> dict[str, Any] | None:
     into, source = instruction.operands
     name = instruction.reg_name(into.reg)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +15,7 @@ from typing import Any
 
 import qtrace
 from qtrace.errors import RecorderFailed
+from qtrace.gdb.channel import Message, open_channel
 from qtrace.gdb.checks import (
     check_usable,
     gdb_unusable,
@@ -27,16 +26,14 @@ from qtrace.gdb.checks import (
 from qtrace.gdb.guard import Guard
 from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdb.mi import GdbGone, Mi, MiError
-from qtrace.gdb.pass_over import LONGEST, describe
+from qtrace.gdb.pass_over import LONGEST, describe, pushed_by_a_byte
+from qtrace.gdb.rescue import Breakpoint
 from qtrace.gdb.settings import HANDLE, SETTINGS, STOP_SIGNAL, empty_executable
 from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind
 from qtrace.target.process import Process
 
 START_S, STEP_S = 20.0, 5.0
 REMEDY = "what was recorded is kept; see what ended gdb (memory?), or use eBPF"
-LARGEST_MESSAGE = 1 << 17
-BUFFER = 16 << 20
-SO_SNDBUFFORCE = 32  # asm-generic/socket.h; not in Python's socket module
 
 
 @dataclass
@@ -50,14 +47,6 @@ class Ending:
 
     paused_ms: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What the script inside gdb tells: ``facts["kind"]`` and more, and raw bytes."""
-
-    facts: dict[str, Any]
-    raw: bytes
 
 
 class GdbSession:
@@ -88,10 +77,11 @@ class GdbSession:
         self._own = frozenset(config["stops"])
         original = original_code(process, self._own)
         effects = {
-            str(address): effect
+            address: effect
             for address in self._own
             if (effect := describe(process.memory.read(address, LONGEST), address)) is not None
         }
+        code = {a: Breakpoint(original[a], pushed_by_a_byte(effects.get(a), a)) for a in self._own}
         self._before = changed_code(process)
         self.ending = Ending()
         self._errors: list[str] = []
@@ -102,24 +92,27 @@ class GdbSession:
             self._target = os.pidfd_open(process.pid)
             stack.callback(os.close, self._target)
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="qtrace-gdb-")))
-            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._channel, theirs = open_channel()
             stack.callback(self._channel.close)
             lifeline = Lifeline.create()
             stack.callback(os.close, lifeline)
             with theirs:
-                _widen(theirs)
                 stand_in = folder / "none"
                 stand_in.write_bytes(empty_executable())
                 arguments = [word for setting in SETTINGS for word in ("-iex", setting)]
                 self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(), lifeline))
                 stack.callback(self._mi.close)
-                self._guard = Guard(process, self._target, self._mi.pidfd, lifeline, original)
+                self._guard = Guard(process, self._target, self._mi.pidfd, lifeline, code)
                 stack.callback(self._finish)
                 try:
                     self._prepare(
                         (theirs.fileno(), lifeline),
                         script,
-                        {**config, "pid": process.pid, "pass_over": effects},
+                        {
+                            **config,
+                            "pid": process.pid,
+                            "pass_over": {str(a): effect for a, effect in effects.items()},
+                        },
                     )
                 except (GdbGone, TimeoutError, MiError) as error:
                     raise gdb_unusable(error) from error
@@ -127,7 +120,7 @@ class GdbSession:
 
     def _prepare(self, fds: tuple[int, int], script: str, config: dict[str, Any]) -> None:
         self._mi.wait_ready(START_S)
-        self._channel.send(json.dumps(config).encode())
+        self._channel.order(config)
         root = str(Path(qtrace.__file__).resolve().parents[1])
         self._python(
             f"import sys; sys.path.append({root!r}); "
@@ -257,6 +250,9 @@ class GdbSession:
         if acted.get("restored"):
             count = len(acted["restored"])
             self.ending.problems.append(f"gdb left {count} breakpoints: they were taken out")
+        if acted.get("rescued"):
+            count = len(acted["rescued"])
+            self.ending.problems.append(f"gdb left {count} threads in a stop: they were helped out")
         if acted.get("continued"):
             self.ending.problems.append("gdb left the process stopped: it was continued")
 
@@ -277,32 +273,15 @@ class GdbSession:
         self._mi.console(f"python {code}", STEP_S)
 
     def _messages(self) -> list[Message]:
-        messages = []
-        while True:
-            try:
-                data = self._channel.recv(LARGEST_MESSAGE, socket.MSG_DONTWAIT)
-            except (BlockingIOError, ConnectionResetError):
-                break
-            if not data:
-                break
-            facts, _, raw = data.partition(b"\n")
-            message = Message(json.loads(facts), raw)
+        messages = self._channel.take()
+        for message in messages:
             if message.facts.get("signal") == "SIGSTOP":
                 self.stopped_by_user = True
                 self._guard.stopped_by_user()
             if message.facts["kind"] == "error":
                 self._errors.append(message.facts["text"])
-            messages.append(message)
         return messages
 
     def _look_gone(self) -> bool:
         self.target_gone |= bool(select.select([self._target], [], [], 0)[0])
         return self.target_gone
-
-
-def _widen(end: socket.socket) -> None:
-    """Room for some hundred messages, where we may."""
-    try:
-        end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
-    except PermissionError:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)

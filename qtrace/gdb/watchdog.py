@@ -5,14 +5,16 @@ arguments:
 
     TARGET_PID TARGET_PIDFD GDB_PIDFD MEMORY_FD LIFELINE_FD
 
-Standard input: one line of JSON, ``{"code": {"ADDRESS": "HEX"}, ...}`` with the original
-byte at each address that gdb will set; then single letters, ``l`` when gdb holds the lifeline,
-``u`` when the user has stopped the target and ``d`` when gdb has detached in good order; end of
-file when qtrace has gone. Standard output: ``ready``, and one line of JSON when it had to act.
+Standard input: one line of JSON, ``{"code": {"ADDRESS": ["HEX", "REGISTER" or null], ...}}`` with
+what is at each address that gdb will set (``Breakpoint``); then single letters, ``l`` when gdb
+holds the lifeline, ``u`` when the user has stopped the target and ``d`` when gdb has detached in
+good order; end of file when qtrace has gone. Standard output: ``ready``, and one line of JSON when
+it had to act.
 
 A gdb that is killed leaves its breakpoints in the code, and the next thread to meet one is killed
 by SIGTRAP, QEMU with it: they must be gone before the kernel lets the threads run
-(``qtrace.gdb.lifeline``). Stops that gdb had asked for and not collected leave the process in
+(``qtrace.gdb.lifeline``), and threads that have met one already are held back until they can be
+helped (``qtrace.gdb.rescue``). Stops that gdb had asked for and not collected leave the process in
 state T.
 """
 
@@ -26,43 +28,56 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from qtrace.gdb.lifeline import Lifeline
+from qtrace.gdb.rescue import Breakpoint, Rescue
 
 BREAKPOINT = b"\xcc"
 # qtrace is gone: the kernel has sent gdb SIGHUP, which ends it within a second or two.
 PATIENCE_S = (10.0, 5.0)
 # How long stops that were under way may still take effect.
 SETTLED_S, LIMIT_S = 0.2, 3.0
+RESCUE_LIMIT_S = 10.0
+# A thread may be on its way into a breakpoint that has just been taken out.
+LOOK_EVERY_S = 0.0001
 
 
 def main() -> None:
     pid, target, gdb, memory, lifeline = (int(argument) for argument in sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    code = {int(a): bytes.fromhex(b) for a, b in json.loads(read_line())["code"].items()}
+    places = json.loads(read_line())["code"]
+    code = {int(a): Breakpoint(bytes.fromhex(b), pushes) for a, (b, pushes) in places.items()}
     if not may_write(memory, code):
         say("refused")
         return
     restored: list[str] = []
+    rescued: list[int] = []
 
     def restore_all() -> None:
-        restored.extend(hex(a) for a, byte in code.items() if restore(memory, a, byte))
+        restored.extend(hex(a) for a, what in code.items() if restore(memory, a, what.original))
 
     def hold_on() -> None:
+        rescue = Rescue(pid, memory, code)
         if Lifeline(lifeline).wait():
             restore_all()
+            rescue.hold_back()
+            while not select.select([gdb], [], [], LOOK_EVERY_S)[0]:
+                rescue.hold_back()
+            rescued.extend(rescue.bring_back())
 
     holding_on = threading.Thread(target=hold_on, daemon=True)
     say("ready")
     stopped_by_user = wait_for_end(target, gdb, holding_on.start)
     if stopped_by_user is None:
         return
+    if holding_on.ident is not None:
+        holding_on.join(RESCUE_LIMIT_S)
     # Without a lifeline it is most likely too late; else nothing is left to restore.
     restore_all()
     continued = False if stopped_by_user else continue_if_stopped(pid, target)
-    say(json.dumps({"restored": restored, "continued": continued}))
+    say(json.dumps({"restored": restored, "rescued": rescued, "continued": continued}))
 
 
 def read_line() -> bytes:
@@ -80,7 +95,7 @@ def say(text: str) -> None:
         os.write(1, text.encode() + b"\n")
 
 
-def may_write(memory: int, code: dict[int, bytes]) -> bool:
+def may_write(memory: int, code: Mapping[int, Breakpoint]) -> bool:
     """Whether this kernel lets us write code, tried with the very byte that is there."""
     try:
         for address in list(code)[:1]:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 
 from qtrace.gdb.capture import CAPTURE, hit_of
+from qtrace.gdb.channel import Message
 from qtrace.gdb.checks import check_usable
-from qtrace.gdb.session import GdbSession, Message
+from qtrace.gdb.session import GdbSession
 from qtrace.target.hit import Hit
 from qtrace.target.process import Process
 from qtrace.target.watch import Site

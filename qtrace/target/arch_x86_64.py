@@ -61,3 +61,36 @@ def follows_a_call(code: bytes) -> bool:
 # `call rel32` and `jmp rel32`, the forms in which compilers call a function of the same file.
 CALL_REL32, JMP_REL32 = 0xE8, 0xE9
 BREAKPOINT = 0xCC
+
+# Bytes below the stack pointer that a function may use.
+RED_ZONE = 128
+
+# Numbers of system calls (asm/unistd_64.h).
+RT_SIGACTION, RESTART_SYSCALL = 13, 219
+# What a system call has in rax while a signal interrupts it (linux/errno.h): it is made anew, or
+# its rest is.
+_ANEW = {-512, -513, -514}
+_REST = -516
+_WORD = 1 << 64
+
+
+def is_in_system_call(registers: dict[str, int]) -> bool:
+    """Whether a stopped thread (PRSTATUS_REGISTERS) is in one."""
+    return registers["orig_rax"] < _WORD // 2
+
+
+def system_call(registers: dict[str, int], number: int, *arguments: int) -> dict[str, int]:
+    """The registers with which a thread begins one, at a SYSCALL_INSTRUCTION."""
+    names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+    given = dict(zip(names, arguments))  # noqa: B905 (3.10)
+    return {**registers, **given, "rax": number, "orig_rax": _WORD - 1}
+
+
+def restarted(registers: dict[str, int]) -> dict[str, int]:
+    """The registers of a thread that is stopped in a system call, as the kernel would go on."""
+    result = registers["rax"] - _WORD
+    if not is_in_system_call(registers) or result not in _ANEW | {_REST}:
+        return registers
+    number = RESTART_SYSCALL if result == _REST else registers["orig_rax"]
+    before = registers["rip"] - len(SYSCALL_INSTRUCTION)
+    return {**registers, "rax": number, "rip": before, "orig_rax": _WORD - 1}

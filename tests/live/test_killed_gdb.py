@@ -1,0 +1,127 @@
+"""gdb is killed while a thread stands at a breakpoint: at any step of how gdb deals with that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qtrace.gdb import ptrace
+from qtrace.gdb.state import thread_states
+from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.jobs import save_round
+from tests.live.attached import save
+from tests.live.experimenting import Experimenting, in_force
+from tests.live.ptraced import assert_runs_on, tracer_of, until
+
+pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
+
+WAIT4 = 61
+LIMIT_S = 20.0
+# One stop costs gdb about so many system calls, until the thread runs on.
+STEPS = 160
+
+
+@pytest.mark.parametrize("whom", ["gdb", "both"])
+def test_a_stop_that_gdb_never_learned_of_is_not_the_guests_end(
+    qemu_binary: Path, accel: Accelerator, whom: str
+) -> None:
+    """gdb is frozen, so that it cannot collect the stop; then it is killed."""
+    with Guest(qemu_binary, accel) as guest, rerouted(guest) as (rerouting, gdb):
+        os.kill(gdb, signal.SIGSTOP)
+        until(lambda: thread_states(gdb)[gdb] == "T", "gdb's stop")
+        with saving(guest):
+            until(lambda: "t" in thread_states(guest.pid).values(), "a thread at the breakpoint")
+            if whom == "both":
+                rerouting.process.kill()
+            os.kill(gdb, signal.SIGKILL)
+            rerouting.process.wait(LIMIT_S)
+            until(lambda: not Path(f"/proc/{gdb}").exists(), "the end of gdb")
+        assert_runs_on(guest)
+        save_round(guest.qmp, "after")
+
+
+def test_a_stop_that_gdb_has_only_collected_is_not_the_guests_end(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    """The program counter is still one byte into the instruction."""
+    with Guest(qemu_binary, accel) as guest:
+        assert killed_after(guest, 0)
+
+
+@pytest.mark.soak
+def test_gdb_may_be_killed_at_any_step_of_a_stop(
+    qemu_binary: Path, accel: Accelerator, soak_row: Callable[..., None]
+) -> None:
+    with Guest(qemu_binary, accel) as guest:
+        survived = sum(killed_after(guest, steps) for steps in range(STEPS))
+    soak_row("kills at each system call of a stop", f"{survived} of {STEPS}")
+    assert survived == STEPS
+
+
+def killed_after(guest: Guest, steps: int) -> bool:
+    """Kill gdb so many system calls after it has collected a stop; True, or it fails."""
+    with rerouted(guest) as (rerouting, gdb):
+        ptrace.ptrace(ptrace.SEIZE, gdb, 0, ptrace.TRACESYSGOOD)
+        ptrace.ptrace(ptrace.INTERRUPT, gdb)
+        ptrace.wait_stop(gdb, LIMIT_S)
+        with saving(guest):
+            while not has_collected_a_trap(gdb):
+                to_system_call(gdb)
+            for _ in range(2 * steps):
+                to_system_call(gdb)
+            os.kill(gdb, signal.SIGKILL)
+            os.waitpid(gdb, ptrace.ALL_THREADS)
+            rerouting.process.wait(LIMIT_S)
+            until(lambda: not Path(f"/proc/{gdb}").exists(), "the end of gdb")
+    assert_runs_on(guest)
+    save_round(guest.qmp, "after")
+    return True
+
+
+def has_collected_a_trap(gdb: int) -> bool:
+    """Whether it is at the end of a wait4() that told of a SIGTRAP."""
+    registers = ptrace.get_registers(gdb)
+    if registers["orig_rax"] != WAIT4 or not 0 < registers["rax"] < 1 << 31:
+        return False
+    with open(f"/proc/{gdb}/mem", "rb", buffering=0) as memory:
+        memory.seek(registers["rsi"])
+        status = int.from_bytes(memory.read(4), "little")
+    return os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP
+
+
+def to_system_call(tid: int) -> None:
+    """On to the next entry or exit of a system call; signals are passed on."""
+    number = 0
+    while True:
+        ptrace.ptrace(ptrace.SYSCALL, tid, 0, number)
+        status = ptrace.wait_stop(tid, LIMIT_S)
+        number = os.WSTOPSIG(status)
+        if number == ptrace.SYSCALL_STOP:
+            return
+        if status >> 16:
+            number = 0
+
+
+@contextmanager
+def rerouted(guest: Guest) -> Iterator[tuple[Experimenting, int]]:
+    """A reroute in force, and its gdb."""
+    with in_force("reroute", guest.pid, "--to", "iohandler") as rerouting:
+        save(guest, 2)
+        yield rerouting, tracer_of(guest.pid)
+
+
+@contextmanager
+def saving(guest: Guest) -> Iterator[None]:
+    """One save under way, that has ended well afterwards."""
+    thread = threading.Thread(target=save_round, args=(guest.qmp, "met"))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
