@@ -40,6 +40,7 @@ def compare(
         ``before`` and ``after`` (``traces``, ``verdict``, ``complete``, ``lost_events``);
         ``bottom_halves``, each with ``name``, ``verdicts`` (``verdict``, ``before``, ``after``:
         ``[count, of]``, ``chance``, ``sentence``); ``times``, for each bottom half and context
+        (``main > iohandler`` where it moved)
         ``wait`` and ``duration`` on either side (``count`` and nanoseconds, None without any);
         ``came`` and ``gone``: findings of one side only, with their ``evidence``.
 
@@ -53,7 +54,9 @@ def compare(
         for side in sides
     ]
     halves = _bottom_halves(reports)
-    found = [_findings(report) for report in reports]
+    samples = [_samples(side) for side in sides]
+    moved = _moved(samples)
+    found = [_findings(report, moved) for report in reports]
     came = [found[1][key] for key in found[1] if key not in found[0]]
     gone = [found[0][key] for key in found[0] if key not in found[1]]
     answer, why = _answer(halves, came, reports, lints)
@@ -63,7 +66,7 @@ def compare(
         "before": _side(reports[0]),
         "after": _side(reports[1]),
         "bottom_halves": halves,
-        "times": _times([_samples(side) for side in sides]),
+        "times": _times(samples, moved),
         "came": came,
         "gone": gone,
         "warnings": [text for report in reports for text in report["warnings"]],
@@ -108,7 +111,9 @@ def _bottom_halves(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return halves
 
 
-def _findings(report: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+def _findings(
+    report: dict[str, Any], moved: Collection[str]
+) -> dict[tuple[str, ...], dict[str, Any]]:
     """The findings of one side, of each kind the first; by what makes two the same."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     key: tuple[str, ...]
@@ -131,7 +136,8 @@ def _findings(report: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
             kept["count"] += 1
     for lint in report["lints"]:
         for one in lint["findings"]:
-            key = (lint["lint"], one["name"], one["context"], one["role"])
+            context = "" if one["name"] in moved else one["context"]
+            key = (lint["lint"], one["name"], context, one["role"])
             kept = found.setdefault(
                 key,
                 {
@@ -170,6 +176,8 @@ def _answer(
     if asked and any(lint["result"] == "inconclusive" for lint in reports[1]["lints"]):
         names = [r["lint"] for r in reports[1]["lints"] if r["result"] == "inconclusive"]
         return "inconclusive", f"{', '.join(dict.fromkeys(names))}: inconclusive after"
+    if came:
+        return "none", "what came is told by lints and does not count: --lint NAME makes it count"
     return "none", "nothing new came"
 
 
@@ -185,16 +193,38 @@ def _samples(traces: Traces) -> dict[str, Samples]:
     return samples
 
 
-def _times(sides: list[dict[str, Samples]]) -> list[dict[str, Any]]:
+def _moved(sides: list[dict[str, Samples]]) -> dict[str, tuple[str, str]]:
+    """Names to the contexts before and after, of what ran in one before and in another one after,
+    as with a fix that schedules it elsewhere: that is compared with itself all the same."""
+    own: list[dict[str, set[str]]] = [{}, {}]
+    for side, contexts in zip(sides, own, strict=True):
+        for name, context in {key for samples in side.values() for key in samples}:
+            contexts.setdefault(name, set()).add(context)
+    found = {}
+    for name in own[0].keys() & own[1].keys():
+        before, after = own[0][name], own[1][name]
+        if before != after and len(before) == len(after) == 1:
+            found[name] = (before.pop(), after.pop())
+    return found
+
+
+def _times(
+    sides: list[dict[str, Samples]], moved: dict[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
     """The bottom halves of either side, those that ran most first."""
-    keys = dict.fromkeys(key for side in sides for samples in side.values() for key in samples)
+    keys = dict.fromkeys(
+        (name, moved.get(name, (context, context)))
+        for side in sides
+        for samples in side.values()
+        for name, context in samples
+    )
     rows = []
-    for name, context in keys:
-        row: dict[str, Any] = {"name": name, "context": context}
+    for name, contexts in keys:
+        row: dict[str, Any] = {"name": name, "context": " > ".join(dict.fromkeys(contexts))}
         ran = 0
         for what in ("wait", "duration"):
             pair = []
-            for side in sides:
+            for side, context in zip(sides, contexts, strict=True):
                 values = np.concatenate([*side[what].get((name, context), []), np.empty(0)])
                 ran = max(ran, len(values))
                 found = spread(values)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qtrace.cli.analyze import split_thresholds
 from qtrace.cli.output import format_option, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 EXAMPLES = """\b
 Examples:
@@ -16,6 +20,8 @@ Examples:
   qtrace diff before.parquet after.parquet --lint all --threshold storm=100/s"""
 # As many bottom halves' times as fit on a page; JSON has them all.
 ROWS = 15
+# What, how many, and two times: before and after of each.
+LINE = "{:<14}{:>20}{:>22}{:>22}"
 STYLES = {"new": "bold red", "inconclusive": "yellow", "none": "green"}
 
 
@@ -87,7 +93,8 @@ def _print(comparison: dict[str, Any]) -> None:
             console.print("  not seen on either side")
     if comparison["times"]:
         console.print()
-        console.print(_times(comparison["times"][:ROWS]))
+        for line in _times(comparison["times"][:ROWS]):
+            console.print(line)
         if len(comparison["times"]) > ROWS:
             console.print(f"... {len(comparison['times']) - ROWS} more with --format json")
     for title in ("came", "gone"):
@@ -104,30 +111,22 @@ def _print(comparison: dict[str, Any]) -> None:
     console.print(Text(inert(comparison["why"]), STYLES[comparison["answer"]]))
 
 
-def _times(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+def _times(rows: list[dict[str, Any]]) -> Iterator[Text]:
+    """Lines of at most 80 columns but for the names: these stand on a line of their own."""
+    from rich.text import Text
 
     from qtrace.cli.report import inert
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("bottom half", overflow="fold")
-    for title in ("ran", "wait p50", "p99", "took p50", "p99"):
-        table.add_column(title, justify="right", no_wrap=True)
+    yield Text(LINE.format("before > after", "count", "p50", "p99"), "bold")
     for row in rows:
-        cells = [_counts(row)]
-        for what in ("wait", "duration"):
-            cells += [_change(row[what], key) for key in ("p50_ns", "p99_ns")]
-        name = f"{inert(row['name']) or '?'} ({inert(row['context']) or '?'})"
-        table.add_row(name, *cells)
-    return table
-
-
-def _counts(row: dict[str, Any]) -> str:
-    counts = [
-        max((row[what][side] or {"count": 0})["count"] for what in ("wait", "duration"))
-        for side in ("before", "after")
-    ]
-    return " > ".join(map(str, counts))
+        yield Text(f"{inert(row['name']) or '?'} ({inert(row['context']) or '?'})")
+        for title, what in (("wait", "wait"), ("took", "duration")):
+            pair = row[what]
+            sides = (pair["before"], pair["after"])
+            if any(sides):
+                counts = " > ".join("-" if side is None else f"{side['count']:,}" for side in sides)
+                times = (_change(pair, key) for key in ("p50_ns", "p99_ns"))
+                yield Text(LINE.format(f"  {title}", counts, *times))
 
 
 def _change(pair: dict[str, Any], key: str) -> str:

@@ -84,6 +84,27 @@ def test_waits_are_compared(tmp_path: Path) -> None:
     assert row["duration"] == {"before": None, "after": None}
 
 
+LATER = ((schedule, 10), (run_on_vcpu, 15))
+
+
+def test_what_a_fix_schedules_elsewhere_is_compared_with_itself(tmp_path: Path) -> None:
+    moved = {"context": "iohandler", "ctx": 9}
+    before = write(tmp_path / "a.csv", [attach(), schedule(10), run(15), detach(100)])
+    after = [attach(), schedule(10, **moved), run(40, **moved), detach(100)]
+    (row,) = compare(before, write(tmp_path / "b.csv", after))["times"]
+    assert row["context"] == "main > iohandler"
+    assert [row["wait"][side]["p50_ns"] for side in ("before", "after")] == [5, 30]
+    found = compare(
+        write(tmp_path / "d.csv", [attach(), schedule(10), run_on_vcpu(15), detach(100)]),
+        write(tmp_path / "e.csv", [attach(), *(e(t, **moved) for e, t in LATER), detach(100)]),
+    )
+    assert (found["came"], found["gone"]) == ([], [])
+    # One that only came by a second context stays apart: nothing says which is which.
+    both = [attach(), schedule(10), run(15), *after[1:-1], detach(100)]
+    rows = compare(before, write(tmp_path / "c.csv", both))["times"]
+    assert sorted(row["context"] for row in rows) == ["iohandler", "main"]
+
+
 def test_a_folder_is_one_side(tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     for number in range(3):

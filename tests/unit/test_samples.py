@@ -87,6 +87,16 @@ def test_the_fix_is_told_apart_from_luck(before: str) -> None:
     assert kinds(back["came"]) == kinds(found["gone"])
 
 
+def test_the_fix_makes_the_reply_prompt_and_others_wait_all_the_same() -> None:
+    found = compare(
+        SAMPLES / "all-save-7.2-tcg.parquet", SAMPLES / "all-save-rerouted-7.2-tcg.parquet"
+    )
+    assert kinds(found["gone"]) == {"late-reply", "starvation"}
+    assert kinds(found["came"]) == {"head-of-line"}
+    save = next(row for row in found["times"] if row["name"] == "snapshot_save_job_bh")
+    assert save["context"] == "main > iohandler"
+
+
 def kinds(findings: Iterable[dict[str, Any]]) -> set[str]:
     return {finding.get("verdict") or finding["lint"] for finding in findings}
 
