@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
 
+# How Parquet is written. No two times are alike: their differences take less than half the file
+# that a dictionary of them makes, and are read faster.
+PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": [column for column in COLUMNS if column != "time_ns"],
+    "column_encoding": {"time_ns": "DELTA_BINARY_PACKED"},
+}
 # A recording has few distinct texts.
 TEXT = pa.dictionary(pa.int32(), pa.string())
 

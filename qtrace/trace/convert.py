@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qtrace.errors import OutputFailed, TraceUnreadable
-from qtrace.trace.arrow import arrow_schema
+from qtrace.trace.arrow import PARQUET, arrow_schema
 from qtrace.trace.raw import RawReader, Records
 from qtrace.trace.raw_rows import Facts, RowMaker
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
@@ -236,7 +236,7 @@ class ParquetOutput:
     """Row groups of a useful size, whatever comes."""
 
     def __init__(self, file: io.FileIO) -> None:
-        self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd")
+        self._writer = pq.ParquetWriter(file, SCHEMA, **PARQUET)
         self._waiting: list[pa.Table] = []
         self._rows = 0
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qtrace.trace.arrow import arrow_schema
+from qtrace.trace.arrow import PARQUET, arrow_schema
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS, Event, to_row
 from qtrace.trace.writer import Replacing, output_failed
 
@@ -46,7 +46,7 @@ def write_parquet(
     output = Replacing(path, force)
     try:
         with output.open() as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, **PARQUET)
         output.settle()
     except OSError as error:
         output.discard()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from qtrace.trace.arrow import PARQUET
 from qtrace.trace.convert import convert
 from scripts.samples import everything, watching
 from scripts.samples.machine import NEW, OLD, ROOT, neutral_qemu
@@ -77,13 +78,8 @@ def record(names: tuple[str, ...], make: Callable[..., None], output: Path) -> N
 
 
 def pack(path: Path) -> None:
-    """The same rows in two thirds of the space: a repository keeps every version of a sample."""
-    table = pq.read_table(path)
-    pq.write_table(
-        table, path, compression="zstd", compression_level=19,
-        use_dictionary=[column for column in table.column_names if column != "time_ns"],
-        column_encoding={"time_ns": "DELTA_BINARY_PACKED"},
-    )  # fmt: skip
+    """The same rows, packed as small as can be: a repository keeps every version of a sample."""
+    pq.write_table(pq.read_table(path), path, **PARQUET, compression_level=19)
 
 
 if __name__ == "__main__":
