@@ -70,7 +70,7 @@ def watched_until(trace: Trace) -> int:
         own = times[(trace.frame["tid"] != 0).to_numpy()]
         return int(own[-1]) if len(own) else 0
     if type(known) is int:
-        return min(known, int(times[-1]))
+        return known
     # Of an older recording: as long as there are returns of others.
     returns = times[(trace.frame["event"] == "return").to_numpy()]
     return int(returns[-1]) if len(returns) else 0
