@@ -8,6 +8,8 @@ in three.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from tests.conftest import version
 from tests.live.attached import attached, watched_half
 from tests.live.gdb_cases import STRANDED, everywhere
 from tests.live.gdb_session import gdb, live
+from tests.live.hung import functions_of_main_thread, guest_with_sleeping_job
 from tests.live.inspecting import functions, in_words, inspect, thread
 
 pytestmark = pytest.mark.qemu
@@ -79,6 +82,24 @@ def test_a_vcpu_that_polls_for_its_write_keeps_the_big_lock_from_the_main_loop(
     assert sentence in said
 
 
+@everywhere
+def test_a_main_thread_that_polls_for_ever_is_stuck_with_nothing_pending(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    with guest_with_sleeping_job(qemu_binary, accel) as guest:
+        # As by kill(1): no QMP command is left behind.
+        os.kill(guest.pid, signal.SIGTERM)
+        deadline = time.monotonic() + TIMEOUT_S
+        while "bdrv_drain_all_begin" not in functions_of_main_thread(guest.pid):
+            assert time.monotonic() < deadline, "QEMU does not hang in its shutdown"
+            time.sleep(0.01)
+        status, document, _err = inspect("--pid", guest.pid)
+    (finding,) = document["findings"]
+    assert (status, finding["verdict"], finding["bottom_halves"]) == (1, "stuck", [])
+    assert (finding["tid"], finding["polls"]) == (guest.pid, "main")
+    assert {"bdrv_drain_all_begin", "qemu_cleanup"} <= set(finding["waits_in"])
+
+
 @pytest.mark.bpf
 @pytest.mark.kvm
 def test_a_qemu_that_hangs_when_told_to_quit_is_judged() -> None:
@@ -106,7 +127,7 @@ def test_a_qemu_that_hangs_when_told_to_quit_is_judged() -> None:
 @pytest.mark.soak
 @everywhere
 def test_main_in_pause_all_vcpus_behind_a_vcpu_that_polls_is_explained(
-    qemu_binary: Path, accel: Accelerator
+    qemu_binary: Path, accel: Accelerator, soak_row: Callable[..., None]
 ) -> None:
     with Guest(qemu_binary, accel) as guest:
         (cpu,) = guest.qmp.command("query-cpus-fast")
@@ -114,17 +135,17 @@ def test_main_in_pause_all_vcpus_behind_a_vcpu_that_polls_is_explained(
         throttle(guest, SLOWLY)
         looker = Looker(LiveSource(Process(guest.pid)))
         with commands(guest) as send:
-            for _turn in range(TURNS):
-                send("stop")
-                findings = seen_pausing(looker, tid)
-                if findings:
-                    break
+            turns, findings = 0, list[str]()
+            while not findings and turns < TURNS:
                 send("cont")
-    assert findings, f"never in {TURNS} turns"
+                send("stop")
+                turns, findings = turns + 1, seen_pausing(looker, tid)
+    assert findings, f"never in {turns} turns"
     (sentence,) = findings
     assert "(main) waits in pause_all_vcpus < " in sentence
     assert f", for vCPU thread {tid} (CPU 0/{accel.upper()}), which waits in blk_" in sentence
     assert sentence.endswith("polling `main`, holding the BQL")
+    soak_row("`stop` behind a vCPU that polls", f"explained, at `stop` number {turns}")
 
 
 def seen_pausing(looker: Looker, tid: int) -> list[str]:
