@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.guest import Accelerator, Firmware, Guest
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
@@ -32,13 +32,15 @@ COMMAND = {
 
 
 @contextmanager
-def guest_with_monitors(qemu: Path, accel: Accelerator) -> Iterator[Guest]:
-    """An idle guest that ``save_left_behind`` works on."""
+def guest_with_monitors(
+    qemu: Path, accel: Accelerator, firmware: Firmware = "idle"
+) -> Iterator[Guest]:
+    """A guest with human monitors; ``save_left_behind`` works on an idle one."""
     arguments = [*(TCG if accel == "tcg" else ())]
     for number in range(MONITORS):
         socket_name = f"socket,id=hmp{number},path=hmp{number},server=on,wait=off"
         arguments += ["-chardev", socket_name, "-mon", f"chardev=hmp{number},mode=readline"]
-    with Guest(qemu, accel, firmware="idle", extra_args=arguments) as guest:
+    with Guest(qemu, accel, firmware=firmware, extra_args=arguments) as guest:
         yield guest
 
 
@@ -49,7 +51,7 @@ def save_left_behind(guest: Guest) -> Iterator[Callable[[], None]]:
     Yields what lets the main thread go on.
     """
     with ExitStack() as stack:
-        monitors = [stack.enter_context(_Monitor(guest, number)) for number in range(MONITORS)]
+        monitors = [stack.enter_context(Monitor(guest, number)) for number in range(MONITORS)]
         qmp = stack.enter_context(_connected(guest.second_qmp_socket))
         for monitor in monitors:
             monitor.type_command()
@@ -82,7 +84,7 @@ def _connected(path: Path) -> socket.socket:
     return connection
 
 
-class _Monitor:
+class Monitor:
     """A human monitor and its FIFO."""
 
     def __init__(self, guest: Guest, number: int) -> None:
@@ -94,21 +96,22 @@ class _Monitor:
         self._socket.settimeout(TIMEOUT_S)
         self._socket.connect(str(guest.folder / f"hmp{number}"))
         self._reader = -1
+        self._count = itertools.count()
 
-    def __enter__(self) -> _Monitor:
-        self._read_until(b"(qemu) ")
+    def __enter__(self) -> Monitor:
+        self.read_prompt()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self._socket.close()
-        if self._reader >= 0:
-            os.close(self._reader)
+        self.close_fifo()
 
-    def type_command(self) -> None:
-        """All but the newline, until the monitor has echoed it."""
-        path = self._fifo.name.encode()
-        self._socket.sendall(b"chardev-add file,id=c%d,path=%s" % (self._number, path))
-        self._read_until(path)
+    def type_command(self, command: bytes = b"") -> None:
+        """All but the newline, until the monitor has echoed it; by default opening the FIFO."""
+        name = f"c{self._number}-{next(self._count)}"
+        command = command or f"chardev-add file,id={name},path={self._fifo.name}".encode()
+        self._socket.sendall(command)
+        self._read_until(command[-5:])
 
     def enter(self) -> None:
         self._socket.sendall(b"\n")
@@ -119,7 +122,18 @@ class _Monitor:
 
     def release(self) -> None:
         """Somebody reads the FIFO: open(2) returns, and the command ends."""
+        self.open_fifo()
+        self.read_prompt()
+
+    def open_fifo(self) -> None:
         self._reader = os.open(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
+
+    def close_fifo(self) -> None:
+        if self._reader >= 0:
+            os.close(self._reader)
+        self._reader = -1
+
+    def read_prompt(self) -> None:
         self._read_until(b"(qemu) ")
 
     def _read_until(self, text: bytes) -> None:

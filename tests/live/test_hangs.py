@@ -22,7 +22,7 @@ from qtrace.errors import NoSuchProcess
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.target.aio.model import Look
 from qtrace.target.aio.waits import BIG_LOCK
-from qtrace.target.aio.why import STUCK, confirm, explain
+from qtrace.target.aio.why import confirm
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
@@ -32,14 +32,14 @@ from tests.live.gdb_cases import STRANDED, everywhere
 from tests.live.gdb_session import gdb, live
 from tests.live.hung import functions_of_main_thread, guest_with_sleeping_job
 from tests.live.inspecting import functions, in_words, inspect, thread
+from tests.live.pausing import paused_behind_a_write
 
 pytestmark = pytest.mark.qemu
 
-# Bytes per second; each of the guest's writes is one of 512.
-FOR_EVER, SLOWLY = 1, 700
+# A byte per second; each of the guest's writes is one of 512.
+FOR_EVER = 1
 TIMEOUT_S = 30
 GUESTS = 25
-TURNS = 40
 
 
 @pytest.mark.gdb
@@ -124,47 +124,21 @@ def test_a_qemu_that_hangs_when_told_to_quit_is_judged() -> None:
     assert f"warning: {finding['sentence']}" in err
 
 
-@pytest.mark.soak
 @everywhere
 def test_main_in_pause_all_vcpus_behind_a_vcpu_that_polls_is_explained(
-    qemu_binary: Path, accel: Accelerator, soak_row: Callable[..., None]
+    qemu_binary: Path, accel: Accelerator
 ) -> None:
-    with Guest(qemu_binary, accel) as guest:
-        (cpu,) = guest.qmp.command("query-cpus-fast")
-        tid = cpu["thread-id"]
-        throttle(guest, SLOWLY)
-        looker = Looker(LiveSource(Process(guest.pid)))
-        with commands(guest) as send:
-            turns, findings = 0, list[str]()
-            while not findings and turns < TURNS:
-                send("cont")
-                send("stop")
-                turns, findings = turns + 1, seen_pausing(looker, tid)
-    assert findings, f"never in {turns} turns"
-    (sentence,) = findings
+    with paused_behind_a_write(qemu_binary, accel) as (guest, tid):
+        status, document, _err = inspect("--pid", guest.pid)
+    assert status == 1
+    (finding,) = document["findings"]
+    sentence = finding["sentence"]
+    assert (finding["verdict"], finding["tid"], finding["polls"]) == ("stuck", guest.pid, None)
     assert "(main) waits in pause_all_vcpus < " in sentence
     assert f", for vCPU thread {tid} (CPU 0/{accel.upper()}), which waits in blk_" in sentence
     assert sentence.endswith("polling `main`, holding the BQL")
-    soak_row("`stop` behind a vCPU that polls", f"explained, at `stop` number {turns}")
-
-
-def seen_pausing(looker: Looker, tid: int) -> list[str]:
-    """What two looks say while main waits for this vCPU thread's write; empty if it never does."""
-    before: Look | None = None
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline:
-        main = looker.thread(looker.source.pid, "")
-        if before is None and "pause_all_vcpus" not in main.functions:
-            time.sleep(0.001)
-            continue
-        look = looker.look()
-        if before is not None:
-            found = confirm(before, look)
-            return [finding.sentence for finding in found if finding.kind == STUCK]
-        if any(finding.kind == STUCK for finding in explain(look)) and polls(look, tid):
-            before = look
-            time.sleep(0.1)
-    return []
+    assert "same waiting frames" in finding["proof"]
+    assert document["bql"] == {"known": True, "holder": tid}
 
 
 def waits_for_lock(look: Look) -> bool:

@@ -24,6 +24,7 @@ from qtrace.target.aio.why import confirm
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
+from qtrace.target.scan_cache import scan_module
 from tests.conftest import BACKPORTS, absent
 from tests.live.attached import is_running
 from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
@@ -134,9 +135,12 @@ def look_at_busy(qemu: Path, accel: Accelerator, count: int) -> tuple[int, int]:
     Returns how many pending bottom halves were shown, and how many lists as torn.
     """
     with Guest(qemu, accel) as guest:
-        looker = Looker(LiveSource(Process(guest.pid)))
+        process = Process(guest.pid)
+        looker = Looker(LiveSource(process))
         before: Look | None = None
         pending = torn = 0
+        halves = scan_module(process.binary).bottom_halves
+        callbacks = {h.name: h.callback + process.binary.bias for h in halves if h.watchable}
         for _ in range(count):
             look = looker.look()
             contexts = {c.address for c in look.contexts}
@@ -145,6 +149,11 @@ def look_at_busy(qemu: Path, accel: Accelerator, count: int) -> tuple[int, int]:
             for half in look.bottom_halves:
                 assert half.ctx in contexts
                 assert half.name.isidentifier(), half
+                # Where the caller passes a variable, its name is that ("cb").
+                function = (
+                    half.cb if half.name == "cb" else callbacks.setdefault(half.name, half.cb)
+                )
+                assert half.cb == function, half
                 pending += 1
             for each in look.threads:
                 assert all(poll.ctx in (0, *contexts) for poll in each.polls)
