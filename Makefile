@@ -29,6 +29,11 @@ soak: venv qemus ## The whole matrix and the large counts (hours)
 bench: venv qemus ## Measure against what one would use instead
 	@$(BIN)/python -m benchmarks
 
+.PHONY: samples
+samples: venv qemus ## Record analysis/samples and run the notebooks again (labels.toml says what each shows)
+	@$(BIN)/python -m scripts.samples
+	@$(BIN)/python -m scripts.notebooks
+
 .PHONY: lint
 lint: venv ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
