@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.pairs import qemus
 from benchmarks.watching import storage_daemon
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
+from qtrace.recorder.all_recorder import Counts
 from qtrace.recorder.session import Recording
 from qtrace.trace.convert import convert
 
@@ -26,8 +28,8 @@ Load = Literal["daemon", "pflash"]
 REQUESTS = 10_000_019
 
 
-def record(load: Load, events: int, output: Path, stacks_every: int = 0) -> int:
-    """Record so many events of the newest QEMU here; how many it became.
+def record(load: Load, events: int, output: Path, stacks_every: int = 0) -> Counts:
+    """Record so many events of the newest QEMU here; what became of them.
 
     Args:
         load: ``daemon``, a storage daemon's IOThread under qemu-img bench; or ``pflash``, a guest
@@ -35,23 +37,22 @@ def record(load: Load, events: int, output: Path, stacks_every: int = 0) -> int:
         output: a CSV or Parquet file; an earlier one is overwritten.
     """
     raw = output.with_name(f"{output.name}.raw")
-    with _daemon() if load == "daemon" else _pflash() as (pid, work):
+    with _daemon() if load == "daemon" else _pflash() as pid:
         with Recording.start(
             pid, output=raw, force=True, everything=True, stacks_every=stacks_every
         ) as recording:
             assert recording.everything is not None
-            while recording.everything.counts.produced < events:
-                next(work)
+            while recording.everything.counts.produced < events and not recording.ended:
                 recording.poll(0.02)
             recording.stop("size")
         counts = recording.everything.counts
     convert(raw, output, force=True)
     raw.unlink()
-    return counts.produced
+    return counts
 
 
 @contextmanager
-def _daemon() -> Iterator[tuple[int, Iterator[None]]]:
+def _daemon() -> Iterator[int]:
     _version, qemu = qemus()[-1]
     with storage_daemon(qemu.with_name("qemu-storage-daemon"), iothread=True) as (pid, url):
         bench = subprocess.Popen(
@@ -59,18 +60,32 @@ def _daemon() -> Iterator[tuple[int, Iterator[None]]]:
              "-c", str(REQUESTS), url], stdout=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            yield pid, itertools.repeat(None)
+            yield pid
         finally:
             bench.kill()
             bench.wait()
 
 
 @contextmanager
-def _pflash() -> Iterator[tuple[int, Iterator[None]]]:
+def _pflash() -> Iterator[int]:
+    """The saves have a thread of their own: a round may take seconds, the ring buffers hold two."""
     _version, qemu = qemus()[-1]
+    enough = threading.Event()
     with Guest(qemu, "kvm", idle_sockets=200) as guest:
-        rounds = (save_round(guest.qmp, f"save{number}") for number in itertools.count())
-        yield guest.pid, (None for _ in rounds)
+
+        def rounds() -> None:
+            for number in itertools.count():
+                if enough.is_set():
+                    return
+                save_round(guest.qmp, f"save{number}")
+
+        thread = threading.Thread(target=rounds)
+        thread.start()
+        try:
+            yield guest.pid
+        finally:
+            enough.set()
+            thread.join()
 
 
 @click.command()
@@ -80,7 +95,8 @@ def _pflash() -> Iterator[tuple[int, Iterator[None]]]:
 @click.option("--stacks-every", type=int, default=0, help="Whole stacks of every so manieth event.")
 def main(load: Load, events: int, output: Path, stacks_every: int) -> None:
     """Record EVENTS events of LOAD into OUTPUT."""
-    click.echo(f"{output}: {record(load, events, output, stacks_every)} events")
+    counts = record(load, events, output, stacks_every)
+    click.echo(f"{output}: {counts.written} of {counts.produced} events, {counts.lost} lost")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def command(
     from qtrace.recorder.session import Recording
 
     limits = Limits(duration, max_size, until_finding, max_overhead, live)
-    prepare(limits)
+    prepare(limits, everything)
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
         files = Files(output, force, everything, Path(folder))
         with Recording.start(

@@ -11,9 +11,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from qtrace.recorder.busiest import Busy
     from qtrace.recorder.session import Recording
 
 ROWS = 15
+
+
+def load() -> None:
+    """Load and render once what a view needs, before there are ring buffers that fill meanwhile."""
+    if not sys.stderr.isatty():
+        return
+    import io
+
+    import rich.live  # noqa: F401
+    from rich.console import Console
+
+    from qtrace.recorder.busiest import Busy
+
+    busy = Busy(0, 1.0, (1.0, 1.0), (1.0, 1.0))
+    Console(file=io.StringIO()).print(_table([("", busy)]))
 
 
 class LiveView:
@@ -66,21 +82,32 @@ class LiveView:
         if not every.armed:
             parts.append("(its probes are off)")
         line = Text(", ".join(parts))
-        shown = Group(line, _table(rows, rate)) if self._table and rows else line
+        shown = Group(line, _table(rows)) if self._table and rows else line
         self._live.update(shown, refresh=True)
 
 
-def _table(rows: list[Any], rate: float) -> Table:
+def _table(rows: list[tuple[str, Busy]]) -> Table:
+    """One line each, whatever the terminal's width: names give way first."""
     from rich.table import Table
 
     from qtrace.cli.report import inert
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("bottom half", overflow="fold")
-    for title in ("of the runs", "wait p50", "p99", "duration p50", "p99"):
-        table.add_column(title, justify="right", no_wrap=True)
+    # The one that may wrap is the one that rich makes narrower; a word is cut, not wrapped.
+    table.add_column("bottom half", overflow="ellipsis", min_width=8)
+    table.add_column("runs", justify="right", no_wrap=True, min_width=len("100.0 %"))
+    for title in ("wait p50", "p99", "took p50", "p99"):
+        table.add_column(title, justify="right", no_wrap=True, min_width=len("999.9 us"))
     for name, busy in rows[:ROWS]:
         times = [*(busy.wait or (None, None)), *(busy.took or (None, None))]
-        cells = ["" if value is None else f"{value / 1000:.1f} us" for value in times]
+        cells = ["" if value is None else duration(value) for value in times]
         table.add_row(inert(name), f"{100 * busy.share:.1f} %", *cells)
     return table
+
+
+def duration(nanoseconds: float) -> str:
+    """In the unit that shows it best."""
+    for unit, size in (("s", 1e9), ("ms", 1e6)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.1f} {unit}"
+    return f"{nanoseconds / 1e3:.1f} us"

@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from qtrace.cli.options import SIZE
 from qtrace.trace.schema import escape
 
 if TYPE_CHECKING:
+    from qtrace.recorder.overhead import Meter
     from qtrace.recorder.session import Recording
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,12 +133,7 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
     from qtrace.cli.live import LiveView
 
     began = checked = time.monotonic()
-    meter = None
-    every = recording.everything
-    if every is not None and limits.max_overhead is not None:
-        from qtrace.recorder.overhead import Meter
-
-        meter = Meter(every, recording.header.detail["target"]["pid"])
+    meter = begin_meter(recording, limits)
     with LiveView(recording, limits.live) as view:
         while not reasons and not recording.ended:
             rows = recording.poll(0.1)
@@ -154,8 +152,8 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
             if not has_room(recording):
                 click.echo("warning: the disk is almost full: the recording ends", err=True)
                 return "disk almost full"
-            if meter is not None and limits.max_overhead is not None:
-                percent = meter.percent()
+            if meter is not None and limits.max_overhead is not None and meter.done():
+                percent = meter.result().percent()
                 if percent > limits.max_overhead:
                     recording.drop_all(f"cost {percent:.1f} %")
                     click.echo(
@@ -165,6 +163,26 @@ def record(recording: Recording, limits: Limits, reasons: list[str]) -> str:
                     )
                     meter = None
     return "target exited" if recording.ended else reasons[0]
+
+
+def begin_meter(recording: Recording, limits: Limits) -> Future[Meter] | None:
+    """What a hit costs is measured beside the recording: to compile that takes half a second."""
+    every = recording.everything
+    if every is None or limits.max_overhead is None:
+        return None
+    from qtrace.recorder.overhead import Meter
+
+    meter: Future[Meter] = Future()
+    pid = recording.header.detail["target"]["pid"]
+
+    def measure() -> None:
+        try:
+            meter.set_result(Meter(every, pid))
+        except BaseException as error:
+            meter.set_exception(error)
+
+    threading.Thread(target=measure, daemon=True).start()
+    return meter
 
 
 def warn(recording: Recording) -> None:
@@ -189,8 +207,12 @@ def has_room(recording: Recording) -> bool:
     return disk.f_bavail * disk.f_frsize >= needed
 
 
-def prepare(limits: Limits) -> None:
+def prepare(limits: Limits, everything: bool) -> None:
     """Import before anything is armed what a recording needs at once when the time comes."""
+    if everything:
+        from qtrace.cli.live import load
+
+        load()
     if limits.until_finding:
         import qtrace.analysis  # noqa: F401
 

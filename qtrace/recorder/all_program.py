@@ -9,7 +9,7 @@ import numpy as np
 from qtrace.recorder.bpf_image import PROBES, Source
 from qtrace.recorder.program import Program
 from qtrace.recorder.rings import PAGE, possible_cpus
-from qtrace.target.all_sites import AllPlan
+from qtrace.target.all_plan import AllPlan
 
 # All CPUs' buffers together: a third of a second of events at the highest rate seen.
 RING_BYTES = 32 << 20

@@ -15,7 +15,7 @@ from qtrace.recorder.program import Program
 from qtrace.recorder.rings import Rings, Slots
 from qtrace.recorder.samples import StackSamples
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.all_sites import AllPlan, AllSite, Kind
+from qtrace.target.all_plan import AllPlan, AllSite, Kind
 from qtrace.target.maps import Module
 from qtrace.target.stack import Unwinder
 from qtrace.trace.raw import RawWriter

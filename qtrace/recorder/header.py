@@ -11,8 +11,9 @@ from typing import Any
 
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.commands import Commands
+from qtrace.recorder.plans import Plans
 from qtrace.target.process import Process
-from qtrace.target.scan import BottomHalf, Scan
+from qtrace.target.scan import BottomHalf
 from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
 
@@ -32,10 +33,10 @@ def attach_row(
     time_ns: int,
     recorder: str,
     process: Process,
-    scan: Scan,
-    plan: WatchPlan,
+    plans: Plans,
     everything: AllRecorder | None,
 ) -> Event:
+    scan, plan = plans.scan, plans.watch
     detail: dict[str, Any] = {
         "format": FORMAT,
         "version": [MAJOR, MINOR],

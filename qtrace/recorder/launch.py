@@ -9,16 +9,14 @@ from pathlib import Path
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.child import Child
 from qtrace.recorder.ebpf import EbpfProbes
+from qtrace.recorder.plans import make_plans
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.session import Recording
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.all_sites import plan_all
 from qtrace.target.contexts import ContextNames
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 from qtrace.target.process import Process
-from qtrace.target.scan_cache import scan_module
-from qtrace.target.watch import plan_watch
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
 
@@ -52,30 +50,29 @@ def launch(
         program = program or load_ahead(everything=everything)
         # Its own code is the file's: there is no process yet that could differ.
         module = Module(Elf(child.path), 0)
-        scan = scan_module(module)
-        plan = plan_watch(scan, module, patterns, optional=True, returns=not everything)
+        plans = make_plans(module, patterns, everything=everything, optional=True)
         library = program.result().library
         every = None
-        if everything:
+        if plans.everything is not None:
             every = AllRecorder.load(
-                plan_all(module), module, child.pid, child.path, ring_pages, stacks_every
+                plans.everything, module, child.pid, child.path, ring_pages, stacks_every
             )
         uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
         probes = EbpfProbes(uprobes, program.result())
         try:
-            probes.attach(plan.sites)
+            probes.attach(plans.watch.sites)
             if every is not None:
                 every.attach()
             child.release()
             process = Process(child.pid)
-            contexts = ContextNames(scan, process.binary, process.memory)
+            contexts = ContextNames(plans.scan, process.binary, process.memory)
             child.go()
             # Its contexts' names can only be read while it lives: qemu-img may not for long.
             contexts.wait(CONTEXTS_WAIT_S, child.ended)
             # Its libraries came meanwhile.
             process.space.refresh()
             recording = Recording.arm(
-                process, scan, plan, probes, writer,
+                process, plans, probes, writer,
                 everything=every, armed=True, contexts=contexts,
             )  # fmt: skip
         except BaseException:

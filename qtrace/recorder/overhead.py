@@ -16,7 +16,7 @@ from qtrace.recorder.all_program import load_all, slot_type
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.rings import Rings
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.all_sites import AllPlan
+from qtrace.target.all_plan import AllPlan
 
 # mov ecx, esi; again: push rbp; pop rbp; dec ecx; jnz again; ret
 LOOP = bytes.fromhex("89f1 55 5d ffc9 75fa c3")

@@ -15,22 +15,20 @@ from qtrace.recorder.ending import Watcher
 from qtrace.recorder.header import attach_row, detach_row
 from qtrace.recorder.losses import Losses
 from qtrace.recorder.meaning import Meanings
+from qtrace.recorder.plans import Plans, make_plans
 from qtrace.recorder.probes import Backend, Probes, open_probes
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.rows import RowMaker
 from qtrace.recorder.stall import Stalls
-from qtrace.target.all_sites import check_all_sites, modules_cancel, plan_all
+from qtrace.target.all_plan import modules_cancel
 from qtrace.target.contexts import ContextNames
 from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
-from qtrace.target.scan import Scan
-from qtrace.target.scan_cache import scan_module
 from qtrace.target.stack import Unwinder
 from qtrace.target.threads import ThreadRoles
-from qtrace.target.watch import WatchPlan, check_sites, plan_watch
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import Event
 from qtrace.trace.writer import CsvWriter
@@ -54,8 +52,7 @@ class Recording:
     def __init__(
         self,
         process: Process,
-        scan: Scan,
-        plan: WatchPlan,
+        plans: Plans,
         probes: Probes,
         writer: CsvWriter | RawWriter,
         roles: ThreadRoles,
@@ -68,7 +65,7 @@ class Recording:
         self._from_start = from_start
         self._process = process
         self._watcher = Watcher(process.pid)
-        self._plan = plan
+        self._plan = plan = plans.watch
         self._probes = probes
         self._writer = writer
         self._roles = roles
@@ -78,7 +75,7 @@ class Recording:
         bias = process.binary.bias
         sites = {site.vaddr + bias: site for site in plan.sites}
         self._losses = Losses(probes, sites)
-        contexts = contexts or ContextNames(scan, process.binary, process.memory)
+        contexts = contexts or ContextNames(plans.scan, process.binary, process.memory)
         self._commands = Commands(process.binary, process.memory)
         self._rows = RowMaker(sites, self._unwinder, roles, contexts, self._commands)
         self._surveyed = False
@@ -128,20 +125,21 @@ class Recording:
         """
         writer = RawWriter(output, force) if everything else CsvWriter(output, force)
         process = Process(pid)
-        module = process.binary
-        scan = scan_module(module)
-        plan = plan_watch(scan, module, patterns, optional=everything, returns=not everything)
-        check_sites(plan, scan, module, process.memory)
+        plans = make_plans(
+            process.binary, patterns, everything=everything, optional=everything,
+            imports_cancel=everything and modules_cancel(process.space),
+        )  # fmt: skip
+        plans.check(process)
         every = None
-        if everything:
+        if plans.everything is not None:
             backend = "ebpf"
             program = program or load_ahead(everything=True)
-            all_plan = plan_all(module, imports_cancel=modules_cancel(process.space))
-            check_all_sites(all_plan, module, process.memory)
-            every = AllRecorder.load(all_plan, module, pid, process.exe, ring_pages, stacks_every)
+            every = AllRecorder.load(
+                plans.everything, process.binary, pid, process.exe, ring_pages, stacks_every
+            )
         probes, why = open_probes(backend, process, program)
         recording = cls.arm(
-            process, scan, plan, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
+            process, plans, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
         )
         recording.why = why
         return recording
@@ -150,8 +148,7 @@ class Recording:
     def arm(
         cls,
         process: Process,
-        scan: Scan,
-        plan: WatchPlan,
+        plans: Plans,
         probes: Probes,
         writer: CsvWriter | RawWriter,
         qmp_socket: Path | None = None,
@@ -163,10 +160,12 @@ class Recording:
         """Begin a recording whose sites are chosen and checked; see ``start``.
 
         Args:
-            armed: whether the probes of ``plan``, and those of ``everything``, are set already.
+            armed: whether all probes are set already.
             contexts: the names of the contexts, when they were looked up before.
         """
-        process.binary.static_names = {half.callback: half.name for half in scan.bottom_halves}
+        process.binary.static_names = {
+            half.callback: half.name for half in plans.scan.bottom_halves
+        }
         known = {}
         if qmp_socket is not None:
             from qtrace.target.qmp import QmpClient, thread_roles
@@ -176,22 +175,22 @@ class Recording:
         try:
             roles = ThreadRoles(process, known)
             stalls = Stalls(
-                lambda: Looker(LiveSource(process)), plan.watched, process.binary.bias,
+                lambda: Looker(LiveSource(process)), plans.watch.watched, process.binary.bias,
                 int(stall_after_s * 1e9),
             )  # fmt: skip
             recording = cls(
-                process, scan, plan, probes, writer, roles, stalls, everything, contexts,
+                process, plans, probes, writer, roles, stalls, everything, contexts,
                 from_start=armed,
             )  # fmt: skip
             began_ns = time.monotonic_ns()
             if not armed:
-                probes.attach(plan.sites)
+                probes.attach(plans.watch.sites)
                 if everything is not None:
                     everything.attach()
                 if recording._watcher.ended():
                     # Its pid may be another process's by now.
                     raise NoSuchProcess(process.pid)
-            recording.header = attach_row(began_ns, probes.name, process, scan, plan, everything)
+            recording.header = attach_row(began_ns, probes.name, process, plans, everything)
             writer.write([recording.header])
             writer.flush()
             if everything is not None:

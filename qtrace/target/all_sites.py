@@ -8,14 +8,12 @@ at which the registers still hold what the record needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 from capstone import x86
 
-from qtrace.errors import CodeMismatch, ScanFailed
-from qtrace.target.arch_x86_64 import BREAKPOINT, RSP
+from qtrace.errors import ScanFailed
+from qtrace.target.all_plan import AllPlan, AllSite, Kind
+from qtrace.target.arch_x86_64 import RSP
 from qtrace.target.bh_layout import BottomHalfLayout, calibrate_bottom_half
 from qtrace.target.cheap import (
     emulated,
@@ -29,52 +27,11 @@ from qtrace.target.cheap import (
 from qtrace.target.dataflow import Function, direct_target, full_register, references_to
 from qtrace.target.elf import Elf
 from qtrace.target.enqueue import c_expression, enqueue_site, find_cmpxchgs
-from qtrace.target.maps import AddressSpace, Module
-from qtrace.target.memory import Memory
-
-Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
+from qtrace.target.maps import Module
 
 # Call sites of qemu_bh_cancel() up to which each gets its own probe.
 MAX_CALLERS = 64
 CALLEE_SAVED = frozenset({"rbx", "rbp", "r12", "r13", "r14", "r15"})
-
-
-@dataclass(frozen=True, slots=True)
-class AllSite:
-    """One probe of `--all`.
-
-    Attributes:
-        kind: what a hit means.
-        where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
-        vaddr: link-time address.
-        program: the function of probes/all.bpf.c that it runs.
-        instruction: as the disassembler prints it.
-        emulated: the kernel emulates the instruction; else it is single-stepped.
-        new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
-    """
-
-    kind: Kind
-    where: str
-    vaddr: int
-    program: str
-    instruction: str
-    emulated: bool
-    new_flags: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AllPlan:
-    """Every probe of `--all` for one binary, and how its program is to be compiled.
-
-    ``returns_to`` is where aio_bh_call() returns to in aio_bh_poll(). ``notes`` say which
-    sites are dear.
-    """
-
-    sites: tuple[AllSite, ...]
-    defines: tuple[tuple[str, int | str], ...]
-    layout: BottomHalfLayout
-    returns_to: int
-    notes: tuple[str, ...]
 
 
 def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
@@ -109,27 +66,6 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
         for site in dear
     ]
     return AllPlan(sites, tuple(defines.items()), layout, returns_to, tuple(notes))
-
-
-def modules_cancel(space: AddressSpace) -> bool:
-    """Whether a loaded module of this QEMU (block-*.so, hw-*.so) calls qemu_bh_cancel()."""
-    return any(
-        b"\0qemu_bh_cancel\0" in (module.elf.section(".dynstr") or b"")
-        for module in space.modules_in("qemu")
-    )
-
-
-def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
-    """Compare the running code at each site with the file's. Raises CodeMismatch."""
-    for site in plan.sites:
-        in_file = module.elf.read(site.vaddr, 16)
-        running = memory.read(site.vaddr + module.bias, len(in_file))
-        if running[1:] != in_file[1:] or running[:1] not in (in_file[:1], bytes([BREAKPOINT])):
-            raise CodeMismatch(
-                f"the code at {module.name}@{site.vaddr:#x} ({site.kind}, {site.where}) is "
-                "not what the file says",
-                "no probe was set; attach to a QEMU that nothing has patched",
-            )
 
 
 # A form of enqueue: C expressions of the bottom half and of the new flags, and the offset of

@@ -21,17 +21,20 @@ from qtrace.target.maps import Module
 from qtrace.target.symbols import debug_file
 
 # Raised whenever what is kept changes.
-VERSION = 1
+VERSION = 2
 FUNCTIONS = (
     "aio_bh_poll", "aio_set_fd_handler", "qemu_coroutine_switch", "aio_co_schedule", "job_start",
     "qemu_get_aio_context", "iohandler_get_aio_context",
 )  # fmt: skip
+# What only a recording of every bottom half needs beside ``MEMBERS``.
+MORE_MEMBERS = (("bh_ctx", "struct QEMUBH", "ctx", 0), ("bh_name", "struct QEMUBH", "name", 0))
 STRUCTURES = ("DW_TAG_structure_type", "DW_TAG_typedef")
 DW_OP_ADDR = 0x03
 
 
 def facts_of_debug_info(module: Module) -> dict[str, int]:
-    """Offsets and run-time addresses by the names of ``Layout``; empty without debug info.
+    """Offsets and run-time addresses by the names of ``Layout``, and ``bh_ctx``, ``bh_name``;
+    empty without debug info.
 
     It is the binary's own, or the debug file that belongs to its build id. What was read is
     kept, by build id and a hash of the code.
@@ -51,7 +54,7 @@ def facts_of_debug_info(module: Module) -> dict[str, int]:
 
 
 def _kept(data: Any) -> dict[str, int] | None:
-    known = {fact for fact, *_rest in (*MEMBERS, *VARIABLES)}
+    known = {fact for fact, *_rest in (*MEMBERS, *MORE_MEMBERS, *VARIABLES)}
     if not isinstance(data, dict) or not known.issuperset(data):
         return None
     return data if all(type(value) is int for value in data.values()) else None
@@ -93,7 +96,7 @@ def _facts_of(unit: CompileUnit) -> dict[str, int]:
     for die in unit.get_top_DIE().iter_children():
         name = _name(die)
         if die.tag in STRUCTURES:
-            for fact, structure, member, more in MEMBERS:
+            for fact, structure, member, more in (*MEMBERS, *MORE_MEMBERS):
                 if name == structure.removeprefix("struct "):
                     offset = _member(die, member)
                     if offset is not None:

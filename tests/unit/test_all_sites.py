@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.all_sites import AllPlan, plan_all
+from qtrace.target.all_plan import AllPlan
+from qtrace.target.all_sites import plan_all
 from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 

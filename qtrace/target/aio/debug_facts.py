@@ -50,5 +50,6 @@ def believed(layout: Layout, told: Mapping[str, int]) -> tuple[Layout, list[str]
     Debug info is believed: calibration reads compiled code, the compiler knows.
     """
     known = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    told = {name: value for name, value in told.items() if name in known}
     differing = [name for name, value in told.items() if known[name] not in (None, value)]
     return replace(layout, **told), differing  # type: ignore[arg-type]

@@ -1,0 +1,73 @@
+"""The probes of `--all` for one binary, and whether a running process has the code for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qtrace.errors import CodeMismatch
+from qtrace.target.arch_x86_64 import BREAKPOINT
+from qtrace.target.bh_layout import BottomHalfLayout
+from qtrace.target.maps import AddressSpace, Module
+from qtrace.target.memory import Memory
+
+Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
+
+
+@dataclass(frozen=True, slots=True)
+class AllSite:
+    """One probe of `--all`.
+
+    Attributes:
+        kind: what a hit means.
+        where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
+        vaddr: link-time address.
+        program: the function of probes/all.bpf.c that it runs.
+        instruction: as the disassembler prints it.
+        emulated: the kernel emulates the instruction; else it is single-stepped.
+        new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
+    """
+
+    kind: Kind
+    where: str
+    vaddr: int
+    program: str
+    instruction: str
+    emulated: bool
+    new_flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AllPlan:
+    """Every probe of `--all` for one binary, and how its program is to be compiled.
+
+    ``returns_to`` is where aio_bh_call() returns to in aio_bh_poll(). ``notes`` say which
+    sites are dear.
+    """
+
+    sites: tuple[AllSite, ...]
+    defines: tuple[tuple[str, int | str], ...]
+    layout: BottomHalfLayout
+    returns_to: int
+    notes: tuple[str, ...]
+
+
+def modules_cancel(space: AddressSpace) -> bool:
+    """Whether a loaded module of this QEMU (block-*.so, hw-*.so) calls qemu_bh_cancel()."""
+    return any(
+        b"\0qemu_bh_cancel\0" in (module.elf.section(".dynstr") or b"")
+        for module in space.modules_in("qemu")
+    )
+
+
+def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
+    """Compare the running code at each site with the file's. Raises CodeMismatch."""
+    for site in plan.sites:
+        in_file = module.elf.read(site.vaddr, 16)
+        running = memory.read(site.vaddr + module.bias, len(in_file))
+        if running[1:] != in_file[1:] or running[:1] not in (in_file[:1], bytes([BREAKPOINT])):
+            raise CodeMismatch(
+                f"the code at {module.name}@{site.vaddr:#x} ({site.kind}, {site.where}) is "
+                "not what the file says",
+                "no probe was set; attach to a QEMU that nothing has patched",
+            )

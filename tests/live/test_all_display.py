@@ -1,0 +1,79 @@
+"""What ``attach --all`` shows on a terminal while it records, in a real pty."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from pathlib import Path
+
+import pytest
+
+from qtrace.lab.guest import Guest, find_qemu
+from tests.live.attached import attach_command
+
+pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+@pytest.mark.parametrize("columns", [80, 60, 200])
+def test_the_table_fits_the_terminal_and_no_figure_is_cut(columns: int, tmp_path: Path) -> None:
+    with Guest(find_qemu()) as guest:
+        status, shown = on_terminal(
+            columns, attach_command(guest.pid, "--all", "--live", "--duration", "2.5s",
+                                    "-o", tmp_path / "trace.parquet"),
+        )  # fmt: skip
+    assert status in (0, 1), shown
+    header = next(line for line in shown if line.startswith("bottom half"))
+    assert header.split()[2:] == ["runs", "wait", "p50", "p99", "took", "p50", "p99"]
+    rows = [line for line in shown if re.match(r"(thread_pool_c|dummy_bh_cb)", line)]
+    assert rows
+    for line in [header, *rows]:
+        assert len(line) <= columns
+    for row in rows:
+        # Names give way, figures do not.
+        assert re.search(r" \d+\.\d %( +\d+\.\d (us|ms|s)| {9})+$", row), row
+    rates = [line for line in shown if " events/s, " in line]
+    assert re.match(r"[\d,]+ events/s, [\d,]+ in all, [\d,]+ lost, main [\d,]+/s$", rates[0])
+
+
+def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path: Path) -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        command = attach_command(guest.pid, "--all", "--duration", "0.2s")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+        process.wait()
+    assert "Traceback" not in errors
+    assert "Broken pipe" not in errors
+
+
+def on_terminal(columns: int, command: list[str]) -> tuple[int, list[str]]:
+    """Exit status, and the lines that a terminal of this width was given."""
+    control, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal,
+        env=environment | {"TERM": "xterm"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    try:
+        while data := os.read(control, 1 << 16):
+            shown += data
+    except OSError:
+        # The other side is closed.
+        pass
+    finally:
+        os.close(control)
+    status = process.wait()
+    text = ESCAPE.sub("", shown.decode())
+    return status, [line.rstrip() for line in re.split(r"[\r\n]+", text)]
