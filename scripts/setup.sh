@@ -42,7 +42,8 @@ find_missing() { # prints the Debian packages of what this machine lacks
     has_bcc || echo python3-bpfcc
     has_headers || echo linux-headers-amd64
     has_command gdb || echo gdb
-    has_command bpftrace || echo bpftrace # tests count with it, benchmarks stand beside it
+    has_command bpftrace || echo bpftrace # benchmarks stand beside it
+    has_command strace || echo strace     # a test lets it play an older kernel
     has_command gcc || echo gcc
     has_command ld || echo binutils
     has_command make || echo make

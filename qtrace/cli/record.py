@@ -109,8 +109,9 @@ class Files:
         converted = everything or self._final.suffix == ".parquet"
         self.growing = self._final
         if converted:
-            from qtrace.trace.writer import check_output
+            from qtrace.trace.writer import check_kind, check_output
 
+            check_kind(self._final)
             check_output(self._final, force)
             suffix = "raw" if everything else "partial.csv"
             self.growing = self._final.with_name(f"{self._final.name}.{suffix}")

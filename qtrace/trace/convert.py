@@ -19,7 +19,7 @@ from qtrace.trace.raw import RawReader, Records
 from qtrace.trace.raw_rows import Facts, RowMaker
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
 from qtrace.trace.table_output import SCHEMA, CsvOutput, Output, ParquetOutput, plain
-from qtrace.trace.writer import Replacing, output_failed
+from qtrace.trace.writer import Replacing, check_kind, output_failed
 
 # Records of one step.
 CHUNK = 1 << 15
@@ -59,8 +59,7 @@ def convert(
         OutputExists, OutputFailed: an earlier file is still there.
     """
     source, target = Path(source), Path(target)
-    if target.suffix not in (".csv", ".parquet"):
-        raise OutputFailed(f"{target} is neither .csv nor .parquet", "name a file of either kind")
+    check_kind(target)
     if target.exists() and source.exists() and source.samefile(target):
         raise OutputFailed(f"{target} is the file itself", "name another file")
     report = progress or (lambda _done, _all: None)

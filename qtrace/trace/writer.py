@@ -21,6 +21,12 @@ from qtrace.trace.schema import COLUMNS, Event, to_row
 BUFFERED = 1 << 18
 
 
+def check_kind(path: Path) -> None:
+    """Raises OutputFailed for a name that tells neither CSV nor Parquet."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise OutputFailed(f"{path} is neither .csv nor .parquet", "name a file of either kind")
+
+
 def check_output(path: str | Path, force: bool = False) -> Path:
     """Refuse, before anything is armed or opened, a file that could not be written in the end.
 

@@ -279,26 +279,6 @@ def check_iothread(trace: Path, pid: int, context: str, tid: int) -> None:
     assert set(others["context"]) <= {"main", "iohandler"}
 
 
-def test_a_full_disk_leaves_what_was_recorded_readable(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", str(small)], check=True)
-    try:
-        raw = small / "recording.raw"
-        command = bench_command(find_qemu("qemu-img"), make_disk(tmp_path), "-n", requests=20011)
-        run = subprocess.run(
-            [sys.executable, "-m", "qtrace", "run", "--all", "-o", str(small / "t.csv"),
-             "--", *command], capture_output=True, text=True,
-        )  # fmt: skip
-        assert run.returncode == 3
-        assert "No space left" in run.stderr
-        assert "remedy:" in run.stderr
-        raw = small / "t.csv.raw"
-        assert convert(raw, tmp_path / "t.csv").rows > 10_000
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
-
-
 def test_a_size_ends_the_recording_in_good_order(tmp_path: Path) -> None:
     trace = tmp_path / "trace.parquet"
     with (
