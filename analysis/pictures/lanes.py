@@ -27,6 +27,8 @@ from qtrace.analysis.verdicts import SEVERITY
 
 # More of them would hide what they point at.
 MOST_ARROWS = 60
+# Dots that can be told apart on one lane.
+PLACES = 4000
 # How often a name stands on one lane.
 MOST_ALIKE = 3
 # The room of a lane without bars.
@@ -40,7 +42,7 @@ HEIGHT = 0.66
 def swim_lanes(trace: AnalysedTrace) -> Figure:
     """Above: each run of the recording as a dot on its thread, a finding as a diamond. Below: the
     first finding that ran (or the first run), from its schedule to its end, as in ``window``."""
-    runs = _runs(trace)
+    runs = _known(trace, trace.runs)
     if runs.empty:
         figure = Figure(figsize=(WIDTH, 1))
         figure.suptitle("no bottom half ran in this recording")
@@ -67,16 +69,16 @@ def window(trace: AnalysedTrace, since_ns: int, until_ns: int) -> Figure:
     tick. A dark line below a bar: its stack shows an ``aio_poll()`` that ran it. A circle is a
     schedule; its arrow leads to the run.
     """
-    seen = _overlapping(_runs(trace), since_ns, until_ns)
+    seen = _known(trace, _overlapping(trace.runs, since_ns, until_ns))
     figure = Figure(figsize=(WIDTH, _inches(seen, since_ns)), layout="constrained")
     _window(figure.subplots(), seen, since_ns, until_ns)
     return figure
 
 
-def _runs(trace: AnalysedTrace) -> pd.DataFrame:
-    """Those of ``trace.runs`` with an instance: its verdict, whether that is a finding of a watched
+def _known(trace: AnalysedTrace, runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of these runs with an instance: its verdict, whether that is a finding of a watched
     bottom half, and who scheduled it."""
-    runs = trace.runs[(trace.runs["instance"] >= 0).to_numpy()]
+    runs = runs[(runs["instance"] >= 0).to_numpy()]
     own = trace.instances.take(runs["instance"].to_numpy())
     columns = ["verdict", "scheduled_by_tid", "scheduled_by_thread", "scheduled_by_role"]
     found = runs["instance"].isin(trace.findings["instance"])
@@ -113,15 +115,21 @@ def _arrowed(runs: pd.DataFrame, since: int) -> npt.NDArray[np.bool_]:
 def _dots(axes: Axes, runs: pd.DataFrame) -> None:
     lanes = thread_lanes(runs[["tid", "thread", "role"]])
     start = int(runs["time_ns"].min())
-    name, size = unit(int(runs["time_ns"].max()) - start)
+    span = int(runs["time_ns"].max()) - start
+    name, size = unit(span)
     for verdict in reversed(SEVERITY):
         same = (runs["verdict"] == verdict).to_numpy()
         for finding in (False, True):
             own = runs[same & (runs["finding"] == finding).to_numpy()]
             if len(own):
+                # Of millions as many as there is room for.
+                place = own["time_ns"].to_numpy(np.int64) - start
+                lane = lanes.loc[own["tid"], "lane"].to_numpy()
+                cells = lane * (PLACES + 1) + place * PLACES // max(span, 1)
+                _, shown = np.unique(cells, return_index=True)
                 axes.scatter(
-                    (own["time_ns"] - start) / size,
-                    lanes.loc[own["tid"], "lane"],
+                    place[shown] / size,
+                    lane[shown],
                     s=60 if finding else 16,
                     marker="D" if finding else "o",
                     color=COLOURS.get(verdict, OTHER),

@@ -16,6 +16,7 @@ from qtrace.analysis.lint import show
 from qtrace.analysis.pictures.style import INK, OTHER, ROLE_COLOURS, SERIES, WIDTH, plain
 from qtrace.analysis.traces import AnalysedTrace
 
+POINTS = 4000
 MARKS = {"p50": 0.50, "p99": 0.99}
 Curves = dict[str, npt.NDArray[np.int64]]
 
@@ -78,10 +79,12 @@ def _draw(axes: Axes, curves: Curves, colours: Mapping[str, str]) -> None:
     for label, values in curves.items():
         # A clock that is too coarse gives 0, which a logarithmic axis has no place for.
         ordered = np.sort(np.maximum(values, 1))
-        share = np.arange(1, len(ordered) + 1) / len(ordered)
+        # Of millions as many as the picture has room for, the longest among them.
+        shown = np.unique(np.linspace(0, len(ordered) - 1, POINTS).astype(np.int64))
+        share = (shown + 1) / len(ordered)
         marks = np.percentile(ordered, [100 * at for at in MARKS.values()])
         text = ", ".join(f"{mark} {show(ns, 'ns')}" for mark, ns in zip(MARKS, marks, strict=True))
-        axes.step(ordered, share, where="post", color=colours[label],
+        axes.step(ordered[shown], share, where="post", color=colours[label],
                   label=f"{plain(label)} ({len(ordered):,}): {text}")  # fmt: skip
         axes.plot(marks, list(MARKS.values()), "o", ms=5, color=colours[label])
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False, fontsize=8)
