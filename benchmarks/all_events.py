@@ -37,14 +37,18 @@ REQUESTS = 200_000
 DAEMON_REQUESTS = 50_000
 ROUNDS = 5
 
-# The fields of --all, as bpftrace can get them. A QEMUBH is {ctx, name, cb, opaque, ...}.
-BH = "*(uint64 *)arg0, str(*(uint64 *)(arg0 + 8)), *(uint64 *)(arg0 + 16), *(uint64 *)(arg0 + 24)"
-BPFTRACE = {
-    "aio_bh_call": f'printf("%lld run %d %p %p %s %p %p\\n", nsecs, tid, arg0, {BH});',
-    "qemu_bh_schedule": f'printf("%lld schedule %d %p %p %s %p %p\\n", nsecs, tid, arg0, {BH});',
+# The fields of --all, as bpftrace gets them at an entry: a QEMUBH is {ctx, name, cb, opaque, next,
+# flags}, and the stack pointer points to the return address.
+CONTENTS = ("%p", "*(uint64 *)arg0"), ("%s", "str(*(uint64 *)(arg0 + 8))"), \
+           ("%p", "*(uint64 *)(arg0 + 16)"), ("%p", "*(uint64 *)(arg0 + 24)")  # fmt: skip
+BH, FLAGS = (("%p", "arg0"), *CONTENTS), ("%x", "*(uint32 *)(arg0 + 40)")
+CALLER, STACK = ("%p", '*(uint64 *)reg("sp")'), ("%p", 'reg("sp")')
+FIELDS = {
+    "aio_bh_call": (*BH, CALLER, STACK),
+    "qemu_bh_schedule": (*BH, FLAGS, CALLER),
     "aio_bh_schedule_oneshot_full":
-        'printf("%lld schedule %d %p %s %p %p\\n", nsecs, tid, arg0, str(arg3), arg1, arg2);',
-    "aio_co_schedule": 'printf("%lld co %d %p %p\\n", nsecs, tid, arg0, arg1);',
+        (("%p", "arg0"), ("%s", "str(arg3)"), ("%p", "arg1"), ("%p", "arg2"), CALLER),
+    "aio_co_schedule": (("%p", "arg0"), ("%p", "arg1"), CALLER),
 }  # fmt: skip
 Measure = Callable[[], float]
 
@@ -136,7 +140,7 @@ def _started(
                    " ".join(command)]  # fmt: skip
         modes["bpftrace"] = lambda: run_bench(wrapped)
     if _perf_probes(image):
-        events = [part for f in BPFTRACE for part in ("-e", f"qtrace_bench:{f}")]
+        events = [part for f in FIELDS for part in ("-e", f"qtrace_bench:{f}")]
         record = ["perf", "record", "-q", "-o", str(folder / "perf"), *events, "--", *command]
         modes["perf"] = lambda: _with_perf(image, lambda: run_bench(record))
     return modes
@@ -154,7 +158,12 @@ def _lost(trace: Path) -> int:
 
 def _script(image: Path, filter_pid: int | None = None) -> str:
     only = f"/pid == {filter_pid}/ " if filter_pid else ""
-    return " ".join(f"uprobe:{image}:{name} {only}{{ {code} }}" for name, code in BPFTRACE.items())
+    probes = []
+    for function, fields in FIELDS.items():
+        form = " ".join(("%lld", function, "%d", *(form for form, _ in fields)))
+        values = ", ".join(("nsecs", "tid", *(value for _, value in fields)))
+        probes.append(f'uprobe:{image}:{function} {only}{{ printf("{form}\\n", {values}); }}')
+    return " ".join(probes)
 
 
 def _floor(image: Path, command: list[str]) -> float:
@@ -187,7 +196,7 @@ def _perf_probes(image: Path) -> bool:
     """Whether perf can set uprobes here."""
     if shutil.which("perf") is None:
         return False
-    works = _perf("-x", str(image), "-a", f"qtrace_bench:aio_bh_call={next(iter(BPFTRACE))}")
+    works = _perf("-x", str(image), "-a", f"qtrace_bench:aio_bh_call={next(iter(FIELDS))}")
     _perf("-d", "qtrace_bench:*")
     return works
 
@@ -198,7 +207,7 @@ def _perf(*arguments: str) -> bool:
 
 def _with_perf(image: Path, measure: Measure) -> float:
     try:
-        for name in BPFTRACE:
+        for name in FIELDS:
             _perf("-x", str(image), "-a", f"qtrace_bench:{name}={name}")
         return measure()
     finally:
