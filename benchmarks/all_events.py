@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.pairs import Row, qemus
-from benchmarks.qemu_img import bench_command, disk_image, run_bench, seconds
-from benchmarks.watching import storage_daemon
+from benchmarks.qemu_img import run_bench, seconds
+from benchmarks.watching import served_disk
+from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.recorder.bcc_module import load_bcc
 from qtrace.recorder.child import Child
 from qtrace.recorder.uprobes import Uprobes, links_work
@@ -35,13 +36,19 @@ from qtrace.trace.reader import read_trace
 
 REQUESTS = 200_000
 DAEMON_REQUESTS = 50_000
+DISK_BYTES = 1 << 30
 ROUNDS = 5
 
 # The fields of --all, as bpftrace gets them at an entry: a QEMUBH is {ctx, name, cb, opaque, next,
 # flags}, and the stack pointer points to the return address.
-CONTENTS = ("%p", "*(uint64 *)arg0"), ("%s", "str(*(uint64 *)(arg0 + 8))"), \
-           ("%p", "*(uint64 *)(arg0 + 16)"), ("%p", "*(uint64 *)(arg0 + 24)")  # fmt: skip
-BH, FLAGS = (("%p", "arg0"), *CONTENTS), ("%x", "*(uint32 *)(arg0 + 40)")
+BH = (
+    ("%p", "arg0"),
+    ("%p", "*(uint64 *)arg0"),
+    ("%s", "str(*(uint64 *)(arg0 + 8))"),
+    ("%p", "*(uint64 *)(arg0 + 16)"),
+    ("%p", "*(uint64 *)(arg0 + 24)"),
+)
+FLAGS = ("%x", "*(uint32 *)(arg0 + 40)")
 CALLER, STACK = ("%p", '*(uint64 *)reg("sp")'), ("%p", 'reg("sp")')
 FIELDS = {
     "aio_bh_call": (*BH, CALLER, STACK),
@@ -60,14 +67,14 @@ def run(pairs: int) -> list[Row]:
     for version, qemu in qemus():
         image = qemu.with_name("qemu-img")
         with tempfile.TemporaryDirectory() as folder:
-            disk = disk_image(Path(folder))
+            disk = disk_image(Path(folder), DISK_BYTES)
             for name, options in (("thread pool", ()), ("native aio", ("-n",))):
-                command = bench_command(image, str(disk), REQUESTS, *options)
+                command = bench_command(image, disk, REQUESTS, *options)
                 losses: list[int] = []
                 modes = _started(image, command, Path(folder), losses)
                 rows += _rows(f"{version}: qemu-img bench, {name}", modes, rounds, losses)
         iothread = not version.startswith("7.")
-        with storage_daemon(qemu.with_name("qemu-storage-daemon"), iothread) as (pid, url):
+        with served_disk(qemu, iothread) as (pid, url):
             command = bench_command(image, url, DAEMON_REQUESTS)
             with tempfile.TemporaryDirectory() as folder:
                 losses = []

@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.pairs import Row, qemus
-from benchmarks.qemu_img import bench_command, disk_image, run_bench
+from benchmarks.qemu_img import run_bench
+from qtrace.lab.block_load import bench_command, disk_image
 
 # Five events each.
 REQUESTS = (200_000, 2_000_000)
+DISK_BYTES = 1 << 30
 
 
 def run(_pairs: int) -> list[Row]:
@@ -20,9 +22,9 @@ def run(_pairs: int) -> list[Row]:
     rows: list[Row] = []
     for version, qemu in qemus():
         with tempfile.TemporaryDirectory() as folder:
-            disk = disk_image(Path(folder))
+            disk = disk_image(Path(folder), DISK_BYTES)
             for requests in REQUESTS:
-                command = bench_command(qemu.with_name("qemu-img"), str(disk), requests, "-n")
+                command = bench_command(qemu.with_name("qemu-img"), disk, requests, "-n")
                 rows.append(_row(version, run_bench(command), Path(folder), command))
     return rows
 

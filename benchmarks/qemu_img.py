@@ -1,30 +1,15 @@
-"""The load of two benchmarks: ``qemu-img bench``."""
+"""What ``qemu-img bench`` says that it took."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 
 TOOK = re.compile(r"Run completed in ([\d.]+) seconds")
 
 
-def disk_image(folder: Path) -> Path:
-    """A sparse raw image of 1 GiB."""
-    disk = folder / "disk.raw"
-    with disk.open("wb") as file:
-        file.truncate(1 << 30)
-    return disk
-
-
-def bench_command(image: Path, file: str, requests: int, *options: str) -> list[str]:
-    """So many reads of 4 KiB, 32 at a time. ``image``: qemu-img; ``file``: a path or a URL."""
-    return [str(image), "bench", "-f", "raw", "-t", "none", *options, "-c", str(requests),
-            "-d", "32", "-s", "4096", file]  # fmt: skip
-
-
 def seconds(output: str) -> float:
-    """What it says it took."""
+    """Read from what it printed."""
     found = TOOK.search(output)
     if found is None:
         raise RuntimeError(output)

@@ -17,7 +17,8 @@ from typing import Literal
 import click
 
 from benchmarks.pairs import qemus
-from benchmarks.watching import storage_daemon
+from benchmarks.watching import served_disk
+from qtrace.lab.block_load import bench_command
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
 from qtrace.recorder.all_recorder import Counts
@@ -54,11 +55,9 @@ def record(load: Load, events: int, output: Path, stacks_every: int = 0) -> Coun
 @contextmanager
 def _daemon() -> Iterator[int]:
     _version, qemu = qemus()[-1]
-    with storage_daemon(qemu.with_name("qemu-storage-daemon"), iothread=True) as (pid, url):
-        bench = subprocess.Popen(
-            [qemu.with_name("qemu-img"), "bench", "-f", "raw", "-t", "none", "-d", "32",
-             "-c", str(REQUESTS), url], stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+    with served_disk(qemu, iothread=True) as (pid, url):
+        command = bench_command(qemu.with_name("qemu-img"), url, REQUESTS)
+        bench = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             yield pid
         finally:

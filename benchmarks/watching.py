@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.pairs import Row, interval, qemus, ratios
+from qtrace.lab.block_load import bench_command, storage_daemon
 from qtrace.lab.guest import Guest
 from qtrace.recorder.ebpf import EbpfProbes
 from qtrace.recorder.program import load_watch
@@ -33,7 +34,7 @@ def run(pairs: int) -> list[Row]:
                 watch = _Watch(guest.pid, ())
                 rate = flash_writes(guest.pid)
                 rows.append(_row(f"{version} {accel}: pflash writes/s", pairs, rate, watch))
-        with storage_daemon(qemu.with_name("qemu-storage-daemon")) as (pid, url):
+        with served_disk(qemu) as (pid, url):
             watch = _Watch(pid, ("*",))
             work = _bench(qemu.with_name("qemu-img"), url)
             rows.append(_row(f"{version}: qemu-img bench, storage daemon", pairs, work, watch))
@@ -94,40 +95,22 @@ def flash_writes(pid: int) -> Callable[[], float]:
 
 
 def _bench(image: Path, url: str) -> Callable[[], float]:
+    command = bench_command(image, url, REQUESTS, depth=8)
+
     def measure() -> float:
         began = time.monotonic()
-        subprocess.run(
-            [image, "bench", "-f", "raw", "-t", "none", "-c", str(REQUESTS), "-d", "8", url],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return REQUESTS / (time.monotonic() - began)
 
     return measure
 
 
 @contextmanager
-def storage_daemon(program: Path, iothread: bool = False) -> Iterator[tuple[int, str]]:
-    """A qemu-storage-daemon that serves a disk of 1 MiB: its pid and the disk's URL.
-
-    ``iothread``: in an IOThread. Not before 8.0: there QEMU aborts when the client goes away
-    (nbd_blockdev_client_closed() asserts that it is on the main thread).
-    """
-    options = ["--object", "iothread,id=io"] if iothread else []
-    export = "type=nbd,id=e,node-name=disk,name=disk,writable=on"
+def served_disk(qemu: Path, iothread: bool = False) -> Iterator[tuple[int, str]]:
+    """A disk of 1 MiB that a storage daemon serves; see ``storage_daemon``."""
     with tempfile.TemporaryDirectory() as folder:
-        disk, socket = Path(folder, "disk"), Path(folder, "nbd")
+        disk = Path(folder, "disk")
         disk.write_bytes(bytes(1 << 20))
-        process = subprocess.Popen(
-            [program, *options, "--blockdev", f"driver=file,node-name=disk,filename={disk}",
-             "--nbd-server", f"addr.type=unix,addr.path={socket}",
-             "--export", f"{export},iothread=io" if iothread else export]
-        )  # fmt: skip
-        try:
-            while not socket.exists():
-                if process.poll() is not None:
-                    raise RuntimeError(f"{program} ended with {process.returncode}")
-                time.sleep(0.01)
-            yield process.pid, f"nbd+unix:///disk?socket={socket}"
-        finally:
-            process.kill()
-            process.wait()
+        program = qemu.with_name("qemu-storage-daemon")
+        with storage_daemon(program, disk, "io" if iothread else None) as served:
+            yield served

@@ -16,6 +16,7 @@ from typing import Any
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.strand import Stranding
 from qtrace.experiment.subject import Subject
+from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
 from qtrace.lab.guest import Guest
 from qtrace.lab.hang import quit_guest, until_proven
 from qtrace.lab.jobs import NO_NODE, REAL, run_job, save_round
@@ -24,13 +25,12 @@ from qtrace.lab.scenario import BOTTOM_HALF
 from qtrace.lab.scenarios.vcpu_poll import ran_in_vcpu_poll
 from qtrace.recorder.session import Recording
 from qtrace.target.qmp import QmpClient
-from scripts.samples.machine import bench, disk
 
 Make = Callable[[Path], None]
 
 SAVES, ROUNDS, MEMORY_MIB = 5, 200, 4096
 DAEMON_REQUESTS, BENCH_REQUESTS = 211, 997
-DAEMON_DEPTH, BENCH_DEPTH = 8, 32
+DAEMON_DEPTH = 8
 PUT_OFF_S, LIMIT_S, PROVEN_S = 0.5, 30.0, 3.0
 
 
@@ -158,11 +158,11 @@ def tool(qemu: Path, *options: str) -> Make:
     """A program without a guest, from its first instruction on: nothing in it is wrong."""
 
     def make(trace: Path) -> None:
-        command = bench(qemu, BENCH_REQUESTS, BENCH_DEPTH, *options)
+        disk = disk_image(trace.parent)
+        command = bench_command(qemu.with_name("qemu-img"), disk, BENCH_REQUESTS, *options)
         made = trace.with_suffix(".parquet")
         subprocess.run(
-            [sys.executable, "-m", "qtrace", "run", "--all", "-o", made, "--",
-             *command, disk(trace.parent)],
+            [sys.executable, "-m", "qtrace", "run", "--all", "-o", made, "--", *command],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         made.rename(trace)
@@ -174,26 +174,12 @@ def daemon(qemu: Path) -> Make:
     """A storage daemon whose IOThread serves an NBD export."""
 
     def make(trace: Path) -> None:
-        folder = trace.parent
-        nbd = folder / "nbd"
-        process = subprocess.Popen(
-            [qemu.with_name("qemu-storage-daemon"), "--object", "iothread,id=iothread0",
-             "--blockdev", f"driver=file,node-name=disk,filename={disk(folder)}",
-             "--nbd-server", f"addr.type=unix,addr.path={nbd}",
-             "--export", "type=nbd,id=export,node-name=disk,name=disk,iothread=iothread0"]
-        )  # fmt: skip
-        try:
-            while not nbd.exists():
-                assert process.poll() is None
-                time.sleep(0.01)
-            with recorded(trace, process.pid):
-                subprocess.run(
-                    [*bench(qemu, DAEMON_REQUESTS, DAEMON_DEPTH), f"nbd+unix:///disk?socket={nbd}"],
-                    check=True, stdout=subprocess.DEVNULL,
-                )  # fmt: skip
-        finally:
-            process.kill()
-            process.wait()
+        program, disk = qemu.with_name("qemu-storage-daemon"), disk_image(trace.parent)
+        with storage_daemon(program, disk, "iothread0") as (pid, url), recorded(trace, pid):
+            command = bench_command(
+                qemu.with_name("qemu-img"), url, DAEMON_REQUESTS, depth=DAEMON_DEPTH
+            )
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     return make
 

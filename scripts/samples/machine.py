@@ -1,4 +1,4 @@
-"""The QEMUs that samples are recorded of, and what belongs to a guest's command line."""
+"""The QEMUs that samples are recorded of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ NEUTRAL = Path("/opt/qemu-10.0")
 
 OLD = find_qemu()
 NEW = NEUTRAL / "usr/bin/qemu-system-x86_64"
-DISK_BYTES = 64 << 20
 
 
 @contextmanager
@@ -33,18 +32,3 @@ def neutral_qemu() -> Iterator[None]:
     finally:
         if made:
             shutil.rmtree(NEUTRAL)
-
-
-def disk(folder: Path) -> Path:
-    """An empty image."""
-    path = folder / "disk.raw"
-    with path.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    return path
-
-
-def bench(qemu: Path, requests: int, depth: int, *options: str) -> list[str]:
-    """The command of a program that does block I/O as fast as it can; the image comes last."""
-    program = str(qemu.with_name("qemu-img"))
-    sizes = ["-c", str(requests), "-d", str(depth), "-s", "4096"]
-    return [program, "bench", "-f", "raw", "-t", "none", *sizes, *options]

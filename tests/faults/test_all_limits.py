@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.trace.convert import convert
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attach_command, refused
-from tests.live.benched import bench_command, make_disk
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 
 
 def test_a_full_disk_leaves_what_was_recorded_readable(tmp_path: Path) -> None:
-    command = bench_command(find_qemu("qemu-img"), make_disk(tmp_path), "-n", requests=20011)
+    command = bench_command(find_qemu("qemu-img"), disk_image(tmp_path), 20011, "-n")
     with small_disk(tmp_path, "2M") as small:
         run = subprocess.run(
             [sys.executable, "-m", "qtrace", "run", "--all", "-o", str(small / "t.csv"),

@@ -18,21 +18,6 @@ REQUESTS = 3001
 TIMEOUT_S = 100
 
 
-def bench_command(
-    image: Path, disk: Path | str, *options: str, requests: int = REQUESTS
-) -> list[str]:
-    """``disk`` is a file or an URL."""
-    return [str(image), "bench", "-f", "raw", "-t", "none", *options, "-c", str(requests),
-            "-d", "32", "-s", "4096", str(disk)]  # fmt: skip
-
-
-def make_disk(folder: Path) -> Path:
-    disk = folder / "disk.raw"
-    with disk.open("wb") as file:
-        file.truncate(64 << 20)
-    return disk
-
-
 def qtrace_run(*arguments: object) -> tuple[int, dict[str, Any], str]:
     """Exit status, JSON report and stderr of ``qtrace run``."""
     run = subprocess.run(

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from qtrace.errors import QtraceError
+from qtrace.lab.block_load import bench_command, disk_image, nbd_url
 from qtrace.lab.firmware import CHIP_BYTES, assemble
 from qtrace.target.qmp import QmpClient
 from tests.live.attached import wait_for
-from tests.live.benched import bench_command, make_disk
 
 FIRMWARE = Path(__file__).with_name("virtio_blk.S")
 # Where its end, 512 bytes, lies in the guest's address space.
@@ -41,8 +41,8 @@ def image(program: Path, _bin: Path, folder: Path, requests: int, *options: str)
     """qemu-img bench."""
     trace = folder / "trace.parquet"
     # Native aio is done with a hole before anybody waits for it.
-    disk = make_disk(folder)
-    with recorded(trace, *bench_command(program, disk, *options, requests=requests)):
+    disk = disk_image(folder)
+    with recorded(trace, *bench_command(program, disk, requests, *options)):
         pass
     return Load(trace)
 
@@ -128,8 +128,7 @@ def _blockdev(disk: Path, *options: str) -> str:
 
 
 def _client(bin: Path, socket: Path, requests: int) -> None:
-    url = f"nbd+unix:///disk?socket={socket}"
-    command = bench_command(bin / "qemu-img", url, requests=requests)
+    command = bench_command(bin / "qemu-img", nbd_url(socket), requests)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
 
 

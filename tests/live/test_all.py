@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qtrace.analysis import judge
+from qtrace.lab.block_load import bench_command, disk_image, nbd_url, storage_daemon
 from qtrace.lab.firmware import CHIP_BYTES, image
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.recorder.launch import launch
@@ -22,7 +23,7 @@ from qtrace.target.watch import DEFAULT_WATCHED
 from qtrace.trace.convert import convert
 from qtrace.trace.reader import Trace, read_trace
 from tests.live.attached import WATCHED, attached, is_running, save, wait_for, watched_half
-from tests.live.benched import bench_command, counted, frame_of, make_disk, qtrace_run
+from tests.live.benched import REQUESTS, counted, frame_of, qtrace_run
 from tests.live.loads import answers, recorded
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
@@ -32,7 +33,7 @@ ROUNDS = 23
 
 def test_losses_are_counted_and_nothing_is_judged_from_incomplete_data(tmp_path: Path) -> None:
     image, raw, trace = find_qemu("qemu-img"), tmp_path / "raw", tmp_path / "trace.csv"
-    command = bench_command(image, make_disk(tmp_path), "-n", requests=20011)
+    command = bench_command(image, disk_image(tmp_path), 20011, "-n")
     # One page holds 46 records.
     recording, child = launch(command, output=raw, everything=True, ring_pages=1, output_fd=2)
     with recording:
@@ -194,7 +195,7 @@ def test_csv_and_parquet_become_each_other(tmp_path: Path) -> None:
 def raw_recording(folder: Path) -> Path:
     """A raw recording of qemu-img."""
     raw = folder / "recording.raw"
-    command = bench_command(find_qemu("qemu-img"), make_disk(folder))
+    command = bench_command(find_qemu("qemu-img"), disk_image(folder), REQUESTS)
     recording, child = launch(command, output=raw, everything=True, output_fd=2)
     with recording:
         while not recording.ended:
@@ -204,7 +205,7 @@ def raw_recording(folder: Path) -> Path:
 
 
 def test_an_iothreads_events_have_its_thread_and_context(qemu_binary: Path, tmp_path: Path) -> None:
-    disk, nbd, qmp = make_disk(tmp_path), tmp_path / "nbd", tmp_path / "qmp"
+    disk, nbd, qmp = disk_image(tmp_path), tmp_path / "nbd", tmp_path / "qmp"
     trace = tmp_path / "trace.csv"
     process = subprocess.Popen(
         [qemu_binary, "-nodefaults", "-display", "none", "-S", "-machine", "none",
@@ -222,7 +223,7 @@ def test_an_iothreads_events_have_its_thread_and_context(qemu_binary: Path, tmp_
             )  # fmt: skip
             threads = {t["id"]: t["thread-id"] for t in client.command("query-iothreads")}
             with attached(process.pid, "--all", "--qmp", f"{qmp}2", "-o", trace) as attach:
-                bench_over_nbd(qemu_binary, nbd)
+                bench_over_nbd(qemu_binary, nbd_url(nbd))
                 status, _report, err = attach.end()
             assert status == 0, err
     finally:
@@ -234,34 +235,21 @@ def test_an_iothreads_events_have_its_thread_and_context(qemu_binary: Path, tmp_
 def test_a_storage_daemons_iothread_is_known_without_its_help(
     qemu_binary: Path, tmp_path: Path
 ) -> None:
-    disk, nbd, trace = make_disk(tmp_path), tmp_path / "nbd", tmp_path / "trace.parquet"
-    process = subprocess.Popen(
-        [qemu_binary.with_name("qemu-storage-daemon"), "--object", "iothread,id=io7",
-         "--blockdev", f"driver=file,node-name=disk,filename={disk}",
-         "--nbd-server", f"addr.type=unix,addr.path={nbd}",
-         "--export", "type=nbd,id=e,node-name=disk,name=disk,iothread=io7"]
-    )  # fmt: skip
-    try:
-        wait_for(nbd.exists)
-        with attached(process.pid, "--all", "-o", trace) as attach:
-            bench_over_nbd(qemu_binary, nbd)
+    program, trace = qemu_binary.with_name("qemu-storage-daemon"), tmp_path / "trace.parquet"
+    with storage_daemon(program, disk_image(tmp_path), "io7") as (pid, url):
+        with attached(pid, "--all", "-o", trace) as attach:
+            bench_over_nbd(qemu_binary, url)
             status, _report, err = attach.end()
         assert status == 0, err
-    finally:
-        process.kill()
-        process.wait()
     frame = frame_of(trace)
     (name,) = {c for c in frame["context"] if str(c).startswith("iothread:")}
     tid = frame.loc[(frame["context"] == name) & (frame["event"] == "run"), "tid"].iloc[0]
-    check_iothread(trace, process.pid, name, int(tid))
+    check_iothread(trace, pid, name, int(tid))
 
 
-def bench_over_nbd(qemu: Path, socket: Path) -> None:
-    """QEMU 7.2 aborts when the client of an export in an IOThread goes away, traced or not
-    (nbd_blockdev_client_closed() asserts that it is on the main thread): the last thing to do.
-    """
-    url = f"nbd+unix:///disk?socket={socket}"
-    command = bench_command(qemu.with_name("qemu-img"), url, requests=503)
+def bench_over_nbd(qemu: Path, url: str) -> None:
+    """QEMU 7.2 aborts when this client goes away (see ``storage_daemon``): the last thing to do."""
+    command = bench_command(qemu.with_name("qemu-img"), url, 503)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -399,8 +387,8 @@ def test_what_cannot_be_run_is_refused(command: list[str], what: str) -> None:
 
 
 def test_a_signal_reaches_the_program(tmp_path: Path) -> None:
-    disk = make_disk(tmp_path)
-    command = bench_command(find_qemu("qemu-img"), disk, requests=1_000_000)
+    disk = disk_image(tmp_path)
+    command = bench_command(find_qemu("qemu-img"), disk, 1_000_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "qtrace", "run", "--format", "json", "--", *command],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
