@@ -19,7 +19,7 @@ from qtrace.analysis.names import names_of
 from qtrace.analysis.occurrences import times, who
 from qtrace.analysis.qmp_rows import qmp_rows
 from qtrace.analysis.runs import moment
-from qtrace.analysis.stacks import functions
+from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.verdicts import LOST, losses_of
 from qtrace.errors import NoSuchInstance
 from qtrace.trace.schema import COROUTINE, PARTIAL, TRUNCATED, UNREADABLE
@@ -211,8 +211,9 @@ def _ended(case: _Case) -> list[str]:
     poll, device = int(one["deciding_frame"]), int(one["device_frame"])
     chain = functions(one["stack"])
     where = ""
-    if one["verdict"] in ("nested-poll", "vcpu-poll") and 0 <= poll < len(chain) - 1:
-        where = f" inside {chain[poll]}() of {chain[poll + 1]}"
+    caller = poll_caller(chain, poll)
+    if one["verdict"] in ("nested-poll", "vcpu-poll") and caller:
+        where = f" inside {chain[poll]}() of {caller}"
     if device >= 0:
         where += f", for a device access of the guest ({chain[device]})"
     if case.run is not None and case.run["outer"] >= 0:

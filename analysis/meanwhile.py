@@ -11,7 +11,7 @@ import pandas as pd
 
 from qtrace.analysis.lint import show
 from qtrace.analysis.occurrences import times, who
-from qtrace.analysis.stacks import functions
+from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.verdicts import MAIN_CONTEXTS
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _polls(trace: AnalysedTrace, runs: pd.DataFrame) -> str:
     keys = nested.groupby(["stack", "deciding_frame"], observed=True).size().reset_index(name="n")
     callers: Counter[str] = Counter()
     for stack, poll, count in keys.to_numpy(object):
-        chain = functions(stack)
-        callers[chain[poll + 1] if 0 <= poll < len(chain) - 1 else "?"] += int(count)
+        callers[poll_caller(functions(stack), poll) or "?"] += int(count)
     names = ", ".join(name for name, _count in callers.most_common(NAMED))
     many = "" if len(nested) == len(runs) else f" {len(nested):,} of them"
     return f",{many} inside aio_poll() of {names}"

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qtrace.analysis.lint import SHOWN
+from qtrace.analysis.runs import whole
 
 ROLES = {"vcpu": "vCPU thread", "iothread": "IOThread", "migration": "migration thread",
          "worker": "worker thread"}  # fmt: skip
@@ -62,6 +64,33 @@ def who(role: str, thread: str, tid: int) -> str:
     if role == "main":
         return f"the main thread (tid {tid})"
     return f"{ROLES.get(role, 'thread')} {thread} (tid {tid})"
+
+
+def thread_of(one: Any) -> str:
+    """The thread of a row of ``instances``, ``runs`` or ``events``, in a sentence."""
+    return who(str(one["role"]), str(one["thread"]), int(one["tid"]))
+
+
+def where(one: Any) -> dict[str, Any]:
+    """What a Finding tells of its worst occurrence, a row of these frames or of ``replies``."""
+    return {
+        "name": str(one["name"]),
+        "context": str(one.get("context", "")),
+        "tid": 0 if pd.isna(one["tid"]) else int(one["tid"]),
+        "thread": str(one["thread"]),
+        "role": str(one["role"]),
+    }
+
+
+def instance_of(run: Any) -> int | None:
+    """The instance that ran in a row of ``runs``, when it is known."""
+    return int(run["instance"]) if run["instance"] >= 0 else None
+
+
+def run_rows(instances: pd.DataFrame, runs: pd.DataFrame) -> tuple[int, ...]:
+    """Numbers of the event rows of some ``runs`` and of their schedules, in order."""
+    scheduled = whole(instances["scheduled_row"].take(runs["instance"].to_numpy(np.int64)))
+    return tuple(sorted({int(row) for row in (*runs["row"], *scheduled)}))
 
 
 def times(count: int) -> str:

@@ -116,7 +116,7 @@ def moment(runs: pd.DataFrame, tid: Numbers, time: Numbers, losses: pd.DataFrame
 def in_the_way(
     runs: pd.DataFrame, tid: int, since: int, until: int, context: str | None = None
 ) -> dict[str, Any] | None:
-    """The run that kept a thread busy longest between two times, as a row with ``overlap_ns``.
+    """The run that kept a thread busy for half of the time between two times or more, as a row.
 
     Args:
         context: only runs of this one.
@@ -129,10 +129,11 @@ def in_the_way(
     if busy.empty:
         return None
     overlap = busy["end_ns"].clip(upper=until) - busy["time_ns"].clip(lower=since)
-    longest = overlap.argmax()
-    row = busy.iloc[int(longest)]
-    found = {str(key): row[key] for key in runs.columns}
-    return found | {"overlap_ns": int(overlap.iloc[int(longest)])}
+    longest = int(overlap.argmax())
+    if overlap.iloc[longest] * 2 < until - since:
+        return None
+    row = busy.iloc[longest]
+    return {str(key): row[key] for key in runs.columns}
 
 
 def find_rows(rows: Numbers, wanted: Numbers) -> tuple[Numbers, Numbers]:

@@ -59,6 +59,11 @@ def functions(stack: str) -> list[str]:
     return [OFFSET.sub("", frame) for frame in reversed(stack.split(";"))] if stack else []
 
 
+def poll_caller(chain: list[str], poll: int) -> str:
+    """Who called aio_poll(): the frame behind index ``poll``; empty when that is not known."""
+    return chain[poll + 1] if 0 <= poll < len(chain) - 1 else ""
+
+
 def judge_stack(stack: str) -> StackFacts:
     """Read one folded stack; its leaf is the callback itself."""
     names = [CLONE.sub("", name) for name in functions(stack)]

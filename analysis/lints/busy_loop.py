@@ -8,8 +8,8 @@ from qtrace.analysis.bursts import fastest
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
 from qtrace.analysis.lints.storm import WINDOW_NS
 from qtrace.analysis.normal import COMPLETIONS
-from qtrace.analysis.occurrences import who
-from qtrace.analysis.runs import self_made, whole
+from qtrace.analysis.occurrences import run_rows, thread_of, where
+from qtrace.analysis.runs import self_made
 from qtrace.analysis.traces import AnalysedTrace
 
 SHARE = 0.9
@@ -43,21 +43,23 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             continue
         kinds = part["name"].iloc[at : at + count].astype(object).value_counts()
         names = [str(name) for name in kinds.index]
-        one, shown = part.iloc[at], part.iloc[at : at + SHOWN]
-        numbers = whole(trace.instances["scheduled_row"].take(shown["instance"].to_numpy(np.int64)))
-        thread = who(one["role"], one["thread"], tid)
+        one = part.iloc[at]
         findings.append(
             Finding(
-                "busy-loop", trace,
-                f"{thread} spun in `{context or '?'}`: {count / held:.0%} of its {held:,} runs in"
-                f" 0.1 s were {' and '.join(names[:2])} scheduling themselves",
-                names[0], context, tid, str(one["thread"]), str(one["role"]),
-                int(one["time_ns"]), rate, "/s",
-                tuple(sorted({int(row) for row in (*shown["row"], *numbers)})), len(part),
-                "warning", int(one["instance"]),
-                {"share": round(float(count / held), 4), "names": names},
+                "busy-loop",
+                trace,
+                f"{thread_of(one)} spun in `{context or '?'}`: {count / held:.0%} of its"
+                f" {held:,} runs in 0.1 s were {' and '.join(names[:2])} scheduling themselves",
+                **where(one) | {"name": names[0]},
+                time_ns=int(one["time_ns"]),
+                value=rate,
+                unit="/s",
+                rows=run_rows(trace.instances, part.iloc[at : at + SHOWN]),
+                count=len(part),
+                instance=int(one["instance"]),
+                facts={"share": round(float(count / held), 4), "names": names},
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"self_made": int(own.sum())})
 
 

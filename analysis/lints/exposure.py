@@ -6,7 +6,7 @@ import numpy as np
 
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.loss import disturbed
-from qtrace.analysis.occurrences import times
+from qtrace.analysis.occurrences import times, where
 from qtrace.analysis.runs import on_vcpus, whole
 from qtrace.analysis.traces import AnalysedTrace
 
@@ -35,7 +35,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     within = (runs["parent"] >= 0).to_numpy() & (runs["instance"] >= 0).to_numpy()
     crossed[runs["instance"].to_numpy(np.int64)[within]] = True
     crossed = crossed & ((instances["verdict"] == "main-loop").to_numpy())
-    columns = ["name", "tid", "thread", "role", "scheduled_ns", "ended_ns", "wait_ns",
+    columns = ["name", "context", "tid", "thread", "role", "scheduled_ns", "ended_ns", "wait_ns",
                "scheduled_row", "ended_row"]  # fmt: skip
     found = instances.loc[safe, columns].assign(crossed=crossed[safe])
     first = polls.searchsorted(whole(found["scheduled_ns"]), side="right")
@@ -62,17 +62,26 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         )
         findings.append(
             Finding(
-                "exposure", trace,
+                "exposure",
+                trace,
                 f"the race of {name} is open: it ran on the main thread {times(len(part))}, was"
                 f" pending across the main loop's ppoll() in {len(opened):,} of them"
                 f" ({show(pending, 'ns')} in all), and {missed}",
-                str(name), "main", int(one["tid"]), str(one["thread"]), str(one["role"]),
-                int(one["ended_ns"]), rate, "/s", tuple(sorted(rows)), len(part), "warning",
-                int(shown.index[0]),
-                {"near_misses": len(misses), "crossed_ppoll": len(opened), "pending_ns": pending,
-                 "polls_per_s": round(rate, 3)},
+                **where(one),
+                time_ns=int(one["ended_ns"]),
+                value=rate,
+                unit="/s",
+                rows=tuple(sorted(rows)),
+                count=len(part),
+                instance=int(shown.index[0]),
+                facts={
+                    "near_misses": len(misses),
+                    "crossed_ppoll": len(opened),
+                    "pending_ns": pending,
+                    "polls_per_s": round(rate, 3),
+                },
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"ran_on_main": len(found), "polls_per_s": round(rate, 3)})
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 
 from qtrace.analysis.bursts import fastest
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold, show
-from qtrace.analysis.occurrences import who
+from qtrace.analysis.occurrences import instance_of, where, who
 from qtrace.analysis.runs import on_vcpus
-from qtrace.analysis.stacks import functions
+from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.trace.schema import PARTIAL
 
@@ -45,17 +45,26 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         way = f": {device}" if device else "; sample whole stacks to see the device"
         findings.append(
             Finding(
-                "guest-polls", trace,
+                "guest-polls",
+                trace,
                 f"{who('vcpu', one['thread'], tid)} ran {len(part):,} bottom halves of the"
                 f" main loop inside aio_poll(), up to {rate:,.0f}/s, {show(spent, 'ns')} in"
                 f" all{way}",
-                "", "main", tid, str(one["thread"]), "vcpu", int(one["time_ns"]), rate, "/s",
-                tuple(sorted(int(row) for row in part["row"].iloc[at : at + SHOWN])), len(part),
-                "warning", int(one["instance"]) if one["instance"] >= 0 else None,
-                {"callers": callers, "paths": paths, "spent_ns": spent,
-                 "names": {str(k): int(v) for k, v in part["name"].value_counts().items() if v}},
+                **where(one) | {"name": "", "context": "main", "role": "vcpu"},
+                time_ns=int(one["time_ns"]),
+                value=rate,
+                unit="/s",
+                rows=tuple(sorted(int(row) for row in part["row"].iloc[at : at + SHOWN])),
+                count=len(part),
+                instance=instance_of(one),
+                facts={
+                    "callers": callers,
+                    "paths": paths,
+                    "spent_ns": spent,
+                    "names": {str(k): int(v) for k, v in part["name"].value_counts().items() if v},
+                },
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"polled": len(polled)})
 
 
@@ -63,8 +72,7 @@ def _callers(part: pd.DataFrame) -> dict[str, int]:
     """Who called aio_poll(), and how many bottom halves ran in there."""
     found: Counter[str] = Counter()
     for stack, poll, _device, count in _stacks(part):
-        names = functions(stack)
-        found[names[poll + 1] if 0 <= poll < len(names) - 1 else "?"] += count
+        found[poll_caller(functions(stack), poll) or "?"] += count
     return dict(found.most_common())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.lints.starvation import waiting
-from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.occurrences import grouped, thread_of, times, where
 from qtrace.analysis.runs import in_the_way
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
@@ -21,23 +21,27 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         for one in group.shown:
             since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
             first = in_the_way(trace.runs, int(one["tid"]), since, until, one["context"])
-            if first is not None and first["overlap_ns"] * 2 >= until - since:
+            if first is not None:
                 break
         else:
             continue
-        thread = who(one["role"], one["thread"], int(one["tid"]))
         findings.append(
             Finding(
-                "head-of-line", trace,
+                "head-of-line",
+                trace,
                 f"{one['name']} waited {show(until - since, 'ns')} in `{one['context']}`"
-                f" ({times(group.count)} over {threshold}) behind {first['name']}, which {thread}"
-                f" ran for {show(first['end_ns'] - first['time_ns'], 'ns')}",
-                str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
-                str(one["role"]), until, until - since, "ns",
-                tuple(sorted({*group.rows, int(first["row"])})), group.count, "warning",
-                one["index"], {"behind": str(first["name"])},
+                f" ({times(group.count)} over {threshold}) behind {first['name']}, which"
+                f" {thread_of(one)} ran for {show(first['end_ns'] - first['time_ns'], 'ns')}",
+                **where(one),
+                time_ns=until,
+                value=until - since,
+                unit="ns",
+                rows=tuple(sorted({*group.rows, int(first["row"])})),
+                count=group.count,
+                instance=one["index"],
+                facts={"behind": str(first["name"])},
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"waited": len(found)})
 
 

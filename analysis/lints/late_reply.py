@@ -7,7 +7,7 @@ import pandas as pd
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.lints.starvation import waiting
-from qtrace.analysis.occurrences import grouped, times
+from qtrace.analysis.occurrences import grouped, instance_of, times, where
 from qtrace.analysis.qmp_rows import LEFT_OUT_NS, replies
 from qtrace.analysis.runs import in_the_way
 from qtrace.analysis.tools import is_tool
@@ -41,7 +41,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
             blocker = in_the_way(trace.runs, int(one["tid"]), since, until)
             lasted = show(until - since, "ns")
-            if blocker is not None and blocker["overlap_ns"] * 2 >= until - since:
+            if blocker is not None:
                 break
             doubts.append(f"a reply waited {lasted} for what the recording has not")
         else:
@@ -49,16 +49,21 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         behind, took = str(blocker["name"]), show(blocker["end_ns"] - blocker["time_ns"], "ns")
         findings.append(
             Finding(
-                "late-reply", trace,
+                "late-reply",
+                trace,
                 f"the reply to {one['name'] or 'a QMP command'} came {lasted} after the command was"
                 f" done ({times(group.count)} over {threshold}): {behind}"
                 f" (`{blocker['context']}`) ran first, for {took}",
-                str(one["name"]), "", int(one["tid"]), str(one["thread"]), str(one["role"]),
-                until, until - since, "ns",
-                tuple(sorted({*group.rows, int(blocker["row"])})), group.count, "warning",
-                int(blocker["instance"]) if blocker["instance"] >= 0 else None, {"behind": behind},
+                **where(one) | {"context": ""},
+                time_ns=until,
+                value=until - since,
+                unit="ns",
+                rows=tuple(sorted({*group.rows, int(blocker["row"])})),
+                count=group.count,
+                instance=instance_of(blocker),
+                facts={"behind": behind},
             )
-        )  # fmt: skip
+        )
     return Seen(findings, doubts, {"late": len(found)})
 
 

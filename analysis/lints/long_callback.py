@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
-from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.occurrences import grouped, instance_of, thread_of, times, where
 from qtrace.analysis.runs import find_rows, whole
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
@@ -48,19 +48,23 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             else ""
         )
         open_end = f" or longer: it had not returned when {_last(trace)}"
-        thread = who(one["role"], one["thread"], int(one["tid"]))
         findings.append(
             Finding(
-                "long-callback", trace,
-                f"{one['name']} (`{one['context'] or '?'}`) kept {thread}{holds} for"
+                "long-callback",
+                trace,
+                f"{one['name']} (`{one['context'] or '?'}`) kept {thread_of(one)}{holds} for"
                 f" {show(one['took'], 'ns')}{'' if one['returned'] else open_end}"
                 f" ({times(group.count)} over {threshold}){waited}",
-                one["name"], one["context"], int(one["tid"]), one["thread"], one["role"],
-                int(one["time_ns"]), int(one["took"]), "ns", group.rows, group.count, "warning",
-                int(one["instance"]) if one["instance"] >= 0 else None,
-                {"behind": behind, "returned": bool(one["returned"])},
+                **where(one),
+                time_ns=int(one["time_ns"]),
+                value=int(one["took"]),
+                unit="ns",
+                rows=group.rows,
+                count=group.count,
+                instance=instance_of(one),
+                facts={"behind": behind, "returned": bool(one["returned"])},
             )
-        )  # fmt: skip
+        )
     known = int((end >= 0).sum())
     facts = {"runs": known, "without_end": len(runs) - known, "unfinished": len(open_still)}
     return Seen(findings, _doubts(trace, threshold), facts)

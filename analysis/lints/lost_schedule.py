@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.occurrences import grouped, thread_of, times, where
 from qtrace.analysis.runs import moment, whole
 from qtrace.analysis.traces import AnalysedTrace
 
@@ -46,14 +46,18 @@ def _coalesced(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
         became = BECAME.get(str(one["end"]), "nothing yet")
         ended = 0 if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
         yield Finding(
-            "lost-schedule", trace,
+            "lost-schedule",
+            trace,
             f"{one['name']} (`{one['context'] or '?'}`) was scheduled"
             f" {int(one['coalesced']) + 1:,} times for {became}"
             f" ({times(group.count)} over {threshold})",
-            str(one["name"]), str(one["context"]), 0 if pd.isna(one["tid"]) else int(one["tid"]),
-            str(one["thread"]), str(one["role"]), ended, int(one["coalesced"]), "", group.rows,
-            group.count, "warning", one["index"],
-        )  # fmt: skip
+            **where(one),
+            time_ns=ended,
+            value=int(one["coalesced"]),
+            rows=group.rows,
+            count=group.count,
+            instance=one["index"],
+        )
 
 
 def _cancelled(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
@@ -75,13 +79,17 @@ def _cancelled(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
             continue
         one = group.worst
         yield Finding(
-            "lost-schedule", trace,
-            f"{who(one['role'], one['thread'], int(one['tid']))} cancelled {one['name']}"
+            "lost-schedule",
+            trace,
+            f"{thread_of(one)} cancelled {one['name']}"
             f" (`{one['context'] or '?'}`) {times(group.count)} that another thread had scheduled",
-            str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
-            str(one["role"]), int(one["ended_ns"]), group.count, "", group.rows, group.count,
-            "warning", one["index"],
-        )  # fmt: skip
+            **where(one),
+            time_ns=int(one["ended_ns"]),
+            value=group.count,
+            rows=group.rows,
+            count=group.count,
+            instance=one["index"],
+        )
 
 
 LINT = Lint(

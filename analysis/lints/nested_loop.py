@@ -6,8 +6,8 @@ import numpy as np
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.normal import AWAITED, COMPLETIONS, GRAPH
-from qtrace.analysis.occurrences import grouped, times, who
-from qtrace.analysis.stacks import functions
+from qtrace.analysis.occurrences import grouped, thread_of, times, where
+from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.traces import AnalysedTrace
 
 
@@ -32,23 +32,27 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     for group in grouped(found, ("name", "context", "tid", "stack"), "worst", rows):
         one = group.worst
         chain, poll = functions(one["stack"]), int(one["deciding_frame"])
-        waits = chain[poll + 1] if 0 <= poll < len(chain) - 1 else "an unknown caller"
+        waits = poll_caller(chain, poll) or "an unknown caller"
         if waits in AWAITED.get(one["name"], ()):
             continue
         run = runs[(runs["instance"] == one["index"]).to_numpy()].iloc[0]
         outer = "" if run["outer"] < 0 else runs["name"].iloc[int(run["outer"])]
         inside = f", inside {outer}" if outer else ""
-        thread = who(one["role"], one["thread"], int(one["tid"]))
         findings.append(
             Finding(
-                "nested-loop", trace,
+                "nested-loop",
+                trace,
                 f"{one['name']} (`{one['context'] or '?'}`) ran {times(group.count)} in a nested"
-                f" event loop of {thread} while {waits} waits{inside}",
-                one["name"], one["context"], int(one["tid"]), one["thread"], one["role"],
-                int(one["ended_ns"]), group.count, "", group.rows, group.count,
-                "warning", one["index"], {"waits": waits, "inside": outer},
+                f" event loop of {thread_of(one)} while {waits} waits{inside}",
+                **where(one),
+                time_ns=int(one["ended_ns"]),
+                value=group.count,
+                rows=group.rows,
+                count=group.count,
+                instance=one["index"],
+                facts={"waits": waits, "inside": outer},
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"nested": int(nested.sum())})
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.loss import disturbed
-from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.occurrences import grouped, thread_of, times, where
 from qtrace.analysis.runs import in_the_way, on_vcpus, whole
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
@@ -44,15 +44,20 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             continue
         findings.append(
             Finding(
-                "starvation", trace,
+                "starvation",
+                trace,
                 f"`{one['context'] or hex(one['ctx'])}` was not dispatched for"
                 f" {show(until - since, 'ns')} while {one['name']} was pending in it"
                 f" ({times(group.count)} over {threshold}): {cause}",
-                str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
-                str(one["role"]), until, until - since, "ns",
-                tuple(sorted({*group.rows, *cause_rows})), group.count, "warning", one["index"],
+                **where(one),
+                time_ns=until,
+                value=until - since,
+                unit="ns",
+                rows=tuple(sorted({*group.rows, *cause_rows})),
+                count=group.count,
+                instance=one["index"],
             )
-        )  # fmt: skip
+        )
     return Seen(findings, doubts, {"waited": len(found)})
 
 
@@ -62,9 +67,8 @@ def _cause(
     """What kept its context from being dispatched, in words, and the rows that show it."""
     since, until, tid = int(one["idle_since"]), int(one["ended_ns"]), int(one["tid"])
     blocker = in_the_way(trace.runs, tid, since, until)
-    if blocker is not None and blocker["overlap_ns"] * 2 >= until - since:
-        thread = who(one["role"], one["thread"], tid)
-        cause = f"{thread} was in {blocker['name']} (`{blocker['context'] or '?'}`)"
+    if blocker is not None:
+        cause = f"{thread_of(one)} was in {blocker['name']} (`{blocker['context'] or '?'}`)"
         return cause, (int(blocker["row"]),)
     return _vcpus(polled, since, until)
 

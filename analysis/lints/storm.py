@@ -6,8 +6,8 @@ import numpy as np
 
 from qtrace.analysis.bursts import fastest
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import who
-from qtrace.analysis.runs import self_made, whole
+from qtrace.analysis.occurrences import run_rows, thread_of, where
+from qtrace.analysis.runs import self_made
 from qtrace.analysis.traces import AnalysedTrace
 
 WINDOW_NS = 100_000_000
@@ -31,21 +31,21 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         if rate < threshold.value:
             continue
         one = part.iloc[at]
-        shown = part.iloc[at : at + SHOWN]
-        instances = shown["instance"].to_numpy(np.int64)
-        rows = {*shown["row"], *whole(trace.instances["scheduled_row"].take(instances))}
-        thread = who(one["role"], one["thread"], int(one["tid"]))
         findings.append(
             Finding(
-                "storm", trace,
+                "storm",
+                trace,
                 f"{one['name']} (`{one['context'] or '?'}`) scheduled itself again {len(part):,}"
-                f" times on {thread}, at up to {rate:,.0f}/s",
-                str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
-                str(one["role"]), int(one["time_ns"]), rate, "/s",
-                tuple(sorted(int(row) for row in rows)), len(part), "warning",
-                int(one["instance"]),
+                f" times on {thread_of(one)}, at up to {rate:,.0f}/s",
+                **where(one),
+                time_ns=int(one["time_ns"]),
+                value=rate,
+                unit="/s",
+                rows=run_rows(trace.instances, part.iloc[at : at + SHOWN]),
+                count=len(part),
+                instance=int(one["instance"]),
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"self_scheduled": int(again.sum())})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
-from qtrace.analysis.occurrences import who
+from qtrace.analysis.occurrences import thread_of, where
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.traces import AnalysedTrace
 
@@ -29,18 +29,22 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             continue
         waits = " <- ".join(stack[judge_wait(last["stack"]) + 1 :][:FRAMES])
         names = sorted({str(name) for name in part["name"]})
-        thread = who(last["role"], last["thread"], int(last["tid"]))
         findings.append(
             Finding(
-                "stuck-wait", trace,
-                f"{thread} polled `{last['context']}` for {show(lasted, 'ns')} or longer in"
-                f" {waits}, while {', '.join(names)} waited for it",
-                names[0], str(last["context"]), int(last["tid"]), str(last["thread"]),
-                str(last["role"]), int(last["time_ns"]), lasted, "ns",
-                (int(first["row"]), int(last["row"])), len(part), "error",
+                "stuck-wait",
+                trace,
+                f"{thread_of(last)} polled `{last['context']}` for {show(lasted, 'ns')} or longer"
+                f" in {waits}, while {', '.join(names)} waited for it",
+                **where(last) | {"name": names[0]},
+                time_ns=int(last["time_ns"]),
+                value=lasted,
+                unit="ns",
+                rows=(int(first["row"]), int(last["row"])),
+                count=len(part),
+                level="error",
                 facts={"waits": stack[judge_wait(last["stack"]) + 1 :], "pending": names},
             )
-        )  # fmt: skip
+        )
     return Seen(findings, (), {"looks": len(looks)})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
-from qtrace.analysis.occurrences import grouped, times, who
+from qtrace.analysis.occurrences import grouped, instance_of, thread_of, times, where
 from qtrace.analysis.qmp_rows import qmp_rows
 from qtrace.analysis.stacks import stack_facts
 from qtrace.analysis.traces import AnalysedTrace
@@ -32,7 +32,6 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     findings = []
     for group in grouped(found, ("name", "tid"), "worst", ("row",)):
         one = group.worst
-        thread = who(one["role"], one["thread"], int(one["tid"]))
         ran = np.flatnonzero(
             (trace.instances["tid"] == one["tid"]).to_numpy(np.bool_, na_value=False)
             & (trace.instances["ended_ns"] <= one["time_ns"]).to_numpy(np.bool_, na_value=False)
@@ -40,14 +39,20 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
         )
         findings.append(
             Finding(
-                "vm-stop", trace,
-                f"{one['name']}() was called {times(group.count)} inside an aio_poll() of {thread}:"
-                " there vm_stop() only asks for the stop and returns, the guest runs on",
-                one["name"], "", int(one["tid"]), one["thread"], one["role"],
-                int(one["time_ns"]), group.count, "", group.rows, group.count, "error",
-                int(ran[-1]) if len(ran) else None,
+                "vm-stop",
+                trace,
+                f"{one['name']}() was called {times(group.count)} inside an aio_poll() of"
+                f" {thread_of(one)}: there vm_stop() only asks for the stop and returns, the guest"
+                " runs on",
+                **where(one) | {"context": ""},
+                time_ns=int(one["time_ns"]),
+                value=group.count,
+                rows=group.rows,
+                count=group.count,
+                level="error",
+                instance=int(ran[-1]) if len(ran) else None,
             )
-        )  # fmt: skip
+        )
     gaps, doubts = _gaps(trace)
     return Seen([*findings, *gaps], doubts, {"calls": len(calls)})
 
@@ -85,18 +90,21 @@ def _gaps(trace: AnalysedTrace) -> tuple[list[Finding], list[str]]:
             stood = f"from STOP to RESUME the guest stood still for {show(gap, 'ns')} only"
         if gap >= STOPPED * took:
             continue
-        thread = who(one["role"], one["thread"], int(one["tid"]))
         numbers = (one["row"], *stopped["row"], *resumed["row"])
         findings.append(
             Finding(
-                "vm-stop", trace,
-                f"{one['name']} took {show(took, 'ns')} on {thread}, but {stood}",
-                str(one["name"]), str(one["context"]), int(one["tid"]), str(one["thread"]),
-                str(one["role"]), int(one["time_ns"]), gap, "ns",
-                tuple(sorted(int(number) for number in numbers)), 1, "error",
-                int(one["instance"]) if one["instance"] >= 0 else None,
+                "vm-stop",
+                trace,
+                f"{one['name']} took {show(took, 'ns')} on {thread_of(one)}, but {stood}",
+                **where(one),
+                time_ns=int(one["time_ns"]),
+                value=gap,
+                unit="ns",
+                rows=tuple(sorted(int(number) for number in numbers)),
+                level="error",
+                instance=instance_of(one),
             )
-        )  # fmt: skip
+        )
     return findings, doubts
 
 

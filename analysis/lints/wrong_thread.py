@@ -6,8 +6,8 @@ import numpy as np
 
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.normal import COMPLETIONS, MUST_BE_MAIN
-from qtrace.analysis.occurrences import grouped, times, who
-from qtrace.analysis.stacks import functions
+from qtrace.analysis.occurrences import grouped, thread_of, times, where
+from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.traces import AnalysedTrace
 
 
@@ -31,18 +31,23 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     for group in grouped(found, ("name", "context", "tid"), "worst", rows):
         one = group.worst
         chain, poll = functions(one["stack"]), int(one["deciding_frame"])
-        caller = chain[poll + 1] if 0 <= poll < len(chain) - 1 else "an unknown caller"
-        thread = who(one["role"], one["thread"], int(one["tid"]))
+        caller = poll_caller(chain, poll) or "an unknown caller"
         findings.append(
             Finding(
-                "wrong-thread", trace,
-                f"{one['name']} (`{one['context'] or '?'}`) ran on {thread} {times(group.count)}"
-                f" of {total[one['name']]:,}: in {chain[poll] if poll >= 0 else '?'}() of {caller}",
-                one["name"], one["context"], int(one["tid"]), one["thread"], one["role"],
-                int(one["ended_ns"]), group.count, "", group.rows, group.count,
-                "error" if one["name"] in MUST_BE_MAIN else "warning", one["index"],
+                "wrong-thread",
+                trace,
+                f"{one['name']} (`{one['context'] or '?'}`) ran on {thread_of(one)}"
+                f" {times(group.count)} of {total[one['name']]:,}: in"
+                f" {chain[poll] if poll >= 0 else '?'}() of {caller}",
+                **where(one),
+                time_ns=int(one["ended_ns"]),
+                value=group.count,
+                rows=group.rows,
+                count=group.count,
+                level="error" if one["name"] in MUST_BE_MAIN else "warning",
+                instance=one["index"],
             )
-        )  # fmt: skip
+        )
     doubts = [f"who ran {unsure.sum():,} of them is not certain"] if unsure.any() else []
     facts = {"runs": int(ran.sum()), "completions": int(allowed.sum()), "all": trace.every}
     return Seen(findings, doubts, facts)
