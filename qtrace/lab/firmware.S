@@ -16,11 +16,11 @@
  * them to a chip. Rebuild both with gcc and binutils: python3 -m qtrace.lab.firmware
  */
 
-#define CODE_SELECTOR 0x08
-#define DATA_SELECTOR 0x10
+#define SIZE 0x100
+#include "flat_mode.S"
+
 #define CHIP 0xfffe0000
 #define PROGRAM 0x40
-#define IN_SEGMENT(label) (label - _start + 0xff00) /* CS starts at 0xffff0000 after reset */
 
         .text
         .globl  _start
@@ -33,13 +33,8 @@ real_mode:
         jmp     1b
 #else
         /* Flat 32-bit segments: the chip is far above what real mode reaches. */
-        lgdtl   %cs:IN_SEGMENT(gdt_pointer)
-        movl    %cr0, %eax
-        orl     $1, %eax
-        movl    %eax, %cr0
-        ljmpl   $CODE_SELECTOR, $flat
+        enter_flat_mode
 
-        .code32
 flat:
         movl    $DATA_SELECTOR, %eax
         movl    %eax, %ds
@@ -51,18 +46,7 @@ program:
         movl    %eax, (%edi)
         jmp     program
 
-        .balign 8
-gdt:
-        .quad   0
-        .quad   0x00cf9b000000ffff      /* code: base 0, 4 GiB, 32-bit */
-        .quad   0x00cf93000000ffff      /* data: base 0, 4 GiB */
-gdt_pointer:
-        .word   . - gdt - 1
-        .long   gdt
+        flat_segments
 #endif
 
-        /* The first instruction after reset is fetched 16 bytes below 4 GiB. */
-        .org    0xf0
-        .code16
-        jmp     real_mode
-        .org    0x100
+        reset_vector

@@ -35,6 +35,8 @@ def build(firmware: Firmware) -> bytes:
 def assemble(source: Path, address: int, defines: Sequence[str] = ()) -> bytes:
     """Assemble and link code for an address of the guest, with gcc and ld.
 
+    It may include ``flat_mode.S``.
+
     Raises:
         FileNotFoundError: no gcc or ld.
         subprocess.CalledProcessError: either of them failed.
@@ -42,7 +44,7 @@ def assemble(source: Path, address: int, defines: Sequence[str] = ()) -> bytes:
     options = [f"-D{define}" for define in defines]
     with tempfile.TemporaryDirectory(prefix="qtrace-firmware-") as folder:
         objects, binary = Path(folder, "firmware.o"), Path(folder, "firmware.bin")
-        compiled = ["gcc", "-m32", *options, "-c", str(source), "-o", str(objects)]
+        compiled = ["gcc", "-m32", f"-I{HERE}", *options, "-c", str(source), "-o", str(objects)]
         linked = ["ld", "-m", "elf_i386", "-Ttext", hex(address), "--oformat", "binary",
                   str(objects), "-o", str(binary)]  # fmt: skip
         for command in (compiled, linked):

@@ -6,9 +6,8 @@
  * last bytes, as of the laboratory's firmware.
  */
 
-#define CODE_SELECTOR 0x08
-#define DATA_SELECTOR 0x10
-#define IN_SEGMENT(label) (label - _start + 0xfe00) /* CS starts at 0xffff0000 after reset */
+#define SIZE 0x200
+#include "flat_mode.S"
 
 #define PCI_DEVICE 0x80002000
 #define PORTS 0xc000
@@ -29,13 +28,8 @@ _start:
         .code16
 real_mode:
         cli
-        lgdtl   %cs:IN_SEGMENT(gdt_pointer)
-        movl    %cr0, %eax
-        orl     $1, %eax
-        movl    %eax, %cr0
-        ljmpl   $CODE_SELECTOR, $flat
+        enter_flat_mode
 
-        .code32
         .macro  configure register, value
         movw    $0xcf8, %dx
         movl    $(PCI_DEVICE + \register), %eax
@@ -132,17 +126,6 @@ batch:
 4:      hlt
         jmp     4b
 
-        .balign 8
-gdt:
-        .quad   0
-        .quad   0x00cf9b000000ffff      /* code: base 0, 4 GiB, 32-bit */
-        .quad   0x00cf93000000ffff      /* data: base 0, 4 GiB */
-gdt_pointer:
-        .word   . - gdt - 1
-        .long   gdt
+        flat_segments
 
-        /* The first instruction after reset is fetched 16 bytes below 4 GiB. */
-        .org    0x1f0
-        .code16
-        jmp     real_mode
-        .org    0x200
+        reset_vector
