@@ -130,6 +130,8 @@ def _times(rows: list[dict[str, Any]]) -> Iterator[Text]:
 
 
 def _change(pair: dict[str, Any], key: str) -> str:
-    from qtrace.cli.statistics import short
+    from qtrace.analysis.lint import show
 
-    return " > ".join("-" if pair[s] is None else short(pair[s][key]) for s in ("before", "after"))
+    return " > ".join(
+        "-" if pair[s] is None else show(pair[s][key], "ns") for s in ("before", "after")
+    )

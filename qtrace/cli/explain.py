@@ -101,8 +101,8 @@ def _list(trace: AnalysedTrace, chosen: list[int]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from qtrace.analysis.lint import show
     from qtrace.cli.report import inert
-    from qtrace.cli.statistics import short
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (("instance", "right"), ("bottom half", "left"), ("wait", "right")):
@@ -113,7 +113,7 @@ def _list(trace: AnalysedTrace, chosen: list[int]) -> None:
     columns = ["name", "context", "wait_ns", "role", "thread", "verdict"]
     for index, row in zip(chosen, shown[columns].astype(object).to_numpy(), strict=False):
         name, context, wait, role, thread, verdict = row
-        waited = "" if pd.isna(wait) else short(wait)
+        waited = "" if pd.isna(wait) else show(wait, "ns")
         where = f"{role} {thread}".strip()
         cells = [str(index), f"{name or '?'} ({context or '?'})", waited, where, verdict]
         table.add_row(*(Text(inert(cell)) for cell in cells))

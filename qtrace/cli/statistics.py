@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qtrace.analysis.lint import show
 from qtrace.cli.report import inert
 
 # As many bottom halves, and of these the longest runs, as fit on a page.
@@ -46,15 +47,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 def _times(spread: dict[str, int] | None) -> list[str]:
     if spread is None:
         return ["", ""]
-    return [short(spread[key]) for key in ("p50_ns", "p99_ns")]
-
-
-def short(nanoseconds: float) -> str:
-    """A time in three digits and its unit."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit}"
-    return f"{nanoseconds:.0f} ns"
+    return [show(spread[key], "ns") for key in ("p50_ns", "p99_ns")]
 
 
 def _longest(rows: list[dict[str, Any]]) -> list[str]:
@@ -64,5 +57,5 @@ def _longest(rows: list[dict[str, Any]]) -> list[str]:
     for run, name in runs[:LONGEST]:
         chain = " <- ".join(run["stack"][:FRAMES])
         where = f"{run['thread']} (tid {run['tid']})"
-        lines.append(inert(f"  {name}: {short(run['duration_ns'])} on {where}: {chain}"))
+        lines.append(inert(f"  {name}: {show(run['duration_ns'], 'ns')} on {where}: {chain}"))
     return lines
