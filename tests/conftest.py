@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,9 @@ QEMUS = (
 def pytest_configure(config: pytest.Config) -> None:
     if unknown := REQUIRED - set(NEEDS):
         raise pytest.UsageError(f"QTRACE_REQUIRE names {sorted(unknown)}; known are {NEEDS}")
+    # A shell starts what it runs in the background with Ctrl-C ignored, which children inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Scans and headers are cached, but not where the user's own are.
     os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache/tests")
 
