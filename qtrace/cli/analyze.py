@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import click
 
+from qtrace.cli.lint_options import threshold_option
 from qtrace.cli.output import format_option, print_json, stderr, stdout
-
-
-def split_thresholds(
-    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    """``NAME=VALUE`` to its two parts; what they mean the lints know."""
-    found = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise click.BadParameter(f"'{text}' is no NAME=VALUE, as in storm=100/s")
-        found[name] = value
-    return found
 
 
 @click.command()
@@ -43,14 +31,7 @@ def split_thresholds(
     help="Let this lint count for the exit status (repeatable; all for each); qtrace lints lists"
     " them.",
 )
-@click.option(
-    "--threshold",
-    "thresholds",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=split_thresholds,
-    help="A lint's limit instead of its default: long-callback=10ms, storm=100/s.",
-)
+@threshold_option
 @format_option
 def command(
     traces: tuple[str, ...],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtrace.cli.analyze import split_thresholds
+from qtrace.cli.lint_options import threshold_option
 from qtrace.cli.output import format_option, print_json, stderr, stdout
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ STYLES = {"new": "bold red", "inconclusive": "yellow", "none": "green"}
     help="Let new findings of this lint count (repeatable; all for each); without it those of"
     " level error do.",
 )  # fmt: skip
-@click.option(
-    "--threshold", "thresholds", metavar="NAME=VALUE", multiple=True, callback=split_thresholds,
-    help="A lint's limit instead of its default: long-callback=10ms, storm=100/s.",
-)  # fmt: skip
+@threshold_option
 @format_option
 def command(
     before: str,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qtrace.errors import CodeMismatch
-from qtrace.target.arch_x86_64 import BREAKPOINT
 from qtrace.target.bh_layout import BottomHalfLayout
 from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.memory import Memory
+from qtrace.target.running_code import code_mismatch, runs_as_in_file
 
 Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
 
@@ -63,11 +62,5 @@ def modules_cancel(space: AddressSpace) -> bool:
 def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
     """Compare the running code at each site with the file's. Raises CodeMismatch."""
     for site in plan.sites:
-        in_file = module.elf.read(site.vaddr, 16)
-        running = memory.read(site.vaddr + module.bias, len(in_file))
-        if running[1:] != in_file[1:] or running[:1] not in (in_file[:1], bytes([BREAKPOINT])):
-            raise CodeMismatch(
-                f"the code at {module.name}@{site.vaddr:#x} ({site.kind}, {site.where}) is "
-                "not what the file says",
-                "no probe was set; attach to a QEMU that nothing has patched",
-            )
+        if not runs_as_in_file(module, memory, site.vaddr):
+            raise code_mismatch(module, site.vaddr, f"{site.kind}, {site.where}")

@@ -11,11 +11,11 @@ from typing import Literal
 import capstone
 from capstone import x86
 
-from qtrace.errors import CodeMismatch, NoMatch, ScanFailed
-from qtrace.target.arch_x86_64 import BREAKPOINT
+from qtrace.errors import NoMatch, ScanFailed
 from qtrace.target.dataflow import direct_target
 from qtrace.target.maps import Module
 from qtrace.target.memory import Memory
+from qtrace.target.running_code import COMPARED, code_mismatch, runs_as_in_file
 from qtrace.target.scan import BottomHalf, Scan
 
 # The snapshot jobs need the guest stopped (QEMU issue 2111).
@@ -166,17 +166,13 @@ def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> 
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     decoder.detail = True
     for site in plan.sites:
-        in_file = module.elf.read(site.vaddr, 16)
-        running = memory.read(site.vaddr + module.bias, len(in_file))
-        # Another tracer's uprobe shows as a breakpoint instruction in the first byte.
-        same = running[1:] == in_file[1:] and running[:1] in (in_file[:1], bytes([BREAKPOINT]))
-        instruction = next(decoder.disasm(in_file, site.vaddr, 1), None)
+        same = runs_as_in_file(module, memory, site.vaddr)
+        instruction = next(
+            decoder.disasm(module.elf.read(site.vaddr, COMPARED), site.vaddr, 1), None
+        )
         if not (same and instruction is not None and _is_expected(site, instruction, module)):
-            raise CodeMismatch(
-                f"the code at {module.name}@{site.vaddr:#x} ({site.label}) is not what the "
-                f"{'scan found' if same else 'file says'}",
-                "no probe was set; attach to a QEMU that nothing has patched",
-            )
+            says = "scan found" if same else "file says"
+            raise code_mismatch(module, site.vaddr, site.label, says)
 
 
 def _is_expected(site: Site, instruction: capstone.CsInsn, module: Module) -> bool:
