@@ -85,7 +85,7 @@ def run(pairs: int) -> list[Row]:
 
 
 def _rows(name: str, modes: dict[str, Measure], rounds: int, losses: Sequence[int]) -> list[Row]:
-    """A row for each mode: what it adds to ``nothing``, in medians of one round's ratios.
+    """A row for each mode: what it adds to ``nothing``, in medians.
 
     ``losses``: events that were lost in each recording, once ``modes`` have run.
     """
@@ -102,7 +102,7 @@ def _rows(name: str, modes: dict[str, Measure], rounds: int, losses: Sequence[in
         beside, goal = "-", "-"
         if mode == "--all":
             parts = [
-                f"{_ratio(added[mode], added[other]):.2f} of what {other} adds"
+                _beside(added[mode], added[other], other)
                 for other in ("bpftrace", "perf", "the floor")
                 if other in added
             ]
@@ -113,8 +113,12 @@ def _rows(name: str, modes: dict[str, Measure], rounds: int, losses: Sequence[in
     return rows
 
 
-def _ratio(one: list[float], other: list[float]) -> float:
-    return statistics.median(a / max(b, 1e-6) for a, b in zip(one, other, strict=True))
+def _beside(one: list[float], other: list[float], name: str) -> str:
+    """What one adds, in parts of what another adds: of medians, as a single round may add none."""
+    least = statistics.median(other)
+    if least <= 0:
+        return f"{name} adds nothing that can be measured"
+    return f"{statistics.median(one) / least:.2f} of what {name} adds"
 
 
 # A program of its own
@@ -234,7 +238,7 @@ def _attached(pid: int, command: list[str], folder: Path, losses: list[int]) -> 
                   "-o", str(trace), *options]  # fmt: skip
 
         def measure() -> float:
-            with _beside(attach, "recording"):
+            with _tracing(attach, "recording"):
                 took = run_bench(command)
             losses.append(_lost(trace))
             return took
@@ -257,7 +261,7 @@ def _attached(pid: int, command: list[str], folder: Path, losses: list[int]) -> 
         bpftrace = ["bpftrace", "-e", script]
 
         def theirs() -> float:
-            with _beside(bpftrace, "armed", stdout=True):
+            with _tracing(bpftrace, "armed", stdout=True):
                 return run_bench(command)
 
         modes["bpftrace"] = theirs
@@ -265,7 +269,7 @@ def _attached(pid: int, command: list[str], folder: Path, losses: list[int]) -> 
 
 
 @contextmanager
-def _beside(command: list[str], armed: str, stdout: bool = False) -> Iterator[None]:
+def _tracing(command: list[str], armed: str, stdout: bool = False) -> Iterator[None]:
     """A tracer that has said that it is armed; it is interrupted afterwards."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(

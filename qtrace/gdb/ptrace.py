@@ -15,8 +15,8 @@ from qtrace.target.arch_x86_64 import PRSTATUS_REGISTERS
 GETREGS, SETREGS, DETACH, SYSCALL = 12, 13, 17, 24
 SEIZE, INTERRUPT, GETSIGMASK, SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
 TRACESYSGOOD = 1
-# What a stop by INTERRUPT is told as, and one at a system call.
-EVENT_STOP, SYSCALL_STOP = 128, 0x85
+# What a stop at a system call is told as.
+SYSCALL_STOP = 0x85
 ALL_THREADS = 0x40000000  # __WALL, which Python's os does not have
 
 _LAYOUT = struct.Struct(f"{len(PRSTATUS_REGISTERS)}Q")
