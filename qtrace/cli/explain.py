@@ -52,7 +52,7 @@ def command(
     inconclusive, else 0.
     """
     from qtrace.analysis import AnalysedTrace
-    from qtrace.analysis.explain import pick
+    from qtrace.analysis.pick import pick
     from qtrace.analysis.verdicts import FINDINGS
     from qtrace.cli.report import inert
     from qtrace.errors import ExitStatus

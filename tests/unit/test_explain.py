@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from qtrace.analysis import AnalysedTrace, open_traces
-from qtrace.analysis.explain import pick
+from qtrace.analysis.pick import pick
 from qtrace.errors import NoMatch, NoSuchInstance
 from qtrace.trace.schema import PARTIAL, Event
 from tests.unit.event_rows import (
