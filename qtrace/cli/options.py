@@ -52,7 +52,11 @@ def watch_options(function: F) -> F:
     """What to watch, and where the trace goes."""
     path = click.Path(path_type=Path, dir_okay=False)
     for option in (
-        click.option("--qmp", type=path, help="A QMP socket of the target that nobody else uses."),
+        click.option(
+            "--qmp", type=path,
+            help="Ask QEMU itself which threads are its vCPUs and IOThreads, by a QMP socket that "
+            "nobody else uses. QMP commands are in the trace without it.",
+        ),
         click.option("--force", is_flag=True, help="Overwrite the output file."),
         click.option("-o", "--output", type=path, help="Keep the trace: NAME.csv or NAME.parquet."),
         click.option(

@@ -19,6 +19,8 @@ Examples:
   qtrace steer --pid 1234 --bh snapshot_save_job_bh --run-on main --count 100"""
 # JSON has them all.
 SHOWN = 10
+# The guest stands still for as long, and no signal ends it sooner.
+LONGEST_HOLD_S = 1.0
 ROLES = {"vcpu": "a vCPU thread", "main": "the main thread"}
 
 
@@ -57,6 +59,8 @@ def command(
     from qtrace.experiment.steer import Steering
     from qtrace.experiment.subject import Subject
 
+    if hold > LONGEST_HOLD_S:
+        raise click.UsageError("--hold is at most 1s: the guest stands still meanwhile")
     subject = Subject(pid, name)
     steering = Steering(subject, run_on, count, hold)
     name = subject.half.name

@@ -14,8 +14,9 @@ from typing import Any
 
 import qtrace
 from qtrace.errors import RecorderUnavailable
-from qtrace.gdb.mi import WATCHDOG_PRIORITY, hurry
+from qtrace.gdb.priority import WATCHDOG_PRIORITY, hurry
 from qtrace.gdb.rescue import Breakpoint
+from qtrace.gdb.watchdog import continue_if_stopped, restore
 from qtrace.target.process import Process
 
 ROOT = str(Path(qtrace.__file__).resolve().parents[1])
@@ -65,6 +66,11 @@ class Guard:
                 "boot with proc_mem.force_override=always, or record by eBPF",
             )
 
+    def fileno(self) -> int:
+        """Readable when it has acted, or has died."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
     def held(self) -> None:
         """gdb holds the lifeline."""
         self._write("l")
@@ -91,3 +97,11 @@ class Guard:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(text.encode())
+
+
+def put_back(pid: int, target: int, code: Mapping[int, Breakpoint]) -> dict[str, Any]:
+    """What the watchdog does, when both it and gdb have died; ``target`` is a pidfd."""
+    with suppress(OSError), open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        found = [a for a, what in code.items() if restore(memory.fileno(), a, what.original)]
+        return {"restored": found, "continued": continue_if_stopped(pid, target)}
+    return {}

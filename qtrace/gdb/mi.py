@@ -22,12 +22,11 @@ from typing import Any
 from pygdbmi.gdbmiparser import parse_response
 
 from qtrace.errors import RecorderUnavailable
+from qtrace.gdb.priority import GDB_PRIORITY, hurry
 
 Record = dict[str, Any]
 
 PR_SET_PDEATHSIG = 1
-# The watchdog acts while gdb is dying, and sleeps otherwise.
-GDB_PRIORITY, WATCHDOG_PRIORITY = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -198,12 +197,3 @@ class Mi:
 def _begin() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
     hurry(GDB_PRIORITY)
-
-
-def hurry(priority: int) -> None:
-    """The guest stands still, or dies, while this process waits for a processor: it goes first."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
-    except PermissionError:
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, -20)

@@ -23,7 +23,7 @@ from qtrace.gdb.checks import (
     original_code,
     ptrace_refused,
 )
-from qtrace.gdb.guard import Guard
+from qtrace.gdb.guard import Guard, put_back
 from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdb.mi import GdbGone, Mi, MiError
 from qtrace.gdb.pass_over import LONGEST, describe, pushed_by_a_byte
@@ -33,7 +33,7 @@ from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind
 from qtrace.target.process import Process
 
 START_S, STEP_S = 20.0, 5.0
-REMEDY = "what was recorded is kept; see what ended gdb (memory?), or use eBPF"
+REMEDY = "what was recorded is kept; see what ended it (memory?), or use eBPF"
 
 
 @dataclass
@@ -81,13 +81,15 @@ class GdbSession:
             for address in self._own
             if (effect := describe(process.memory.read(address, LONGEST), address)) is not None
         }
-        code = {a: Breakpoint(original[a], pushed_by_a_byte(effects.get(a), a)) for a in self._own}
+        self._code = {
+            a: Breakpoint(original[a], pushed_by_a_byte(effects.get(a), a)) for a in self._own
+        }
         self._before = changed_code(process)
         self.ending = Ending()
         self._errors: list[str] = []
         self._failure: RecorderFailed | None = None
         self.target_gone = self.stopped_by_user = False
-        self._attached = self._closed = self._finished = False
+        self._attached = self._detached = self._closed = self._finished = False
         with ExitStack() as stack:
             self._target = os.pidfd_open(process.pid)
             stack.callback(os.close, self._target)
@@ -102,7 +104,7 @@ class GdbSession:
                 arguments = [word for setting in SETTINGS for word in ("-iex", setting)]
                 self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(), lifeline))
                 stack.callback(self._mi.close)
-                self._guard = Guard(process, self._target, self._mi.pidfd, lifeline, code)
+                self._guard = Guard(process, self._target, self._mi.pidfd, lifeline, self._code)
                 stack.callback(self._finish)
                 try:
                     self._prepare(
@@ -164,14 +166,15 @@ class GdbSession:
         """What the script has sent, waiting for a first message at most so long.
 
         Raises:
-            RecorderFailed: gdb has died, and the watchdog has put the target back; or somebody
-                has stopped the target. What was sent before comes first.
+            RecorderFailed: gdb has died, and the watchdog has put the target back; or the
+                watchdog has died; or somebody has stopped the target. What was sent before
+                comes first.
         """
         if self._failure is not None:
             raise self._failure
         if self._closed:
             return []
-        fds: list[Any] = [self._channel, self._mi, self._mi.pidfd, self._target]
+        fds: list[Any] = [self._channel, self._mi, self._mi.pidfd, self._target, self._guard]
         ready = select.select(fds, [], [], max(timeout_s, 0))[0]
         messages = self._messages()
         if self._target in ready:
@@ -180,6 +183,10 @@ class GdbSession:
             messages += self.close()
             state = "; ".join(self.ending.problems) or "nothing was left to put back"
             self._failure = RecorderFailed(f"gdb has died ({state})", REMEDY)
+        elif self._guard in ready:
+            messages += self.close()
+            state = "; ".join(self.ending.problems) or "gdb has detached"
+            self._failure = RecorderFailed(f"gdb's watchdog has died ({state})", REMEDY)
         elif self.stopped_by_user:
             # Going on would let it run again.
             messages += self.close()
@@ -214,6 +221,7 @@ class GdbSession:
             if self._attached and not self._look_gone():
                 self._detach(messages)
                 self._guard.disarm()
+                self._detached = True
             self._mi.quit(STEP_S)
         except (GdbGone, TimeoutError, MiError):
             pass  # Out of step with gdb: it will be made to detach by itself.
@@ -247,6 +255,8 @@ class GdbSession:
         if self._mi.alive and not self._mi.hang_up(STEP_S):
             self._mi.kill()
         acted = self._guard.finish()
+        if not acted and self._attached and not self._detached and not self._look_gone():
+            acted = put_back(self._process.pid, self._target, self._code)
         if acted.get("restored"):
             count = len(acted["restored"])
             self.ending.problems.append(f"gdb left {count} breakpoints: they were taken out")

@@ -18,7 +18,7 @@ from qtrace.target.arch_x86_64 import (
     system_call,
 )
 
-# With a real-time priority it has a processor at once.
+# It has a processor at once, where it may have a real-time priority.
 LIMIT_S = 0.1
 # struct kernel_sigaction: handler, flags, restorer, mask.
 SIGACTION = struct.Struct("4Q")
@@ -38,7 +38,8 @@ class Helper:
         self._policy = os.sched_getscheduler(tid), os.sched_getparam(tid)
         # It must not wait behind our own spinning thread, nor behind anybody else.
         os.sched_setaffinity(tid, processors)
-        os.sched_setscheduler(tid, os.SCHED_RR, os.sched_param(1))
+        with suppress(PermissionError):
+            os.sched_setscheduler(tid, os.SCHED_RR, os.sched_param(1))
 
     def stop(self) -> None:
         """Raises OSError, TimeoutError."""

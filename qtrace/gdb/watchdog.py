@@ -38,7 +38,8 @@ BREAKPOINT = b"\xcc"
 PATIENCE_S = (10.0, 5.0)
 # How long stops that were under way may still take effect.
 SETTLED_S, LIMIT_S = 0.2, 3.0
-RESCUE_LIMIT_S = 10.0
+# The lifeline tells of a killed gdb before the pidfd does.
+LIFELINE_LIMIT_S, RESCUE_LIMIT_S = 0.05, 10.0
 # A thread may be on its way into a breakpoint that has just been taken out.
 LOOK_EVERY_S = 0.0001
 
@@ -58,9 +59,12 @@ def main() -> None:
     def restore_all() -> None:
         restored.extend(hex(a) for a, what in code.items() if restore(memory, a, what.original))
 
+    killed = threading.Event()
+
     def hold_on() -> None:
         rescue = Rescue(pid, memory, code)
         if Lifeline(lifeline).wait():
+            killed.set()
             restore_all()
             rescue.hold_back()
             while not select.select([gdb], [], [], LOOK_EVERY_S)[0]:
@@ -72,7 +76,8 @@ def main() -> None:
     stopped_by_user = wait_for_end(target, gdb, holding_on.start)
     if stopped_by_user is None:
         return
-    if holding_on.ident is not None:
+    # A gdb that ends by itself has detached, and may take the lifeline along.
+    if killed.wait(LIFELINE_LIMIT_S):
         holding_on.join(RESCUE_LIMIT_S)
     # Without a lifeline it is most likely too late; else nothing is left to restore.
     restore_all()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import signal
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,3 +52,19 @@ def send(pid: int, number: signal.Signals) -> None:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def refuse_ptrace() -> None:
+    """For a child before its exec: ptrace(2) fails with EPERM, as in many a container."""
+    instructions = (
+        (0x20, 0, 0, 0),  # load the number of the system call
+        (0x15, 0, 1, 101),  # if it is that of ptrace(2):
+        (0x06, 0, 0, 0x50000 | errno.EPERM),
+        (0x06, 0, 0, 0x7FFF0000),  # allowed
+    )
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    code = ctypes.create_string_buffer(program, len(program))
+    filters = struct.pack("HxxxxxxP", len(instructions), ctypes.addressof(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, filters, 0, 0) == 0  # PR_SET_SECCOMP, a filter

@@ -13,11 +13,11 @@ import pytest
 
 from qtrace.gdb import ptrace
 from qtrace.gdb.state import thread_states
-from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.lab.jobs import save_round
 from tests.live.attached import save
 from tests.live.experimenting import Experimenting, in_force
-from tests.live.ptraced import assert_runs_on, tracer_of, until
+from tests.live.ptraced import assert_runs_on, children, tracer_of, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
@@ -52,6 +52,32 @@ def test_a_stop_that_gdb_has_only_collected_is_not_the_guests_end(
     """The program counter is still one byte into the instruction."""
     with Guest(qemu_binary, accel) as guest:
         assert killed_after(guest, 0)
+
+
+def test_without_its_watchdog_gdb_detaches(accel: Accelerator) -> None:
+    with Guest(find_qemu(), accel) as guest, rerouted(guest) as (rerouting, gdb):
+        os.kill(watchdog_of(rerouting, gdb), signal.SIGKILL)
+        status, _result, err = rerouting.result()
+        assert status == 3
+        assert "watchdog has died (gdb has detached)" in err
+        assert_runs_on(guest)
+        save(guest, 2)
+
+
+def test_where_gdb_and_watchdog_are_killed_qtrace_itself_puts_the_code_back(
+    accel: Accelerator,
+) -> None:
+    """Nobody meets a breakpoint meanwhile: that would be the guest's end."""
+    with Guest(find_qemu(), accel) as guest, rerouted(guest) as (rerouting, gdb):
+        rerouting.process.send_signal(signal.SIGSTOP)
+        for pid in (watchdog_of(rerouting, gdb), gdb):
+            os.kill(pid, signal.SIGKILL)
+        rerouting.process.send_signal(signal.SIGCONT)
+        status, _result, err = rerouting.result()
+        assert status == 3
+        assert "has died (gdb left 1 breakpoints: they were taken out)" in err
+        assert_runs_on(guest)
+        save(guest, 2)
 
 
 @pytest.mark.soak
@@ -114,6 +140,11 @@ def rerouted(guest: Guest) -> Iterator[tuple[Experimenting, int]]:
     with in_force("reroute", guest.pid, "--to", "iohandler") as rerouting:
         save(guest, 2)
         yield rerouting, tracer_of(guest.pid)
+
+
+def watchdog_of(rerouting: Experimenting, gdb: int) -> int:
+    (watchdog,) = set(children(rerouting.process.pid)) - {gdb}
+    return watchdog
 
 
 @contextmanager

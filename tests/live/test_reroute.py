@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attached, save, watched_half
 from tests.live.experimenting import WATCHED, in_force, started
-from tests.live.ptraced import assert_runs_on, tracer_of, until
+from tests.live.ptraced import assert_runs_on, refuse_ptrace, tracer_of, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
@@ -90,6 +92,19 @@ def test_an_unknown_bottom_half_or_context_is_refused() -> None:
                 status, _result, err = rerouting.result()
             assert status == 2
             assert text in err
+
+
+def test_where_ptrace_is_refused_it_says_so_and_touches_nothing() -> None:
+    with Guest(find_qemu()) as guest:
+        run = subprocess.run(
+            [sys.executable, "-m", "qtrace", "reroute", "--pid", str(guest.pid), "--bh", WATCHED,
+             "--to", "main"],
+            text=True, capture_output=True, timeout=60, preexec_fn=refuse_ptrace,
+        )  # fmt: skip
+        assert_runs_on(guest)
+    assert (run.returncode, run.stdout) == (3, "")
+    assert f"gdb may not attach to process {guest.pid}" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def assert_code_of_a_recording_only(err: str) -> None:

@@ -143,3 +143,10 @@ def test_what_cannot_be_steered_is_refused(bottom_half: str, status: int, text: 
         assert found == status
         assert text in err
         assert_runs_on(guest)
+
+
+def test_a_hold_that_would_be_an_outage_is_refused() -> None:
+    with started("steer", os.getpid(), "--run-on", "main", "--hold", "2s") as steering:
+        status, _result, err = steering.result()
+    assert status == 2
+    assert "at most 1s" in err
