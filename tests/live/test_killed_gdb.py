@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
 WAIT4 = 61
 LIMIT_S = 20.0
-# One stop costs gdb about so many system calls, until the thread runs on.
-STEPS = 160
+# A gdb that makes no system call for so long has let the thread run on.
+IDLE_S = 0.5
 
 
 @pytest.mark.parametrize("whom", ["gdb", "both"])
@@ -51,7 +51,7 @@ def test_a_stop_that_gdb_has_only_collected_is_not_the_guests_end(
 ) -> None:
     """The program counter is still one byte into the instruction."""
     with Guest(qemu_binary, accel) as guest:
-        assert killed_after(guest, 0)
+        killed_after(guest, 0)
 
 
 def test_without_its_watchdog_gdb_detaches(accel: Accelerator) -> None:
@@ -84,14 +84,17 @@ def test_where_gdb_and_watchdog_are_killed_qtrace_itself_puts_the_code_back(
 def test_gdb_may_be_killed_at_any_step_of_a_stop(
     qemu_binary: Path, accel: Accelerator, soak_row: Callable[..., None]
 ) -> None:
+    steps = 0
     with Guest(qemu_binary, accel) as guest:
-        survived = sum(killed_after(guest, steps) for steps in range(STEPS))
-    soak_row("kills at each system call of a stop", f"{survived} of {STEPS}")
-    assert survived == STEPS
+        while killed_after(guest, steps):
+            steps += 1
+    soak_row("kills at each system call of a stop", f"{steps} of {steps}")
+    assert steps
 
 
 def killed_after(guest: Guest, steps: int) -> bool:
-    """Kill gdb so many system calls after it has collected a stop; True, or it fails."""
+    """Kill gdb so many system calls after it has collected a stop; whether it made so many."""
+    busy = True
     with rerouted(guest) as (rerouting, gdb):
         ptrace.ptrace(ptrace.SEIZE, gdb, 0, ptrace.TRACESYSGOOD)
         ptrace.ptrace(ptrace.INTERRUPT, gdb)
@@ -99,15 +102,18 @@ def killed_after(guest: Guest, steps: int) -> bool:
         with saving(guest):
             while not has_collected_a_trap(gdb):
                 to_system_call(gdb)
-            for _ in range(2 * steps):
-                to_system_call(gdb)
+            with suppress(TimeoutError):
+                for _ in range(2 * steps):
+                    busy = False
+                    to_system_call(gdb, IDLE_S)
+                    busy = True
             os.kill(gdb, signal.SIGKILL)
             os.waitpid(gdb, ptrace.ALL_THREADS)
             rerouting.process.wait(LIMIT_S)
             until(lambda: not Path(f"/proc/{gdb}").exists(), "the end of gdb")
     assert_runs_on(guest)
     save_round(guest.qmp, "after")
-    return True
+    return busy
 
 
 def has_collected_a_trap(gdb: int) -> bool:
@@ -121,12 +127,12 @@ def has_collected_a_trap(gdb: int) -> bool:
     return os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP
 
 
-def to_system_call(tid: int) -> None:
+def to_system_call(tid: int, limit_s: float = LIMIT_S) -> None:
     """On to the next entry or exit of a system call; signals are passed on."""
     number = 0
     while True:
         ptrace.ptrace(ptrace.SYSCALL, tid, 0, number)
-        status = ptrace.wait_stop(tid, LIMIT_S)
+        status = ptrace.wait_stop(tid, limit_s)
         number = os.WSTOPSIG(status)
         if number == ptrace.SYSCALL_STOP:
             return
