@@ -7,6 +7,7 @@ about a millisecond. Nothing is concluded here; the rows tell what was seen, and
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -74,7 +75,7 @@ class Stalls:
     def saw(self, events: Iterable[Event]) -> None:
         """Take note of what was scheduled and what ran."""
         for event in events:
-            key = (event.callback, event.ctx, event.opaque)
+            key = _key_of(event)
             if event.event == "schedule":
                 self._scheduled.setdefault(key, []).append(event.time_ns)
                 self._next_ns = min(self._next_ns, event.time_ns + self._stall_after_ns)
@@ -89,17 +90,18 @@ class Stalls:
         """
         look = self._look()
         events = drain()
-        self.saw(events)
+        # Some of these may have run since the look: what was scheduled counts, not what is left.
+        scheduled = Counter(_key_of(event) for event in events if event.event == "schedule")
         counted: dict[Key, int] = {}
         pending = []
         for half in look.bottom_halves:
             if half.will_run and half.cb in self._names:
                 key = _key(half)
                 counted[key] = counted.get(key, 0) + 1
-                times = self._scheduled.setdefault(key, [])
-                if counted[key] > len(times):
-                    times.insert(0, 0)
+                if counted[key] > scheduled[key]:
+                    self._scheduled.setdefault(key, []).append(0)
                     pending.append(self._pending_row(look, half))
+        self.saw(events)
         return [*pending, *self._rows(look, at_end=False), *events]
 
     def check(self) -> list[Event]:
@@ -246,6 +248,10 @@ def _stranded(look: Look) -> list[tuple[BottomHalf, Finding]]:
         for one in explain(replace(look, bottom_halves=(half,)))
         if one.kind == STRANDED
     ]
+
+
+def _key_of(event: Event) -> Key:
+    return (event.callback, event.ctx, event.opaque)
 
 
 def _key(half: BottomHalf) -> Key:

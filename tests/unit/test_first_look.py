@@ -1,0 +1,36 @@
+"""The first look of a recording: only what no probe saw scheduled was pending before it."""
+
+from __future__ import annotations
+
+import pytest
+
+from qtrace.recorder.stall import Stalls
+from qtrace.target.aio.model import SCHEDULED, BottomHalf, Look
+from qtrace.target.scan import BottomHalf as Watched
+from qtrace.trace.schema import Event
+
+CB, CTX, OPAQUE = 0x1000, 0x2000, 0x3000
+SCHEDULE = Event(5, "schedule", callback=CB, ctx=CTX, opaque=OPAQUE)
+RUN = Event(9, "run", callback=CB, ctx=CTX, opaque=OPAQUE)
+
+
+class OneLook:
+    """A look that is over."""
+
+    def look(self, *, details: bool) -> Look:
+        half = BottomHalf(0x4000, CTX, "watched_bh", CB, OPAQUE, SCHEDULED)
+        return Look(7, bottom_halves=(half,))
+
+
+@pytest.mark.parametrize(
+    ("events", "pending_before"),
+    [([], 1), ([SCHEDULE], 0), ([RUN], 1), ([SCHEDULE, RUN], 0)],
+)
+def test_what_ran_between_the_look_and_the_drain_is_not_taken_for_older(
+    events: list[Event], pending_before: int
+) -> None:
+    watched = Watched("watched_bh", CB, "", (), ())
+    stalls = Stalls(OneLook, [watched], bias=0, stall_after_ns=1 << 60)  # type: ignore[arg-type]
+    rows = stalls.begin(lambda: events)
+    assert sum("pending_already" in row.detail for row in rows) == pending_before
+    assert [row for row in rows if "pending_already" not in row.detail] == events
