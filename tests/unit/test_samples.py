@@ -64,7 +64,7 @@ def test_controls_have_no_finding_of_any_kind(name: str) -> None:
 
 
 def test_each_lint_that_needs_no_lower_limit_is_found_in_a_recording() -> None:
-    """The others: FINDINGS in test_lint_samples."""
+    """The others: tests/live/test_storms.py, and in shorter samples test_lint_samples."""
     found = {
         lint for label in LABELS.values() for lint in label.get("lints", {}).get("finding", ())
     }
