@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qtrace.analysis.latencies import durations, waits
-from qtrace.analysis.rates import Count, chance, say
+from qtrace.analysis.rates import Count, bursts, chance, hits, say
 from qtrace.analysis.report import judge_analysed
 from qtrace.analysis.spread import spread
 from qtrace.analysis.traces import Traces, open_traces
@@ -39,8 +39,8 @@ def compare(
         JSON-able: ``answer`` (``new``, ``inconclusive`` or ``none``) and ``why``, a sentence;
         ``before`` and ``after`` (``traces``, ``verdict``, ``complete``, ``lost_events``);
         ``bottom_halves``, each with ``name``, ``verdicts`` (``verdict``, ``before``, ``after``:
-        ``[count, of]``, ``chance``, ``sentence``); ``times``, for each bottom half and context
-        (``main > iohandler`` where it moved)
+        ``[count, of]``, ``bursts``, ``chance``, ``sentence``: see ``rates``); ``times``, for each
+        bottom half and context (``main > iohandler`` where it moved)
         ``wait`` and ``duration`` on either side (``count`` and nanoseconds, None without any);
         ``came`` and ``gone``: findings of one side only, with their ``evidence``.
 
@@ -53,7 +53,7 @@ def compare(
         judge_analysed(side, _known(side, wanted), lints=lints, thresholds=thresholds)
         for side in sides
     ]
-    halves = _bottom_halves(reports)
+    halves = _bottom_halves(reports, sides)
     samples = [_samples(side) for side in sides]
     moved = _moved(samples)
     found = [_findings(report, moved) for report in reports]
@@ -89,7 +89,7 @@ def _side(report: dict[str, Any]) -> dict[str, Any]:
     return {key: report[key] for key in ("traces", "verdict", "complete", "lost_events")}
 
 
-def _bottom_halves(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _bottom_halves(reports: list[dict[str, Any]], sides: list[Traces]) -> list[dict[str, Any]]:
     own = [{half["name"]: half["verdicts"] for half in r["bottom_halves"]} for r in reports]
     halves = []
     for name in dict.fromkeys([*own[0], *own[1]]):
@@ -97,12 +97,14 @@ def _bottom_halves(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
         total = [sum(side.values()) for side in counts]
         rows = []
         for verdict in sorted({*counts[0], *counts[1]}, key=SEVERITY.index):
-            pair = [Count(c.get(verdict, 0), n) for c, n in zip(counts, total, strict=True)]
+            each = bursts([hits(one.instances, name, verdict) for one in side] for side in sides)
+            pair = [Count(c.get(verdict, 0), n, each) for c, n in zip(counts, total, strict=True)]
             rows.append(
                 {
                     "verdict": verdict,
                     "before": [pair[0].count, pair[0].of],
                     "after": [pair[1].count, pair[1].of],
+                    "bursts": each,
                     "chance": chance(*pair),
                     "sentence": say(*pair),
                 }

@@ -1,46 +1,136 @@
 """How sure one can be that something rare has become rarer, or more frequent.
 
-The bottom halves of a recording are taken as independent draws: what is counted is how many of
-them had a verdict. Exact where that matters: thirteen in three thousand are few.
+What is counted is how many bottom halves of a recording had a verdict. Exact where that matters:
+thirteen in three thousand are few. A race strikes in bursts, while two loops are in step: then many
+bottom halves tell no more than a few independent ones would, and are counted as so many. By how
+much fewer is Kish's design effect, here ``bursts``; what it cannot know stands in docs/diff.md.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
-# Of the interval, and for "how many more would tell".
+# Of the interval.
 CONFIDENCE = 0.95
 # From here on a difference is called one.
 SURE, LIKELY = 0.001, 0.05
+# Smaller chances are not told apart: no model of the draws is that good.
+NEGLIGIBLE = 1e-6
+# Fewer than these in a row do not show whether they come in bursts.
+SERIES = 30
+# So many standard deviations are no chance.
+SIGMAS = 3
+# Nobody will make more than these to show that something is gone.
+ENDLESS = 1 << 40
 # So far from its mean, in standard deviations, nothing of the distribution is left in a float.
 FAR = 40
 
 
+Hits = npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Count:
-    """``count`` of ``of`` had it."""
+    """``count`` of ``of`` had it; ``bursts`` of them tell as much as one that is independent."""
 
     count: int
     of: int
+    bursts: float = 1.0
 
     @property
     def share(self) -> float:
         return self.count / self.of if self.of else 0.0
 
+    @property
+    def independent(self) -> Count:
+        """As many independent ones as tell the same."""
+        of = max(round(self.of / self.bursts), min(self.of, 1))
+        count = max(round(self.share * of), min(self.count, 1))
+        return Count(count if self.count < self.of else of, of)
+
     def interval(self) -> tuple[float, float]:
         """Where the true share lies with 95 % (Wilson 1927; right for none of many, too)."""
         if not self.of:
             return 0.0, 1.0
-        z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-        middle = self.share + z * z / (2 * self.of)
-        half = z * math.sqrt(self.share * (1 - self.share) / self.of + (z / (2 * self.of)) ** 2)
-        scale = 1 + z * z / self.of
+        z, of = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), self.of / self.bursts
+        middle = self.share + z * z / (2 * of)
+        half = z * math.sqrt(self.share * (1 - self.share) / of + (z / (2 * of)) ** 2)
+        scale = 1 + z * z / of
         low, high = (middle - half) / scale, (middle + half) / scale
         return (0.0 if not self.count else low), (1.0 if self.count == self.of else high)
+
+
+def hits(instances: pd.DataFrame, name: str, verdict: str) -> Hits:
+    """Which of the instances of a bottom half had a verdict, in their order."""
+    own = instances["verdict"][(instances["name"] == name).to_numpy()]
+    return np.asarray(own == verdict)
+
+
+def bursts(sides: Iterable[Sequence[Hits]]) -> float:
+    """How many of them tell as much as one that is independent of all others, 1 or more.
+
+    The variance of a count beside that of independent draws (the design effect), by whichever of
+    three shows most; each counts only where it is beyond chance: what the correlation of neighbours
+    makes of a chain of two states, the counts of blocks (batch means), and of whole recordings.
+
+    Args:
+        sides: what should be alike stands together: of each side its recordings, of each recording
+            which of its bottom halves had the verdict, in their order.
+    """
+    given = [[series.astype(np.float64) for series in side if len(series)] for side in sides]
+    found = _within([series for side in given for series in side])
+    between, freedom = 0.0, 0
+    for side in given:
+        share = float(np.concatenate(side).mean()) if side else 0.0
+        if len(side) > 1 and 0 < share < 1:
+            between += sum(_squares(series, len(series), share) for series in side)
+            freedom += len(side) - 1
+    if _beyond_chance(between / found, freedom):
+        found = max(found, between / freedom)
+    return found
+
+
+def _within(recordings: list[npt.NDArray[np.float64]]) -> float:
+    """The design effect inside recordings."""
+    usable = [series for series in recordings if len(series) >= SERIES and 0 < series.mean() < 1]
+    if not usable:
+        return 1.0
+    apart = [series - series.mean() for series in usable]
+    length, variance = sum(map(len, apart)), sum(float(series @ series) for series in apart)
+    alike = sum(float(series[1:] @ series[:-1]) for series in apart) / variance
+    found = 1.0
+    if alike * math.sqrt(length) >= SIGMAS:
+        alike = min(alike, 1 - 1 / length)
+        found = (1 + alike) / (1 - alike)
+    blocks, freedom = 0.0, 0
+    for series in usable:
+        size = math.isqrt(len(series))
+        blocks += _squares(series, size, float(series.mean()))
+        freedom += len(series) // size - 1
+    if _beyond_chance(blocks, freedom):
+        found = max(found, blocks / freedom)
+    return found
+
+
+def _squares(series: npt.NDArray[np.float64], size: int, share: float) -> float:
+    """Pearson's sum of squares over whole blocks of so many, each expected to have this share."""
+    counts = series[: len(series) // size * size].reshape(-1, size).sum(axis=1)
+    return float(((counts - size * share) ** 2).sum()) / (size * share * (1 - share))
+
+
+def _beyond_chance(squares: float, freedom: int) -> bool:
+    """Whether a chi-square of so many degrees of freedom is too large (Wilson and Hilferty)."""
+    if not freedom:
+        return False
+    usual = 2 / (9 * freedom)
+    return math.cbrt(squares / freedom) - (1 - usual) >= SIGMAS * math.sqrt(usual)
 
 
 def chance(before: Count, after: Count) -> float:
@@ -48,20 +138,21 @@ def chance(before: Count, after: Count) -> float:
 
     Fisher's exact test, two-sided: all tables with these sums that are no likelier than this one.
     """
-    hits, draws, others = before.count + after.count, before.of, after.of
+    before, after = before.independent, after.independent
+    found, draws, others = before.count + after.count, before.of, after.of
     total = draws + others
     if not draws or not others:
         return 1.0
-    low, high = max(0, hits - others), min(hits, draws)
-    mean = draws * hits / total
-    spread = FAR * math.sqrt(mean * (1 - hits / total) * others / max(total - 1, 1)) + FAR
+    low, high = max(0, found - others), min(found, draws)
+    mean = draws * found / total
+    spread = FAR * math.sqrt(mean * (1 - found / total) * others / max(total - 1, 1)) + FAR
     first, last = max(low, math.floor(mean - spread)), min(high, math.ceil(mean + spread))
     if not first <= before.count <= last:
         return 0.0
     x = np.arange(first, last, dtype=np.float64)
-    steps = np.log((draws - x) * (hits - x)) - np.log((x + 1) * (others - hits + x + 1))
-    begin = _log_choose(draws, first) + _log_choose(others, hits - first)
-    logs = begin - _log_choose(total, hits) + np.concatenate([[0.0], np.cumsum(steps)])
+    steps = np.log((draws - x) * (found - x)) - np.log((x + 1) * (others - found + x + 1))
+    begin = _log_choose(draws, first) + _log_choose(others, found - first)
+    logs = begin - _log_choose(total, found) + np.concatenate([[0.0], np.cumsum(steps)])
     as_rare = logs <= logs[before.count - first] + 1e-7
     return min(1.0, float(np.exp(logs[as_rare]).sum()))
 
@@ -71,15 +162,31 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def needed(before: Count) -> int | None:
-    """How many without one would show, with 95 %, that it is rarer than before; None for never."""
-    if not 0 < before.share < 1:
+    """How many without one would show that it is rarer than before; None for never."""
+    if not before.count:
         return None
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-before.share))
+
+    def shows(of: int) -> bool:
+        return chance(before, Count(0, of, before.bursts)) < LIKELY
+
+    enough = 1
+    while not shows(enough):
+        enough *= 2
+        if enough > ENDLESS:
+            return None
+    few = enough // 2
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if shows(middle) else (middle, enough)
+    return enough
 
 
 def say(before: Count, after: Count) -> str:
     """What the two counts tell, in a sentence."""
     counts = f"{say_count(before)} before, {say_count(after)} after"
+    if max(before.bursts, after.bursts) > 1:
+        alone = f"{before.independent.of:,} and {after.independent.of:,}"
+        counts += f", in bursts: worth {alone} independent ones"
     if not before.of or not after.of:
         when = "before" if not before.of else "after"
         return f"{counts}: there was nothing to count {when}"
@@ -111,8 +218,8 @@ def _percent(share: float) -> str:
 
 def _odds(p: float) -> str:
     """1 in how many, rounded to two digits."""
-    if p < 1e-9:
-        return "less than 1 in a thousand million"
+    if p < NEGLIGIBLE:
+        return "less than 1 in a million"
     times = 1 / p
     digits = max(0, math.floor(math.log10(times)) - 1)
     return f"1 in {round(times / 10**digits) * 10**digits:,}" if times >= 2 else f"{p:.0%}"

@@ -21,7 +21,7 @@ from qtrace.analysis.pictures.style import (
     thread_lanes,
     unit,
 )
-from qtrace.analysis.stacks import stack_facts
+from qtrace.analysis.stacks import functions, stack_facts
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import SEVERITY
 
@@ -29,6 +29,8 @@ from qtrace.analysis.verdicts import SEVERITY
 MOST_ARROWS = 60
 # Dots that can be told apart on one lane.
 PLACES = 4000
+# So many findings stand too close for an edge of their own.
+CROWD = 50
 # How often a name stands on one lane.
 MOST_ALIKE = 3
 # The room of a lane without bars.
@@ -133,7 +135,7 @@ def _dots(axes: Axes, runs: pd.DataFrame) -> None:
                     s=60 if finding else 16,
                     marker="D" if finding else "o",
                     color=COLOURS.get(verdict, OTHER),
-                    edgecolors=INK if finding else "none",
+                    edgecolors=INK if finding and len(own) < CROWD else "none",
                     label=f"{'finding: ' if finding else ''}{verdict} ({len(own):,})",
                     zorder=4 if finding else 3,
                 )
@@ -167,7 +169,8 @@ def _window(axes: Axes, seen: pd.DataFrame, since: int, until: int) -> None:
                     list(bars), facecolor=colour, edgecolor=colour, lw=0.6, alpha=0.85, label=label
                 )
             )
-    polls = stack_facts(seen["stack"])["in_poll"].to_numpy(np.bool_)
+    facts = stack_facts(seen["stack"])
+    polls = facts["in_poll"].to_numpy(np.bool_)
     if polls.any():
         axes.hlines(bottom[polls], begin[polls], (begin + width)[polls], color=INK, lw=3,
                     label="in aio_poll()")  # fmt: skip
@@ -175,6 +178,8 @@ def _window(axes: Axes, seen: pd.DataFrame, since: int, until: int) -> None:
         axes, seen["name"].astype(str).tolist(), begin, width, bottom - tall, lane - HEIGHT / 2,
         (until - since) / size,
     )  # fmt: skip
+    if tall == HEIGHT:
+        _accesses(axes, seen["stack"], facts, begin, width, bottom, (until - since) / size)
     if _arrowed(seen, since).any():
         _arrows(axes, seen, lanes, begin, bottom - tall / 2, since, size)
     draw_lanes(axes, lanes["text"].tolist(), lanes["lane"].tolist())
@@ -215,6 +220,26 @@ def _names(
                 others.append((left, left + letters))
                 axes.text(left, line, plain(names[at]), fontsize=7, va="bottom", clip_on=True)
                 break
+
+
+def _accesses(
+    axes: Axes,
+    stacks: pd.Series,
+    facts: pd.DataFrame,
+    begin: npt.NDArray[np.float64],
+    width: npt.NDArray[np.float64],
+    bottom: npt.NDArray[np.float64],
+    span: float,
+) -> None:
+    """Beside the line of a poll, where there is room: which access of the guest it was for."""
+    device, poll = facts["device_frame"].to_numpy(), facts["deciding_frame"].to_numpy()
+    for at in np.flatnonzero((device >= 0) & facts["in_poll"].to_numpy(np.bool_))[:MOST_ARROWS]:
+        chain = functions(str(stacks.iloc[at]))
+        text = f"in {chain[poll[at]]}() for {chain[device[at]]}()"
+        seen_from, seen_until = max(begin[at], 0.0), min(begin[at] + width[at], span)
+        if len(text) * LETTER * span < seen_until - seen_from:
+            axes.text(seen_from + LETTER * span / 2, bottom[at] - 0.05, plain(text), fontsize=7,
+                      va="bottom", color="white", clip_on=True)  # fmt: skip
 
 
 def _depth(runs: pd.DataFrame) -> npt.NDArray[np.int64]:

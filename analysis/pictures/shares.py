@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from qtrace.analysis.pictures.style import COLOURS, OTHER, WIDTH, draw_lanes, plain
-from qtrace.analysis.rates import CONFIDENCE, Count, say_count
+from qtrace.analysis.rates import CONFIDENCE, Count, bursts, hits, say_count
 from qtrace.analysis.traces import AnalysedTrace
 
 
@@ -18,19 +18,20 @@ def shares(traces: Mapping[str, AnalysedTrace], name: str, verdict: str) -> Figu
     figure = Figure(figsize=(WIDTH, 0.9 + 0.55 * max(1, len(traces))), layout="constrained")
     axes = figure.subplots()
     colour = COLOURS.get(verdict, OTHER)
-    for lane, trace in enumerate(traces.values()):
-        own = (trace.instances["name"] == name).to_numpy()
-        hits = own & (trace.instances["verdict"] == verdict).to_numpy()
-        count = Count(int(np.sum(hits)), int(np.sum(own)))
+    found = [hits(trace.instances, name, verdict) for trace in traces.values()]
+    each = bursts([own] for own in found)
+    counts = [Count(int(np.sum(own)), len(own), each) for own in found]
+    # The highest share fills the picture, with some room for its text behind.
+    end = max([count.interval()[1] for count in counts], default=1.0)
+    for lane, count in enumerate(counts):
         low, high = count.interval()
         axes.hlines(lane, low, high, color=colour, lw=8, alpha=0.35)
         axes.plot(count.share, lane, "D", ms=7, color=colour, clip_on=False)
         axes.annotate(say_count(count), (high, lane), fontsize=9, va="center", xytext=(8, 0),
                       textcoords="offset points")  # fmt: skip
     draw_lanes(axes, [plain(label) for label in traces])
-    # Room for the text beside a share near the end.
-    axes.set_xlim(-0.01, 1.35)
-    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_xlim(-0.01 * end, 1.35 * end)
+    axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, end) if tick <= 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel(f"share with the verdict {verdict}, and its {CONFIDENCE:.0%} interval")
     axes.set_title(plain(name), loc="left")

@@ -18,7 +18,7 @@ from qtrace.recorder.session import Recording
 
 Make = Callable[[Path], None]
 
-FORCED, CONTROL, MANY = 12, 60, 1000
+FORCED, CONTROL, MANY = 12, 60, 3000
 REAL_SAVES, MEMORY_MIB = 3, 2048
 
 

@@ -24,13 +24,21 @@ from tests.unit.event_rows import (
 )
 
 
-def trace(path: Path, saves: int, strikes: int = 0, wait_ns: int = 50, **facts: Any) -> Path:
+def trace(
+    path: Path,
+    saves: int,
+    strikes: int = 0,
+    wait_ns: int = 50,
+    in_a_row: bool = False,
+    **facts: Any,
+) -> Path:
     """So many saves, of which so many ran on a vCPU thread."""
     events = [attach()]
+    step = 1 if in_a_row else saves // max(strikes, 1)
     for number in range(saves):
         opaque = {"opaque": 0x100 + number}
         events.append(schedule(1000 * number + 10, **opaque))
-        ran = run_on_vcpu if number < strikes else run
+        ran = run_on_vcpu if number % step == 0 and number // step < strikes else run
         events.append(ran(1000 * number + 10 + wait_ns, **opaque))
     return write(path, [*events, *facts.pop("more", []), detach(1000 * saves + 1000, **facts)])
 
@@ -85,6 +93,15 @@ def test_waits_are_compared(tmp_path: Path) -> None:
 
 
 LATER = ((schedule, 10), (run_on_vcpu, 15))
+
+
+def test_strikes_in_a_row_tell_no_more_than_one(tmp_path: Path) -> None:
+    """A race that strikes while two loops are in step has struck once."""
+    before = trace(tmp_path / "a.csv", 300, strikes=13, in_a_row=True)
+    found = compare(before, trace(tmp_path / "b.csv", 300))
+    row = next(r for r in found["bottom_halves"][0]["verdicts"] if r["verdict"] == "vcpu-poll")
+    assert row["bursts"] > 13
+    assert "too few to tell" in row["sentence"]
 
 
 def test_what_a_fix_schedules_elsewhere_is_compared_with_itself(tmp_path: Path) -> None:
