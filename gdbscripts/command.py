@@ -45,10 +45,12 @@ class AioCommand(gdb.Command):
                 f"aio {self.name}: the code of this QEMU does not show {error.fact}"
             ) from None
         except Torn as error:
-            remedy = "" if is_core() else ": continue for a moment and ask again"
-            raise gdb.GdbError(
-                f"aio {self.name}: stopped amid a change, or damaged: {error.what}{remedy}"
-            ) from None
+            told = (
+                f"this core does not have {error.what}: it is damaged, or its end was not written"
+                if is_core()
+                else f"stopped amid a change of {error.what}: continue for a moment and ask again"
+            )
+            raise gdb.GdbError(f"aio {self.name}: {told}") from None
 
     def complete(self, text: str, word: str) -> list[str]:
         words = text.split()
@@ -77,13 +79,24 @@ def say(line: str = "") -> None:
     gdb.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]], nothing: str) -> None:
-    """Columns as wide as they need; the line ``nothing`` when there are no rows."""
+def table(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    nothing: str,
+    unread: Iterable[str] = (),
+) -> None:
+    """Columns as wide as they need; the line ``nothing`` when there are no rows.
+
+    ``unread``: where more may be that cannot be read.
+    """
     lines = [[str(cell) for cell in row] for row in rows]
-    if not lines:
+    where = ", ".join(unread)
+    if lines:
+        lines.insert(0, list(titles))
+        widths = [max(len(line[n]) for line in lines) for n in range(len(titles))]
+        for line in lines:
+            say("  ".join(cell.ljust(widths[n]) for n, cell in enumerate(line)).rstrip())
+    elif not where:
         say(nothing)
-        return
-    lines.insert(0, list(titles))
-    widths = [max(len(line[n]) for line in lines) for n in range(len(titles))]
-    for line in lines:
-        say("  ".join(cell.ljust(widths[n]) for n, cell in enumerate(line)).rstrip())
+    if where:
+        say(f"not readable, there may be more: {where}")

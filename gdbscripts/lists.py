@@ -10,6 +10,7 @@ from qtrace.gdbscripts.command import AioCommand, say, table
 from qtrace.gdbscripts.look import Qemu, disagreements
 from qtrace.gdbscripts.stacks import code_name
 from qtrace.target.aio.model import Context, Look, Thread
+from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.waits import TOLD, named_frames, polled_context, wait_of
 from qtrace.target.aio.walk import Missing
 
@@ -35,19 +36,19 @@ class Contexts(AioCommand):
         names = {thread.ptid[1]: thread.name for thread in gdb.selected_inferior().threads()}
         reader = qemu.reader
         rows = []
-        for context in qemu.contexts():
+        for context in qemu.contexts:
             name = names.get(context.tid)
             home = f"{context.tid} ({name})" if name else str(context.tid)
             counts = []
             for read in (reader.bottom_halves, reader.handlers, reader.scheduled_coroutines):
                 try:
                     counts.append(str(len(read(context.address))))
-                except Missing:
+                except (Missing, Torn):
                     counts.append("?")
             rows.append((context.label, f"{context.address:#x}", home, *counts))
         table(
             ("CONTEXT", "ADDRESS", "THREAD", "BOTTOM HALVES", "HANDLERS", "COROUTINES"),
-            rows, "this QEMU has not made its AioContexts yet",
+            rows, "this QEMU has not made its AioContexts yet", qemu.dark(),
         )  # fmt: skip
         missing = qemu.layout.missing()
         if missing:
@@ -69,23 +70,24 @@ class BottomHalves(AioCommand):
     arguments = "[NAME]"
 
     def candidates(self, words: list[str]) -> Iterable[str]:
-        return () if words else (half.name for half in Qemu().bottom_halves())
+        return () if words else pending_names()
 
     def run(self, arguments: list[str]) -> None:
         name = self.at_most_one(arguments)
         qemu = Qemu()
-        labels = {context.address: context.label for context in qemu.contexts()}
+        found, unread = qemu.each(qemu.contexts, qemu.reader.bottom_halves)
         rows = [
             (
-                half.name or "?", labels[half.ctx], code_name(half.cb), f"{half.opaque:#x}",
+                half.name or "?", context.label, code_name(half.cb), f"{half.opaque:#x}",
                 half.flag_names + ("|SLICE" if half.in_slice else ""), f"{half.address:#x}",
             )
-            for half in qemu.bottom_halves()
+            for context, half in found
             if name in ("", half.name)
         ]  # fmt: skip
         table(
-            ("BOTTOM HALF", "CONTEXT", "CALLBACK", "OPAQUE", "FLAGS", "ADDRESS"),
-            rows, f"{name} is not pending" if name else "no bottom half is pending",
+            ("BOTTOM HALF", "CONTEXT", "CALLBACK", "OPAQUE", "FLAGS", "ADDRESS"), rows,
+            f"{name} is not pending" if name else "no bottom half is pending",
+            unread + qemu.dark(),
         )  # fmt: skip
 
 
@@ -101,22 +103,23 @@ class Handlers(AioCommand):
     arguments = "[CONTEXT]"
 
     def candidates(self, words: list[str]) -> Iterable[str]:
-        return () if words else (context.label for context in Qemu().contexts())
+        return () if words else (context.label for context in Qemu().contexts)
 
     def run(self, arguments: list[str]) -> None:
         qemu = Qemu()
-        contexts = chosen(qemu.contexts(), self.at_most_one(arguments))
+        name = self.at_most_one(arguments)
+        found, unread = qemu.each(chosen(qemu.contexts, name), qemu.reader.handlers)
         rows = [
             (
                 context.label, "-" if handler.fd < 0 else handler.fd, _events(handler.events),
                 code_name(handler.io_read), code_name(handler.io_write),
                 f"{handler.opaque:#x}", "deleted" if handler.deleted else "",
             )
-            for context in contexts
-            for handler in qemu.reader.handlers(context.address)
+            for context, handler in found
         ]  # fmt: skip
         table(
-            ("CONTEXT", "FD", "EVENTS", "READ", "WRITE", "OPAQUE", ""), rows, "no fd handlers"
+            ("CONTEXT", "FD", "EVENTS", "READ", "WRITE", "OPAQUE", ""), rows, "no fd handlers",
+            unread if name else unread + qemu.dark(),
         )  # fmt: skip
 
 
@@ -172,6 +175,13 @@ class Jobs(AioCommand):
                 say("    " + " < ".join(name.replace("?@", "") for name in functions))
 
 
+def pending_names() -> Iterable[str]:
+    """For the completion of a bottom half's name."""
+    qemu = Qemu()
+    found, _unread = qemu.each(qemu.contexts, qemu.reader.bottom_halves)
+    return (half.name for _context, half in found)
+
+
 def chosen(contexts: list[Context], wanted: str) -> list[Context]:
     """The context of that name or address; all of them without one.
 
@@ -197,7 +207,7 @@ def state(look: Look, thread: Thread) -> str:
     frames = named_frames(thread)[:TOLD]
     polls = polled_context(look, thread)
     return (f"runs in {' < '.join(frames)}" if frames else "runs") + (
-        f", polling `{polls.label}`" if polls else ""
+        f", polling {polls.quoted}" if polls else ""
     )
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TypeVar
 
 import gdb
 
 from qtrace.gdbscripts.debug_info import with_debug_info
 from qtrace.gdbscripts.stacks import Stack, Stacks
-from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, is_core, register
+from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, file_code, is_core, register
 from qtrace.roles import Role, role_of_functions, role_of_name
 from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import guard_of_thread
 from qtrace.target.aio.ending import ABORT_MESSAGE, FATAL, SENT, read_abort_message
+from qtrace.target.aio.gather import Gathering
 from qtrace.target.aio.layout import Layout
-from qtrace.target.aio.model import BottomHalf, Context, Ending, Look, Thread
+from qtrace.target.aio.model import Context, Ending, Look, Thread
 from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.arch_x86_64 import SYSCALL_INSTRUCTION
@@ -65,16 +66,31 @@ class Qemu:
     def pid(self) -> int:
         return int(self._inferior.pid)
 
+    @cached_property
     def contexts(self) -> list[Context]:
-        names = {thread.ptid[1]: thread.name or "" for thread in self._inferior.threads()}
-        return self.reader.contexts(self.pid, self.thread_pointers, names)
+        """Raises ``Torn`` when the main loop's cannot be read."""
+        return self.reader.contexts(self.pid, self.thread_pointers, self._names())
 
-    def bottom_halves(self) -> list[BottomHalf]:
-        return [half for ctx in self.contexts() for half in self.reader.bottom_halves(ctx.address)]
+    def each(
+        self, contexts: Iterable[Context], read: Callable[[int], list[T]]
+    ) -> tuple[list[tuple[Context, T]], list[str]]:
+        """What a method of the reader finds in each context, and where it cannot be read."""
+        found: list[tuple[Context, T]] = []
+        unread = []
+        for context in contexts:
+            try:
+                found += [(context, item) for item in read(context.address)]
+            except Torn:
+                unread.append(f"`{context.label}`")
+        return found, unread
 
-    def threads(self) -> list[Thread]:
+    def dark(self) -> list[str]:
+        """Where there may be a context more, which cannot be read."""
+        return [f"thread {tid}" for tid in self.reader.dark(self.pid, self.thread_pointers)]
+
+    def threads(self, contexts: Iterable[Context]) -> list[Thread]:
         """All threads with their stacks, in the order in which gdb numbers them."""
-        owners = {context.tid: context for context in self.contexts()}
+        owners = {context.tid for context in contexts}
         found = []
         for thread in self._by_number():
             thread.switch()
@@ -109,45 +125,30 @@ class Qemu:
             return 0
 
     def look(self) -> Look:
-        """Everything at once; what cannot be read is named in ``missing``."""
-        missing = set(self.layout.missing())
-        torn: list[str] = []
-
-        def attempt(read: Callable[[], list[T]]) -> tuple[T, ...]:
-            try:
-                return tuple(read())
-            except Missing as error:
-                missing.add(error.fact)
-            except Torn as error:
-                torn.append(error.what)
-            return ()
-
-        def each(read: Callable[[int], list[T]]) -> tuple[T, ...]:
-            return tuple(
-                item
-                for context in contexts
-                for item in attempt(functools.partial(read, context.address))
-            )
-
-        reader = self.reader
-        contexts = attempt(self.contexts)
-        jobs = attempt(reader.jobs)
-        holder = attempt(lambda: [reader.bql_holder()])
+        """Everything at once; what cannot be read is named."""
+        reader, lists = self.reader, Gathering(self.reader, self.layout.missing())
+        contexts = lists.contexts(self.pid, self.thread_pointers, self._names())
+        jobs = tuple(lists.one(reader.jobs) or ())
         frames = {job.co: self.stacks.of_coroutine(job.co) for job in jobs if job.co}
         return Look(
             time_ns=time.monotonic_ns(),
             contexts=contexts,
-            bottom_halves=each(reader.bottom_halves),
-            handlers=each(reader.handlers),
-            scheduled=each(reader.scheduled_coroutines),
+            bottom_halves=lists.bottom_halves(contexts),
+            handlers=lists.each(contexts, reader.handlers),
+            scheduled=lists.each(contexts, reader.scheduled_coroutines),
             jobs=jobs,
-            threads=attempt(self.threads),
-            bql_holder=holder[0] if holder else None,
+            threads=tuple(self.threads(contexts)),
+            bql_holder=lists.one(reader.bql_holder),
             ending=ending(),
-            torn=tuple(torn),
-            missing=tuple(sorted(missing)),
+            torn=tuple(lists.torn),
+            missing=tuple(sorted(lists.missing)),
+            unread=tuple(lists.unread),
+            dark=tuple(lists.dark),
             coroutine_frames={co: stack.names for co, stack in frames.items() if stack},
         )
+
+    def _names(self) -> dict[int, str]:
+        return {thread.ptid[1]: thread.name or "" for thread in self._inferior.threads()}
 
     def _by_number(self) -> list[gdb.InferiorThread]:
         return sorted(self._inferior.threads(), key=lambda thread: int(thread.num))
@@ -163,7 +164,7 @@ class Qemu:
                 pointers[thread.ptid[1]] = pointer
         return pointers
 
-    def _role(self, tid: int, name: str, stack: Stack, owners: dict[int, Context]) -> Role:
+    def _role(self, tid: int, name: str, stack: Stack, owners: set[int]) -> Role:
         if tid == self.pid:
             return "main"
         if tid in owners:
@@ -199,7 +200,9 @@ def _system_call(memory: GdbMemory, stack: Stack) -> str:
     number, pc = register(frame, "orig_rax"), register(frame, "rip")
     if number is None or pc is None or number >> 63:
         return ""
-    if memory.read(pc - 2, 2) != SYSCALL_INSTRUCTION or not sleeps(register(frame, "rax") or 0):
+    with file_code():
+        code = memory.read(pc - 2, 2)
+    if code != SYSCALL_INSTRUCTION or not sleeps(register(frame, "rax") or 0):
         return ""
     name = restarted(syscall_name(number, register(frame, "rsi") or 0), stack.names)
     return "" if name == RUNNING_GUEST else name

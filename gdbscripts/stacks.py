@@ -118,7 +118,11 @@ class Stacks:
             found.append(self._frame(frame, pc))
             younger = frame.type()
             reason = frame.unwind_stop_reason()
-            frame = frame.older()
+            try:
+                frame = frame.older()
+            except gdb.error:
+                # Memory that a core does not have.
+                return Stack(tuple(found), False), False
             if frame is None:
                 ended = reason in (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
                 return Stack(tuple(found), ended), False

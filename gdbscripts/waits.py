@@ -7,13 +7,14 @@ from collections.abc import Iterable
 import gdb
 
 from qtrace.gdbscripts.command import AioCommand, say
+from qtrace.gdbscripts.lists import pending_names
 from qtrace.gdbscripts.look import Qemu
 from qtrace.gdbscripts.stacks import Stack, code_name
 from qtrace.gdbscripts.target import is_core, setting
 from qtrace.target.aio.model import Look
 from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.waits import waited_for
-from qtrace.target.aio.why import Finding, confirm, explain
+from qtrace.target.aio.unclear import unclear
+from qtrace.target.aio.why import confirm, explain
 
 
 class Coroutine(AioCommand):
@@ -52,7 +53,7 @@ class Coroutine(AioCommand):
             raise gdb.GdbError(
                 f"{address:#x} is no coroutine that sleeps; aio jobs shows those of jobs"
             )
-        named = {context.address: context.label for context in qemu.contexts()}
+        named = {context.address: context.label for context in qemu.contexts}
         ctx = coroutine.ctx or 0
         line = f"coroutine {address:#x}, entry {code_name(coroutine.entry)}"
         say(line + (f", runs in {named.get(ctx, hex(ctx))}" if ctx else ""))
@@ -72,7 +73,7 @@ class Why(AioCommand):
     arguments = "[NAME]"
 
     def candidates(self, words: list[str]) -> Iterable[str]:
-        return () if words else (half.name for half in Qemu().bottom_halves())
+        return () if words else pending_names()
 
     def run(self, arguments: list[str]) -> None:
         name = self.at_most_one(arguments)
@@ -80,22 +81,27 @@ class Why(AioCommand):
         before = _looks.add(look)
         lasting = confirm(before, look, name) if before else []
         known = {(finding.kind, finding.thread.tid) for finding in lasting}
-        findings = [
+        findings = lasting + [
             finding
             for finding in explain(look, name)
-            if (finding.kind, finding.thread.tid) not in known and not _goes_on(look, finding)
+            if (finding.kind, finding.thread.tid) not in known
         ]
-        for finding in lasting + findings:
+        for finding in findings:
             moment = "" if finding.proof or is_core() else "At this moment "
             say(moment + finding.sentence)
             if finding.proof:
                 say(f"  {finding.proof}")
-        if not lasting + findings:
+        reasons = unclear(look, name)
+        if reasons:
+            what = "anything else" if findings else "anything"
+            of = f" of {name}" if name else ""
+            say(f"it cannot be told whether {what} is in the way{of}:")
+        for reason in reasons:
+            say(f"  {reason}")
+        if not findings and not reasons:
             say(nothing_in_the_way(look, name))
-        elif not is_core() and not all(finding.proof for finding in lasting + findings):
+        elif not is_core() and not all(finding.proof for finding in findings):
             say("continue for a while and ask again: then it shows whether it stays so")
-        for torn in look.torn:
-            say(f"not readable: {torn}")
 
 
 class _Looks:
@@ -120,11 +126,6 @@ class _Looks:
 
 
 _looks = _Looks()
-
-
-def _goes_on(look: Look, finding: Finding) -> bool:
-    """Whether what the thread waits for is a thread that runs: it will let go by itself."""
-    return any(not other.blocked_in for other, _why in waited_for(look, finding.thread))
 
 
 def nothing_in_the_way(look: Look, name: str) -> str:

@@ -44,8 +44,9 @@ Examples:
 @click.option("--watch", type=DURATION, metavar="TIME", help="Look again and again: 1s, 100ms.")
 @click.option("--duration", type=DURATION, help="End --watch after this time.")
 @click.option(
-    "--gdb", "stop", is_flag=True, help="Stop it with gdb for a moment, to see threads that run."
-)
+    "--gdb", "stop", is_flag=True,
+    help="Stop it for some milliseconds, as gdb does, to see the stacks of threads that run.",
+)  # fmt: skip
 @click.option(
     "--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The file that a running qtrace attach writes: it knows since when something is pending.",
@@ -68,7 +69,8 @@ def command(
     stays so.
 
     Exit status: 0 nothing is stuck; 1 a finding, proved by two looks or by a circle of
-    waiting; 4 a core, or a process that is stopped, shows it but cannot prove it.
+    waiting; 4 a core, or a process that is stopped, shows it but cannot prove it, or what
+    would show it cannot be read.
     """
     if (pid is None) == (core is None):
         raise click.UsageError("name a process with --pid, or a core file with --core")
@@ -97,49 +99,59 @@ def command(
         from qtrace.target.stopped import look_while_stopped
 
         look, paused_ms = look_while_stopped(process)
-        findings = _prove(looker, look)
     else:
         look = looker.look()
-        findings = _prove(looker, look)
-    _show(looker, look, findings, _ages(trace, look), output_format, paused_ms=paused_ms)
-    return _status(findings)
+    findings, reasons = _prove(looker, look)
+    ages = _ages(trace, look)
+    _show(looker, look, findings, reasons, ages, output_format, paused_ms=paused_ms)
+    return _status(findings, reasons)
 
 
-def _status(findings: Sequence[Finding]) -> ExitStatus:
-    """A finding without proof is inconclusive."""
+def _status(findings: Sequence[Finding], reasons: Sequence[str]) -> ExitStatus:
+    """A finding without proof is inconclusive, and so is none where one may not be seen."""
     if any(finding.proof for finding in findings):
         return ExitStatus.FINDING
-    return ExitStatus.INCONCLUSIVE if findings else ExitStatus.OK
+    return ExitStatus.INCONCLUSIVE if findings or reasons else ExitStatus.OK
 
 
-def _prove(looker: Looker, first: Look) -> list[Finding]:
-    """The findings of a look that a second one shows too; of a stopped process without proof."""
+def _prove(looker: Looker, first: Look) -> tuple[list[Finding], list[str]]:
+    """What a look finds, and leaves open, that a second one shows too.
+
+    Of a process that is stopped it is what one look shows, without proof.
+    """
+    from qtrace.target.aio.unclear import still_unclear, unclear
     from qtrace.target.aio.why import confirm, explain
 
-    seen = explain(first)
-    if not seen or first.stopped:
-        return seen
+    seen, reasons = explain(first), unclear(first)
+    if first.stopped or not (seen or reasons):
+        return seen, reasons
     time.sleep(APART_S)
     second = looker.look()
-    return explain(second) if second.stopped else confirm(first, second)
+    if second.stopped:
+        return explain(second), unclear(second)
+    return confirm(first, second), still_unclear(first, second)
 
 
 def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:
+    from qtrace.target.aio.unclear import unclear
     from qtrace.target.aio.why import explain
     from qtrace.target.core import CoreSource
     from qtrace.target.core_file import CoreFile
     from qtrace.target.look import Looker
 
-    source = CoreSource(CoreFile(core), exe)
+    file = CoreFile(core)
+    source = CoreSource(file, exe)
+    if file.truncated:
+        stderr().print(f"warning: {core} is truncated: {file.truncated}")
     if not source.checked:
         stderr().print(f"warning: {core} has no build id to compare with the executable's")
     looker = Looker(source)
     look = looker.look()
-    findings = explain(look)
+    findings, reasons = explain(look), unclear(look)
     for path in sorted(source.space.unmatched):
         stderr().print(f"warning: {path} is not the file that was mapped: not used")
-    _show(looker, look, findings, {}, output_format, core=core)
-    return _status(findings)
+    _show(looker, look, findings, reasons, {}, output_format, core=core)
+    return _status(findings, reasons)
 
 
 def _watch(
@@ -147,6 +159,7 @@ def _watch(
 ) -> int:
     """Looks at a steady pace; a line each. The findings compare looks ``APART_S`` apart."""
     from qtrace.cli.look import finding_json, look_json, summary
+    from qtrace.target.aio.unclear import still_unclear
     from qtrace.target.aio.why import confirm
 
     # Where processors are scarce the guest comes first: a look takes a free one, or waits until
@@ -155,7 +168,7 @@ def _watch(
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     looks: deque[Look] = deque()
     ends = None if duration is None else time.monotonic() + duration
-    found = False
+    found, reasons = False, list[str]()
     at = time.monotonic()
     try:
         while ends is None or at < ends:
@@ -165,14 +178,16 @@ def _watch(
                 looks.popleft()
             old_enough = looks and look.time_ns - looks[0].time_ns >= APART_S * 1e9
             findings = confirm(looks[0], look) if old_enough else []
+            reasons = still_unclear(looks[0], look) if old_enough else []
             looks.append(look)
             found = found or bool(findings)
             if output_format == "json":
                 document = look_json(look, looker.name, _ages(trace, look))
                 document["findings"] = [finding_json(finding) for finding in findings]
+                document["unclear"] = reasons
                 print(json.dumps({"schema_version": SCHEMA_VERSION, **document}), flush=True)
             else:
-                click.echo(f"{time.strftime('%H:%M:%S')} {summary(look, findings)}")
+                click.echo(f"{time.strftime('%H:%M:%S')} {summary(look, findings, reasons)}")
                 sys.stdout.flush()
             at = max(at + every, time.monotonic())
             time.sleep(max(0.0, at - time.monotonic()))
@@ -180,29 +195,33 @@ def _watch(
         pass
     except NoSuchProcess:
         click.echo(f"process {looker.source.pid} has ended", err=True)
-    return ExitStatus.FINDING if found else ExitStatus.OK
+    if found:
+        return ExitStatus.FINDING
+    return ExitStatus.INCONCLUSIVE if reasons else ExitStatus.OK
 
 
 def _show(
     looker: Looker,
     look: Look,
     findings: Sequence[Finding],
+    reasons: Sequence[str],
     ages_ns: dict[int, int],
     output_format: str,
     *,
     core: Path | None = None,
     paused_ms: float | None = None,
 ) -> None:
-    from qtrace.cli.look import finding_json, look_json, print_findings, print_look, worst
+    from qtrace.cli.look import finding_json, look_json, print_look, print_verdict, verdict
 
     target = _target(looker, core)
     if output_format == "json":
         print_json(
             {
-                "verdict": worst(findings),
+                "verdict": verdict(findings, reasons),
                 "target": target,
                 "paused_ms": paused_ms,
                 "findings": [finding_json(finding) for finding in findings],
+                "unclear": list(reasons),
                 **look_json(look, looker.name, ages_ns),
             }
         )
@@ -218,9 +237,7 @@ def _show(
     if paused_ms is not None:
         console.print(Text(f"the guest was paused for {paused_ms:.0f} ms at most"))
     console.print()
-    print_findings(console, findings)
-    if not findings:
-        console.print(Text("clear: nothing is stuck", style="green"))
+    print_verdict(console, findings, reasons)
 
 
 def _target(looker: Looker, core: Path | None) -> dict[str, Any]:

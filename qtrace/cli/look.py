@@ -150,7 +150,7 @@ def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]
     if look.stopped:
         console.print(Text("the process is stopped: that nothing moves shows nothing", style=NOTE))
     for what in look.torn:
-        console.print(Text(f"not shown, it changes too fast: {what}", style=NOTE))
+        console.print(Text(f"not shown, it changes too fast or is not there: {what}", style=NOTE))
     if look.missing:
         facts = ", ".join(look.missing)
         console.print(Text(f"not found in this binary's code: {facts}", style=NOTE))
@@ -159,25 +159,37 @@ def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]
         console.print(Text(f"debug info, not the code, is believed on: {facts}", style=NOTE))
 
 
-def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The sentences; what one look alone cannot prove says so."""
+def print_verdict(console: Console, findings: Sequence[Finding], reasons: Sequence[str]) -> None:
+    """The sentences; what one look alone cannot prove says so, and so does what is not known."""
     for finding in findings:
         text = Text(f"{finding.kind}: ", style=FINDING if finding.proof else NOTE)
         console.print(text.append(inert(finding.sentence), style=""))
         proof = finding.proof or "one look cannot show whether it stays so"
         console.print(Text(inert(f"  {proof}")))
+    if reasons:
+        what = "anything else" if findings else "anything"
+        text = Text("inconclusive: ", style=NOTE)
+        console.print(text.append(f"it cannot be told whether {what} is stuck", style=""))
+        for reason in reasons:
+            console.print(Text(inert(f"  {reason}")))
+    elif not findings:
+        console.print(Text("clear: nothing is stuck", style="green"))
 
 
-def summary(look: Look, findings: Sequence[Finding]) -> str:
+def summary(look: Look, findings: Sequence[Finding], reasons: Sequence[str]) -> str:
     """One line: how much is pending where, what the main thread does, the finding."""
-    counts = ", ".join(
-        f"{context.label} {sum(half.ctx == context.address for half in look.bottom_halves)}"
-        for context in look.contexts
-    )
+    counts = ", ".join(f"{c.label} {_count(look, c)}" for c in look.contexts)
     main = next((t for t in look.threads if t.role == "main"), None)
     doing = _doing(main) if main else "no main thread"
-    line = f"pending: {counts}; main thread {doing}"
-    return inert("; ".join([line, *(f.sentence for f in findings)]))
+    line = f"pending: {counts or '?'}; main thread {doing}"
+    unclear = [f"inconclusive: {', '.join(reasons)}"] if reasons else []
+    return inert("; ".join([line, *(f.sentence for f in findings), *unclear]))
+
+
+def _count(look: Look, context: Context) -> str:
+    if context.address in look.unread:
+        return "?"
+    return str(sum(half.ctx == context.address for half in look.bottom_halves))
 
 
 def _print_context(
@@ -240,7 +252,9 @@ def _ended(ending: Ending) -> str:
     return f"ended by {ending.signal} in {ending.tid}"
 
 
-def worst(findings: Sequence[Finding]) -> str:
-    """The verdict of a look: ``crashed``, ``stranded``, ``stuck`` or ``clear``."""
+def verdict(findings: Sequence[Finding], reasons: Sequence[str]) -> str:
+    """``crashed``, ``stranded``, ``stuck``; without a finding ``inconclusive`` or ``clear``."""
     kinds = [finding.kind for finding in findings]
-    return STRANDED if STRANDED in kinds else kinds[0] if kinds else "clear"
+    if STRANDED in kinds:
+        return STRANDED
+    return kinds[0] if kinds else "inconclusive" if reasons else "clear"

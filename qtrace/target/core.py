@@ -70,9 +70,16 @@ class CoreSource:
             # A kernel thread that bears the process's id (KVM's, vhost's).
             return State("", None, kernel=True)
         call = values["orig_rax"]
-        in_call = call < 1 << 63 and self.memory.read(values["rip"] - 2, 2) == SYSCALL_INSTRUCTION
+        in_call = call < 1 << 63 and self._code(values["rip"] - 2, 2) == SYSCALL_INSTRUCTION
         asleep = in_call and sleeps(values["rax"])
         return State(syscall_name(call, values["rsi"]) if asleep else "", known)
+
+    def _code(self, address: int, size: int) -> bytes:
+        """Code as the core has it, else as the file that was mapped there."""
+        raw = self.memory.read(address, size)
+        found = self.space.find(address) if len(raw) < size else None
+        module = found[0] if found else None
+        return raw if module is None else module.elf.read(address - module.bias, size)
 
     def stopped(self) -> bool:
         """A core shows a moment of a process that ran."""

@@ -54,10 +54,14 @@ class CoreFile:
     """A core: its notes and its memory.
 
     Pages that were not dumped because a file has them are read from that file, once its
-    build id has been found to be the one in the core (``trust``).
+    build id has been found to be the one in the core (``trust``). Of a core whose end was not
+    written (a full disk, a limit) the rest can be read, as long as that has the notes.
+
+    Attributes:
+        size: how long its headers say that it is, in bytes.
 
     Raises:
-        TargetError: not a (whole) core file, or not readable.
+        TargetError: not a core file, one without its notes, or not readable.
         UnsupportedBinary: the core of another kind of machine.
     """
 
@@ -102,6 +106,7 @@ class CoreFile:
             (sections,) = struct.unpack_from("<Q", data, 40)
             (count,) = struct.unpack_from("<I", data[sections : sections + 64].ljust(64), 44)
         parts, notes = [], []
+        self.size = 0
         for number in range(count):
             raw = data[headers + number * size : headers + number * size + 56]
             if len(raw) < 56:
@@ -109,18 +114,26 @@ class CoreFile:
             segment, _flags, offset, start, _physical, dumped, length, _align = struct.unpack(
                 "<IIQQQQQQ", raw
             )
-            if offset + dumped > len(data):
-                raise self._truncated()
+            self.size = max(self.size, offset + dumped)
             if segment == PT_LOAD:
                 parts.append(Part(start, start + length, offset, dumped))
             elif segment == PT_NOTE:
+                if offset + dumped > len(data):
+                    raise self._truncated()
                 notes += read_notes(data[offset : offset + dumped])
         self.parts = sorted(parts, key=lambda part: part.start)
         self._notes = notes
 
+    @property
+    def truncated(self) -> str:
+        """How much of it is not there, empty when it is whole."""
+        here = len(self._data)
+        return f"{here:,} of its {self.size:,} bytes are here" if here < self.size else ""
+
     def _truncated(self) -> TargetError:
         return TargetError(
-            f"{self.path} is truncated: its end was not written ({len(self._data)} bytes are here)",
+            f"{self.path} is truncated before what tells its threads ({len(self._data)} bytes "
+            "are here)",
             "write it again with enough disk space and `ulimit -c unlimited`, or with gcore",
         )
 

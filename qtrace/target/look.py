@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeVar
 
 from qtrace.errors import NotQemu, QtraceError, ScanFailed
 from qtrace.roles import Role, role_of_name
 from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.debug_facts import believed
+from qtrace.target.aio.gather import Gathering
 from qtrace.target.aio.model import Look, Poll, Thread
-from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.walk import AioReader, Missing
+from qtrace.target.aio.walk import AioReader
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS
 from qtrace.target.debug_layout import facts_of_debug_info
@@ -26,7 +23,6 @@ from qtrace.target.stack import COMPLETE, COROUTINE, UNREADABLE, Chain, Unwinder
 from qtrace.target.syscalls import RUNNING_GUEST, restarted
 from qtrace.target.threads import role_of_stack
 
-T = TypeVar("T")
 # Their main thread polls instead of running a main loop.
 WITHOUT_MAIN_LOOP = ("qemu-img", "qemu-nbd", "qemu-io")
 POLL = "aio_poll"
@@ -73,41 +69,37 @@ class Looker:
         Raises:
             NoSuchProcess: the process is gone.
         """
-        source, reader, torn = self.source, self.reader, list[str]()
-        missing = set(self._missing)
+        source, reader = self.source, self.reader
+        lists = Gathering(reader, self._missing)
         began = time.monotonic_ns()
         names = source.threads()
         self._pointers = source.thread_pointers()
-        contexts = reader.contexts(source.pid, self._pointers, names)
+        contexts = lists.contexts(source.pid, self._pointers, names)
         self._contexts = {context.address for context in contexts}
-
-        def each(read: Callable[[int], Sequence[T]], wanted: bool = True) -> tuple[T, ...]:
-            found: list[T] = []
-            for context in contexts if wanted else ():
-                found += _or_none(partial(read, context.address), torn, missing) or ()
-            return tuple(found)
-
-        bottom_halves = each(reader.bottom_halves)
+        bottom_halves = lists.bottom_halves(contexts)
         owners = {c.tid for c in contexts if c.name.startswith("iothread:")}
         threads = tuple(self.thread(tid, name, tid in owners) for tid, name in names.items())
-        jobs = tuple(_or_none(reader.jobs, torn, missing) or ())
-        holder = _or_none(reader.bql_holder, torn, missing)
+        jobs = tuple(lists.one(reader.jobs) or ())
+        holder = lists.one(reader.bql_holder)
+        detailed = contexts if details else ()
         coroutines = [job.co for job in jobs if job.co] if details else []
         # Last of all: a process that ends in mid-look has memory that reads as nothing.
         return Look(
             time_ns=began,
-            contexts=tuple(contexts),
+            contexts=contexts,
             bottom_halves=bottom_halves,
-            handlers=each(reader.handlers, details),
-            scheduled=each(reader.scheduled_coroutines, details),
+            handlers=lists.each(detailed, reader.handlers),
+            scheduled=lists.each(detailed, reader.scheduled_coroutines),
             jobs=jobs,
             threads=threads,
             bql_holder=source.outer_tid(holder) if holder else holder,
             ending=source.ending(),
             main_loop=source.program not in WITHOUT_MAIN_LOOP,
             differing=tuple(self._differing),
-            torn=tuple(torn),
-            missing=tuple(sorted(missing)),
+            torn=tuple(lists.torn),
+            missing=tuple(sorted(lists.missing)),
+            unread=tuple(lists.unread),
+            dark=tuple(lists.dark),
             coroutine_frames={co: self.coroutine_stack(co) for co in coroutines},
             stopped=source.stopped(),
         )
@@ -169,7 +161,7 @@ class Looker:
             role=self._role(tid, name, owns_context, frames),
             blocked_in="" if state.blocked_in == RUNNING_GUEST else blocked_in,
             frames=tuple(frames),
-            whole=chain.end in (COMPLETE, COROUTINE),
+            whole=chain.end == COMPLETE,
             polls=self._polls(chain, frames),
             waits_at=(stack_pointer, pc),
             cpu_ns=state.cpu_ns,
@@ -244,14 +236,3 @@ def _no_code(source: Source) -> QtraceError:
         f"{program} has no symbols that lead to its AioContexts",
         "install this QEMU's debug symbols (its -dbgsym or -debuginfo package)",
     )
-
-
-def _or_none(read: Callable[[], T], torn: list[str], missing: set[str]) -> T | None:
-    """What a reader reads; what it cannot is noted, and is no reason to show nothing."""
-    try:
-        return read()
-    except Torn as error:
-        torn.append(error.what)
-    except Missing as error:
-        missing.add(error.fact)
-    return None

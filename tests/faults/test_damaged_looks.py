@@ -22,6 +22,7 @@ from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.instructions import Instruction, parse_att
 from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.tls import find_thread_pointers
+from qtrace.target.aio.unclear import unclear
 from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.aio.why import explain
 from qtrace.target.aio_code import ModuleProgram
@@ -67,7 +68,7 @@ def test_a_damaged_core_is_read_or_refused(core: Path, seed: int) -> None:
         look = looker.look()
         explain(look)
         json.dumps(look_json(look, looker.name, {}))
-        summary(look, [])
+        summary(look, [], unclear(look))
     except QtraceError:
         pass
     finally:

@@ -44,6 +44,7 @@ def test_a_hung_qemu_that_is_aborted_is_explained_by_its_core(
         core = folder / f"core.{guest.pid}"
         status, document, _err = inspect("--core", core)
         said = gdb(target_of(guest.pid, qemu_binary, core), f"aio why {STRANDED}", "aio jobs")
+        check_cut_off(core, qemu_binary, guest.pid)
     assert status == 4
     assert document["verdict"] == "stranded"
     check_hung(document, guest.pid)
@@ -53,6 +54,27 @@ def test_a_hung_qemu_that_is_aborted_is_explained_by_its_core(
     finding = next(f for f in document["findings"] if f["verdict"] == "stranded")
     assert finding["sentence"].partition(" (main)")[0] in said
     assert "bk  backup  running  coroutine 0x" in said
+
+
+def check_cut_off(core: Path, qemu: Path, pid: int) -> None:
+    """Of a core whose end was not written, what is there is shown, and it is said what is not."""
+    size = core.stat().st_size
+    for percent in (90, 75, 50, 25, 2):
+        os.truncate(core, size * percent // 100)
+        status, document, err = inspect("--core", core)
+        # The main thread's stack lies at the end.
+        assert (status, document["verdict"], document["findings"]) == (4, "inconclusive", [])
+        assert f"the stack of {pid} (main) breaks off" in document["unclear"]
+        assert "is truncated: " in err
+        said = gdb(target_of(pid, qemu, core), "aio why", "aio threads", "aio bh", "aio contexts")
+        assert "it cannot be told whether anything is in the way:\n" in said
+        assert f"  the stack of {pid} (main) breaks off\n" in said
+        shown = [STRANDED in said, "this core does not have AioContexts: it is damaged" in said]
+        assert shown == [percent > 2, percent == 2]
+    os.truncate(core, 4096)
+    status, _document, err = inspect("--core", core)
+    assert status == 3
+    assert "is truncated before what tells its threads (4096 bytes are here)" in err
 
 
 @pytest.mark.gdb

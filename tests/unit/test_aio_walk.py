@@ -180,8 +180,14 @@ def test_a_new_jobs_id_may_lie_where_an_old_ones_did(memory: Bytes, reader: AioR
 
 def test_memory_that_has_gone_holds_no_contexts(memory: Bytes, reader: AioReader) -> None:
     memory.data.clear()
-    assert (reader.main(), reader.iohandler(), reader.contexts(7, {8: 0x2000})) == (0, 0, [])
+    assert (reader.main(), reader.iohandler(), reader.dark(7, {7: 0x1000, 8: 0x2000})) == (
+        0,
+        0,
+        [8],
+    )
     assert not reader.is_context(MAIN)
+    with pytest.raises(Torn):
+        reader.contexts(7, {8: 0x2000})
 
 
 def test_the_bqls_holder_is_its_mutexs_owner(memory: Bytes, reader: AioReader) -> None:

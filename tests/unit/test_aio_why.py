@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qtrace.target.aio.model import BottomHalf, Context, Ending, Job, Look, Poll, Thread
+from qtrace.target.aio.unclear import still_unclear, unclear
 from qtrace.target.aio.why import confirm, explain
 
 MAIN_TID, VCPU_TID, OTHER_TID = 1234, 1235, 1236
@@ -220,3 +221,68 @@ def test_a_crash_is_told_by_its_core_and_an_abort_from_outside_is_none() -> None
     assert finding.proof
     sent = replace(ending, sender=77, message="")
     assert [f.kind for f in explain(look(waiting, dead, ending=sent))] != ["crashed"]
+
+
+BROKEN = main_thread(IN_JOB[:2], whole=False)
+NO_POLL = replace(vcpu(), polls=(Poll(0, 1),))
+ON_MAIN = (half("x", MAIN),)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (look(BROKEN, halves=()), "the stack of 1234 (main) breaks off"),
+        (look(main_thread(IN_JOB, Poll(0, 2)), main_loop=False),
+         "which AioContext 1234 (main) polls cannot be told"),
+        (look(main_thread(TAKING_BQL), bql_holder=None),
+         "1234 (main) waits for the BQL, and who holds it cannot be read"),
+        (look(main_thread(TAKING_BQL), bql_holder=999),
+         "1234 (main) waits for the BQL, and who holds it cannot be read"),
+        (look(main_thread(PAUSING), NO_POLL),
+         "which AioContext 1235 (CPU 0/TCG) polls cannot be told"),
+        (look(main_thread(PAUSING), replace(vcpu(IN_PFLASH[:1]), whole=False), halves=ON_MAIN,
+              bql_holder=VCPU_TID), "the stack of 1235 (CPU 0/TCG) breaks off"),
+        (look(main_thread(PAUSING), RUNNING_VCPU, halves=ON_MAIN, bql_holder=None),
+         "who holds the BQL cannot be read"),
+        (look(main_thread(LOOP), unread=(MAIN.address,)),
+         "the bottom halves of `main` cannot be read"),
+        (look(main_thread(LOOP), dark=(7, 8)),
+         "the AioContext of threads 7, 8, if there is one, cannot be read"),
+        (replace(look(main_thread(LOOP), dark=(MAIN_TID,)), contexts=()),
+         "the AioContexts cannot be read"),
+        (look(main_thread(LOOP), Thread(77, "IO io1", "iothread", "")),
+         "the AioContext of 77 (IO io1) was not found"),
+        (look(main_thread(LOOP), missing=("bh_next", "job_co")),
+         "the code of this QEMU does not show bh_next"),
+        (look(halves=(SAVE,)), "thread 1234, which runs `iohandler`, is not there"),
+    ],
+    ids=["broken stack", "unknown poll", "unknown holder", "holder of no thread", "another's poll",
+         "holder's stack", "unknown holder may poll", "unread list", "dark threads", "no contexts",
+         "iothread", "missing fact", "no home thread"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named_not_taken_for_clear(seen: Look, reason: str) -> None:
+    assert reason in unclear(seen)
+    assert [f for f in explain(seen) if f.kind == "stranded"] == []
+    assert reason in still_unclear(seen, later(seen))
+    assert still_unclear(look(main_thread(LOOP)), later(seen)) == []
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        STRANDED, look(main_thread(LOOP)), look(main_thread((), blocked_in="")),
+        look(main_thread(TAKING_BQL), bql_holder=0),
+        look(main_thread(TAKING_BQL), RUNNING_VCPU, bql_holder=VCPU_TID),
+        look(main_thread(LOOP), replace(vcpu(IN_PFLASH[:1]), whole=False)),
+        look(main_thread(LOOP), missing=("job_co", "handler_next", "bql")),
+    ],
+    ids=["stranded", "idle", "running", "lock free", "takes turns", "another's stack", "others"],
+)  # fmt: skip
+def test_what_decides_nothing_leaves_nothing_open(seen: Look) -> None:
+    assert unclear(seen) == []
+
+
+def test_only_what_matters_to_the_named_one_is_left_open() -> None:
+    seen = look(BROKEN)
+    assert unclear(seen, SAVE.name) == ["the stack of 1234 (main) breaks off"]
+    assert unclear(seen, "another_bh") == []

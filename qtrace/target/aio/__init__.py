@@ -17,12 +17,14 @@ runs the very same code in its own Python. Nothing here writes to a target or st
     ``calibrate(program) -> Layout``: what the code shows.
 ``walk``
     ``AioReader(memory, layout)``: ``main()``, ``iohandler()``, ``is_context(ctx)``,
-    ``contexts(pid, thread_pointers) -> list[Context]``, ``bottom_halves(ctx)``,
+    ``contexts(pid, thread_pointers) -> list[Context]``, ``dark()``, ``bottom_halves(ctx)``,
     ``handlers(ctx)``, ``scheduled_coroutines(ctx)``, ``coroutine(address)``, ``jobs()``,
     ``bql_holder()``. Raises ``Missing`` (``.fact``) and ``Torn``.
+``gather``
+    ``Gathering(reader, missing)``: the same for a whole look; what cannot be read is noted.
 ``settled``
     ``ChangingMemory``: reads a list again until two readings agree, else raises ``Torn``
-    (``.what``). On a stopped target nothing is ever torn.
+    (``.what``). Of a stopped target only what a core lacks is torn.
 ``tls``
     ``find_thread_pointers(memory, tids, areas) -> {tid: fs_base}`` for who has no registers.
 ``coroutine``
@@ -43,4 +45,7 @@ runs the very same code in its own Python. Nothing here writes to a target or st
     over ``Look``. A ``Thread``'s frames are names with offsets, leaf first; its ``polls`` are its
     aio_poll() frames: ``Layout.poll_register`` in such a frame is the context that it polls
     (check with ``AioReader.is_context``).
+``unclear``
+    ``unclear(look) -> list[str]``: what could not be read and would be needed to say that nothing
+    is in the way.
 """

@@ -24,7 +24,8 @@ JOB_STATUSES = (
 class Context:
     """An AioContext. ``name``: ``main``, ``iohandler``, ``iothread:<id>``, or empty.
 
-    ``tid`` is the thread whose loop owns it, 0 when not known.
+    ``tid`` is the thread whose loop owns it, 0 when not known. ``address`` is 0 for one that a
+    thread polls and that cannot be told.
     """
 
     address: int
@@ -33,7 +34,12 @@ class Context:
 
     @property
     def label(self) -> str:
-        return self.name or f"{self.address:#x}"
+        return self.name or (f"{self.address:#x}" if self.address else "?")
+
+    @property
+    def quoted(self) -> str:
+        """For sentences."""
+        return f"`{self.label}`" if self.address else "a context that cannot be told"
 
 
 @dataclass(frozen=True)
@@ -159,8 +165,15 @@ class Ending:
 
 @dataclass(frozen=True)
 class Look:
-    """All of one look. ``torn`` names what changed too fast to be read, ``missing`` the facts
-    of the layout that the binary does not show."""
+    """All of one look.
+
+    Attributes:
+        torn: names what changed too fast to be read, or is not there (a core that is cut off).
+        missing: the facts of the layout that the binary does not show.
+        unread: addresses of the contexts whose bottom halves are among ``torn``.
+        dark: the threads of which it cannot be read whether they have a context of their own;
+            the main thread when the main loop's contexts cannot be read.
+    """
 
     time_ns: int
     contexts: tuple[Context, ...] = ()
@@ -179,6 +192,8 @@ class Look:
     main_loop: bool = True
     torn: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    unread: tuple[int, ...] = ()
+    dark: tuple[int, ...] = ()
     # Facts on which the code says otherwise than debug info, which is believed.
     differing: tuple[str, ...] = ()
     # The coroutine's own stack, leaf first, by its address.

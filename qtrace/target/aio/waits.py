@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qtrace.target.aio.model import Context, Look, Thread
+from qtrace.target.aio.model import IDLE, BottomHalf, Context, Look, Thread
 
 # How many named frames of a wait are told.
 TOLD = 4
@@ -18,6 +18,21 @@ MECHANICS = re.compile(
 BIG_LOCK = frozenset({"bql_lock_impl", "qemu_mutex_lock_iothread_impl"})
 LOOP = "main_loop_wait"
 STARTS = frozenset({"main", "_start", "qemu_default_main", "qemu_main"})
+
+
+def waiting(look: Look, context: Context, name: str = "") -> list[BottomHalf]:
+    """What is pending in a context and will be called; of one name only unless it is empty.
+
+    An idle one is no work to be done: it may be put off for as long as a program likes.
+    """
+    return [
+        half
+        for half in look.bottom_halves
+        if half.ctx == context.address
+        and half.will_run
+        and not half.flags & IDLE
+        and name in ("", half.name)
+    ]
 
 
 def same_wait(one: Thread, other: Thread) -> bool:
@@ -68,11 +83,13 @@ def _at_work(thread: Thread) -> bool:
 
 
 def goes_on(look: Look, thread: Thread) -> bool:
-    """Whether a thread waits for the BQL while it is free or its holder runs: it takes turns."""
+    """Whether a thread waits for one that runs, or for the BQL while it is free: it takes turns."""
+    if any(not other.blocked_in for other, _why in waited_for(look, thread)):
+        return True
     if not BIG_LOCK.intersection(thread.functions):
         return False
     holder = look.thread(look.bql_holder or 0)
-    return holder is None or holder.tid == thread.tid or not holder.blocked_in
+    return holder is None or holder.tid == thread.tid
 
 
 def is_blocked_off(thread: Thread, ctx: int) -> bool:
@@ -95,8 +112,15 @@ def may_run_elsewhere(look: Look, context: Context, runner: Thread) -> bool:
     others = [thread for thread in look.threads if thread.tid != runner.tid]
     if any(thread.polls and thread.polls[0].ctx in (context.address, 0) for thread in others):
         return True
-    holders = [thread for thread in others if thread.tid == look.bql_holder]
-    return context.name == "main" and any(not holder.blocked_in for holder in holders)
+    holders = [thread for thread in others if may_hold_lock(look, thread)]
+    return context.name == "main" and any(not h.blocked_in or not h.whole for h in holders)
+
+
+def may_hold_lock(look: Look, thread: Thread) -> bool:
+    """Whether a thread holds the BQL; where that cannot be read, whether it is one that could."""
+    if look.bql_holder is None:
+        return thread.role in ("vcpu", "migration")
+    return thread.tid == look.bql_holder
 
 
 def is_stuck(thread: Thread) -> bool:
@@ -131,7 +155,7 @@ def wait_of(look: Look, thread: Thread, depth: int = 2) -> str:
     text = f"waits in {' < '.join(frames)}" if frames else f"sleeps in {thread.blocked_in}()"
     polls = polled_context(look, thread)
     if polls is not None:
-        text += f", polling `{polls.label}`"
+        text += f", polling {polls.quoted}"
     for other, why in waited_for(look, thread):
         more = wait_of(look, other, depth - 1) if depth > 1 else ""
         text += f", for {why} {other.label}" + (f", which {more}" if more else "")
@@ -158,8 +182,7 @@ def polled_context(look: Look, thread: Thread) -> Context | None:
     """The context of a thread's innermost aio_poll(), None when it is in none."""
     if not thread.polls:
         return None
-    ctx = thread.polls[0].ctx
-    return look.context(ctx) if ctx else Context(0, "a context that cannot be told")
+    return look.context(thread.polls[0].ctx)
 
 
 def named_frames(thread: Thread) -> list[str]:

@@ -65,11 +65,13 @@ class AioReader:
 
     def is_context(self, ctx: int) -> bool:
         """Whether this is an AioContext: its GSource has the same functions as the main one's."""
-        return self._is_like(ctx, self.main())
+        return bool(self._is_like(ctx, self.main()))
 
-    def _is_like(self, ctx: int, main: int) -> bool:
-        functions = self._memory.peek(main + SOURCE_FUNCS) if main else None
-        return bool(functions) and self._memory.peek(ctx + SOURCE_FUNCS) == functions
+    def _is_like(self, ctx: int, main: int) -> bool | None:
+        """None where it cannot be read."""
+        wanted = self._memory.peek(main + SOURCE_FUNCS) if main else None
+        functions = self._memory.peek(ctx + SOURCE_FUNCS)
+        return None if None in (wanted, functions) else functions == wanted
 
     def contexts(
         self, pid: int, thread_pointers: Mapping[int, int], names: Mapping[int, str] | None = None
@@ -80,23 +82,41 @@ class AioReader:
             pid: the main thread's tid.
             thread_pointers: fs_base by tid (``qtrace.target.aio.tls``), as far as known.
             names: thread names by tid, as far as known.
+
+        Raises ``Torn`` when the main loop's cannot be read; the threads of which that is true
+        of their own are ``dark``.
         """
         self._memory.forget()
         found: dict[int, Context] = {}
         for name, variable in (("main", "main_variable"), ("iohandler", "iohandler_variable")):
             address = getattr(self.layout, variable)
-            ctx = self._memory.peek(address) if address else None
+            ctx = self._memory.peek(address) if address else 0
+            if ctx is None:
+                raise Torn("AioContexts")
             if ctx:
                 found[ctx] = Context(ctx, name, pid)
         main = next((c.address for c in found.values() if c.name == "main"), 0)
-        offset = self.layout.context_tls
         for tid, pointer in thread_pointers.items():
-            ctx = self._memory.peek(pointer + offset) if offset else None
-            if ctx and ctx not in found and self._is_like(ctx, main):
+            ctx = self._own(pointer, main)
+            if ctx and ctx not in found:
                 thread = (names or {}).get(tid, "")
                 by_thread = thread[3:] if thread.startswith("IO ") else str(tid)
                 found[ctx] = Context(ctx, f"iothread:{self.iothread_id(ctx) or by_thread}", tid)
         return list(found.values())
+
+    def dark(self, pid: int, thread_pointers: Mapping[int, int]) -> list[int]:
+        """The threads but the main one of which it cannot be read whether they have a context."""
+        variable = self.layout.main_variable
+        main = (self._memory.peek(variable) or 0) if variable else 0
+        others = [(tid, pointer) for tid, pointer in thread_pointers.items() if tid != pid]
+        return [tid for tid, pointer in others if self._own(pointer, main) is None]
+
+    def _own(self, thread_pointer: int, main: int) -> int | None:
+        """A thread's own context, 0 when it has none, None where that cannot be read."""
+        offset = self.layout.context_tls
+        ctx = self._memory.peek(thread_pointer + offset) if offset else 0
+        like = self._is_like(ctx, main) if ctx else False
+        return None if None in (ctx, like) else ctx if like else 0
 
     def iothread_id(self, ctx: int) -> str:
         """The IOThread's id, by which its GSource is named (1f14c9147c); empty before that."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from qtrace.target.aio.model import IDLE, BottomHalf, Context, Ending, Job, Look, Thread
+from qtrace.target.aio.model import BottomHalf, Context, Ending, Job, Look, Thread
 from qtrace.target.aio.waits import (
     goes_on,
     is_blocked_off,
@@ -20,6 +20,7 @@ from qtrace.target.aio.waits import (
     same_chain,
     telling,
     wait_of,
+    waiting,
 )
 
 JOB_WAITS = frozenset({
@@ -79,19 +80,12 @@ def explain(look: Look, name: str = "") -> list[Finding]:
         return [] if dead is None else [_crashed(look, ended, dead)]
     findings = []
     for context in look.contexts:
-        waiting = [
-            half
-            for half in look.bottom_halves
-            if half.ctx == context.address
-            and half.will_run
-            and not half.flags & IDLE
-            and name in ("", half.name)
-        ]
+        halves = waiting(look, context, name)
         runner = look.thread(context.tid)
-        if not waiting or runner is None or not is_blocked_off(runner, context.address):
+        if not halves or runner is None or not is_blocked_off(runner, context.address):
             continue
         if not goes_on(look, runner) and not may_run_elsewhere(look, context, runner):
-            findings.append(_stranded(look, context, waiting, runner))
+            findings.append(_stranded(look, context, halves, runner))
     told = {finding.thread.tid for finding in findings}
     if not name and look.main_loop:
         findings += [
@@ -134,7 +128,7 @@ def _stranded(look: Look, context: Context, halves: list[BottomHalf], runner: Th
     told = wait_of(look, runner)
     it = "it" if verb == "is" else "them"
     sentence = (
-        f"{names} {verb} stranded in `{context.label}`: the only thread that runs {it}, "
+        f"{names} {verb} stranded in {context.quoted}: the only thread that runs {it}, "
         f"{runner.label}, {told}"
     )
     job = _job_in_circle(look, halves, runner)
@@ -172,11 +166,13 @@ def _crashed(look: Look, ended: Ending, thread: Thread) -> Finding:
     sentence = f"{ended.signal} ended it in {thread.label}: {where}"
     if polls is not None:
         sentence += ", a bottom half that it ran" if ran is not None else ""
-        sentence += f" inside aio_poll() of `{polls.label}`"
+        sentence += f" inside aio_poll() of {polls.quoted}"
         under = " < ".join(telling(functions[poll + 1 :])[:2])
         sentence += f", called by {under}" if under else ""
     if polls is not None and look.bql_holder not in (None, thread.tid):
         sentence += ", without the BQL"
+    if not thread.whole:
+        sentence += ", where its stack breaks off"
     if ended.message:
         sentence += f"; {ended.message}"
     return Finding(
