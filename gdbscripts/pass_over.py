@@ -12,7 +12,7 @@ from typing import Any
 
 import gdb
 
-from qtrace.gdb.ptrace import get_registers, set_registers
+from qtrace.target.ptrace import get_registers, set_registers
 
 WORD = 0xFFFFFFFFFFFFFFFF
 

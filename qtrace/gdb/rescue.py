@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from qtrace.gdb import ptrace
 from qtrace.gdb.trap_action import Helper
+from qtrace.target import ptrace
 
 # The kernel stops a spinning thread of a real-time priority after 0.95 s.
 START_LIMIT_S, SEARCH_LIMIT_S = 0.1, 0.5

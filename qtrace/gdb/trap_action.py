@@ -8,7 +8,7 @@ import signal
 import struct
 from contextlib import suppress
 
-from qtrace.gdb import ptrace
+from qtrace.target import ptrace
 from qtrace.target.arch_x86_64 import (
     RED_ZONE,
     RT_SIGACTION,

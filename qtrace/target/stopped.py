@@ -1,56 +1,41 @@
-"""A look at a QEMU that gdb holds for a moment: then running threads show their stacks too.
+"""A look at a QEMU that is held for a moment: then running threads show their stacks, too.
 
-The only thing in ``qtrace.target`` that stops the target. gdb sets no breakpoint and calls
-nothing; should this process die, the kernel sends gdb SIGHUP, on which it lets go (SIGTERM
-and SIGKILL would not be as safe).
+The only thing in ``qtrace.target`` that stops the target, by ptrace(2): no debugger's symbols are
+read meanwhile, and nothing in it is changed. The kernel lets go of whatever a thread traces
+when that thread ends, however it ends, so that a thread of its own does it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import select
-import shutil
-import signal
-import subprocess
+import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
 
-from qtrace.errors import RecorderUnavailable
+from qtrace.errors import PermissionMissing, RecorderUnavailable
 from qtrace.target.aio.model import Look
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS, RETURN_ADDRESS
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
+from qtrace.target.ptrace import DETACH, INTERRUPT, SEIZE, get_registers, ptrace, wait_stop
 from qtrace.target.source import State
 
-# gdb reads libraries' symbols with every thread stopped: it needs none of them.
-GDB = (
-    "gdb", "-nx", "-q", "-iex", "set debuginfod enabled off", "-iex", "set auto-solib-add off",
-    "-iex", "set pagination off", "-iex", "set confirm off", "-iex", "set prompt",
-)  # fmt: skip
-READY, REGISTERS, DONE = "qtrace-ready", "qtrace-registers", "qtrace-done"
-# One line of gdb's Python: every thread's registers, the newest frame's.
-PRINT_REGISTERS = (
-    "python import json; "
-    "each = {t.ptid[1]: (t.switch(), {n: int(gdb.newest_frame().read_register(n)) % 2**64"
-    f" for n in {list(DWARF_NUMBERS)!r}}})[1] for t in gdb.selected_inferior().threads()}}; "
-    f"print('{REGISTERS} ' + json.dumps(each))"
-)
-# The longest that the guest is held; a stop takes 0.2 to 0.6 s.
-LONGEST_S = 3.0
-START_S = 20.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+# The longest that it is waited for threads to stop; a stop takes some milliseconds. One that
+# sleeps in the kernel where nothing wakes it (a dead NFS server) has its registers in /proc.
+LONGEST_S = 1.0
+# Threads that were made by others before these were stopped, and so on.
+GENERATIONS = 10
 
 
 def look_while_stopped(process: Process) -> tuple[Look, float]:
     """A look with every thread's stack, and for how long the guest was held, in ms at most.
 
     Raises:
-        RecorderUnavailable: no gdb, or it cannot attach.
+        RecorderUnavailable: another process traces it.
+        PermissionMissing: it may not be traced by us.
+        NoSuchProcess: it has ended meanwhile.
     """
     tracer = process.tracer()
     if tracer:
@@ -59,22 +44,87 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
             "inspect it without --gdb, which needs nobody's leave",
         )
     # What takes long (symbols, unwind tables) is read before the guest is held.
-    source = _StoppedSource(process)
+    source = _HeldSource(process)
     looker = Looker(source)
-    looker.look()
-    with _Gdb() as gdb:
-        began = time.monotonic()
+    was_stopped = looker.look().stopped
+    found: list[tuple[Look, float] | BaseException] = []
+
+    def hold() -> None:
         try:
-            source.registers = gdb.attach(process.pid)
-            look = looker.look()
-        finally:
-            gdb.detach()
-            paused_ms = (time.monotonic() - began) * 1e3
-    # It was stopped for this look only.
-    return replace(look, stopped=False), paused_ms
+            found.append(_held(source, looker.look))
+        except BaseException as error:
+            found.append(error)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holder.join()
+    (result,) = found
+    if isinstance(result, BaseException):
+        raise result
+    look, paused_ms = result
+    return replace(look, stopped=was_stopped), paused_ms
 
 
-class _StoppedSource(LiveSource):
+def _held(source: _HeldSource, look: Callable[[], Look]) -> tuple[Look, float]:
+    """A look while every thread is stopped, and how long they were, in ms."""
+    began = time.monotonic()
+    seized: set[int] = set()
+    stopped: dict[int, int] = {}
+    try:
+        for _ in range(GENERATIONS):
+            # The kernel's own (KVM's, vhost's) can neither be stopped nor seen.
+            new = {t for t in source.threads() if not source.state(t).kernel} - seized
+            if not new:
+                break
+            seized |= new
+            stopped |= _stop(source.pid, new, began + LONGEST_S)
+        source.registers = {tid: _registers(tid) for tid in stopped}
+        return look(), (time.monotonic() - began) * 1e3
+    finally:
+        source.registers = {}
+        for tid, status in stopped.items():
+            # With the signal that had stopped it, if it was one and not us.
+            _request(DETACH, tid, 0 if status >> 16 else os.WSTOPSIG(status))
+
+
+def _stop(pid: int, tids: set[int], deadline: float) -> dict[int, int]:
+    """Stop threads; the wait status of each that stops in time."""
+    try:
+        seized = [tid for tid in tids if _request(SEIZE, tid)]
+    except PermissionError as error:
+        raise PermissionMissing(
+            f"not allowed to stop process {pid}", "leave out --gdb, or run qtrace as root"
+        ) from error
+    for tid in seized:
+        _request(INTERRUPT, tid)
+    found = {}
+    for tid in seized:
+        try:
+            found[tid] = wait_stop(tid, max(0.0, deadline - time.monotonic()))
+        except (ChildProcessError, TimeoutError):
+            continue
+    return found
+
+
+def _request(request: int, tid: int, data: int = 0) -> bool:
+    """Whether a thread could be asked: it may have ended, or been killed."""
+    try:
+        ptrace(request, tid, 0, data)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _registers(tid: int) -> dict[int, int]:
+    """By DWARF number; empty when the thread has been killed."""
+    try:
+        values = get_registers(tid)
+    except ProcessLookupError:
+        return {}
+    return {number: values[name] for name, number in DWARF_NUMBERS.items()}
+
+
+class _HeldSource(LiveSource):
     """A live source that has the registers of all threads while they are held."""
 
     def __init__(self, process: Process) -> None:
@@ -84,89 +134,6 @@ class _StoppedSource(LiveSource):
     def state(self, tid: int) -> State:
         state = super().state(tid)
         held = self.registers.get(tid)
-        return (
-            state
-            if held is None or not held[RETURN_ADDRESS]
-            else State(state.blocked_in, held, state.cpu_ns)
-        )
-
-
-class _Gdb:
-    """A gdb that is ready to attach."""
-
-    def __enter__(self) -> Self:
-        if shutil.which("gdb") is None:
-            raise RecorderUnavailable("there is no gdb here", "apt install gdb, or leave out --gdb")
-        self._process = subprocess.Popen(
-            GDB, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            bufsize=0, process_group=0, preexec_fn=_let_go_with_parent,
-        )  # fmt: skip
-        self._said = b""
-        self._ask(f"echo {READY}\\n", READY, START_S)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGHUP)
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-    def attach(self, pid: int) -> dict[int, dict[int, int]]:
-        """Stop the process; registers by tid and DWARF number."""
-        said = self._ask(f"attach {pid}\n{PRINT_REGISTERS}\necho {DONE}\\n", DONE, LONGEST_S)
-        line = next((line for line in said.splitlines() if line.startswith(REGISTERS)), "")
-        if not line:
-            raise RecorderUnavailable(
-                f"gdb cannot stop process {pid}: {_complaint(said)}", "leave out --gdb"
-            )
-        values: dict[str, Any] = json.loads(line.removeprefix(REGISTERS))
-        return {
-            int(tid): {DWARF_NUMBERS[name]: value for name, value in registers.items()}
-            for tid, registers in values.items()
-        }
-
-    def detach(self) -> None:
-        """Let the process go on; whatever happens, gdb is told to."""
-        try:
-            self._ask(f"detach\necho {READY}\\n", READY, LONGEST_S)
-        except RecorderUnavailable:
-            self._process.send_signal(signal.SIGHUP)
-            self._process.wait()
-
-    def _ask(self, commands: str, mark: str, timeout_s: float) -> str:
-        """What gdb says until a line that is the mark."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        ends = time.monotonic() + timeout_s
-        said = b""
-        try:
-            self._process.stdin.write(commands.encode() + b"\n")
-            while mark.encode() + b"\n" not in said:
-                left = max(0.0, ends - time.monotonic())
-                ready, _, _ = select.select([self._process.stdout], [], [], left)
-                piece = self._process.stdout.read(1 << 16) if ready else b""
-                if not piece:
-                    raise RecorderUnavailable(
-                        f"gdb gave no answer within {timeout_s:g} s", "leave out --gdb"
-                    )
-                said += piece
-        except BrokenPipeError as error:
-            raise RecorderUnavailable("gdb ended", "leave out --gdb") from error
-        return said.decode("utf-8", "replace")
-
-
-def _complaint(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.strip() and DONE not in line]
-    return lines[-1] if lines else "it says nothing"
-
-
-def _let_go_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+        if not held or not held[RETURN_ADDRESS]:
+            return state
+        return State(state.blocked_in, held, state.cpu_ns)

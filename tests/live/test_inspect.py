@@ -213,26 +213,6 @@ def test_a_watch_ends_with_the_process() -> None:
     assert f"process {guest.pid} has ended" in err
 
 
-@pytest.mark.gdb
-@everywhere
-def test_a_bounded_stop_shows_running_threads_and_lets_them_go(
-    qemu_binary: Path, accel: Accelerator
-) -> None:
-    with Guest(qemu_binary, accel) as guest:
-        status, document, _err = inspect("--pid", guest.pid, "--gdb")
-        assert status == 0
-        assert 0 < document["paused_ms"] < 5000
-        (cpu,) = guest.qmp.command("query-cpus-fast")
-        stack = functions(thread(document, cpu["thread-id"])["stack"])
-        assert "cpu_exec" in stack or "kvm_cpu_exec" in stack
-        assert Process(guest.pid).tracer() == 0
-        writes = guest.flash_writes()
-        deadline = time.monotonic() + 20
-        while guest.flash_writes() == writes:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-
 def test_a_stopped_process_is_shown_and_left_stopped() -> None:
     with guest_with_sleeping_job(find_qemu(), "tcg") as guest:
         os.kill(guest.pid, signal.SIGSTOP)

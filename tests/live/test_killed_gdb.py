@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.gdb import ptrace
 from qtrace.gdb.state import thread_states
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.lab.jobs import save_round
+from qtrace.target import ptrace
 from tests.live.attached import save
 from tests.live.experimenting import Experimenting, in_force
 from tests.live.ptraced import assert_runs_on, children, tracer_of, until

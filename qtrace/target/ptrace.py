@@ -1,4 +1,4 @@
-"""ptrace(2): registers, and stops of threads that gdb does not know of.
+"""ptrace(2): stopping threads for a moment, and their registers.
 
 gdb's own Python runs this too: the standard library only.
 """
