@@ -42,7 +42,7 @@ def files(source: str | Path | Trace | Iterable[str | Path | Trace]) -> list[Pat
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        found = sorted(one for one in path.iterdir() if one.suffix in SUFFIXES and one.is_file())
     elif glob.has_magic(str(path)) and not path.exists():
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     else:

@@ -14,6 +14,8 @@ PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": [column for column in COLUMNS if column != "time_ns"],
     "column_encoding": {"time_ns": "DELTA_BINARY_PACKED"},
+    # Else a flipped bit may read as another number.
+    "write_page_checksum": True,
 }
 # A recording has few distinct texts.
 TEXT = pa.dictionary(pa.int32(), pa.string())

@@ -16,8 +16,9 @@ from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
 
 NOT_A_TRACE = "give a file that `qtrace attach -o` wrote (docs/trace-format.md)"
 BROKEN = "the file was changed or damaged after the recording: take the original"
-# The writer escapes them all: a raw one means that something else wrote the row.
-CONTROL = re.compile("[\x00-\x1f\x7f]")
+# The writer escapes them all: a raw one means that something else wrote the row. Beside ASCII's
+# those of a terminal's 8-bit mode, and those that change the direction of what is shown.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 INTEGER = re.compile(r"-?[0-9]+|0[xX][0-9a-fA-F]+")
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qtrace.trace import details
+from qtrace.trace.columns import FIRST_ROW, TEXT_COLUMNS
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, EventKind
-from qtrace.trace.stream import FIRST_ROW, TEXT_COLUMNS, tables_of
+from qtrace.trace.stream import tables_of
 
 # What a column is before its first row.
 _KINDS = dict.fromkeys(INTEGER_COLUMNS, np.dtype(np.int64)) | dict.fromkeys(
@@ -135,8 +136,9 @@ def _known(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     if kinds.isin(get_args(EventKind)).all():
         return frame
     known = frame["event"].isin(get_args(EventKind)).to_numpy()
-    for kind, count in frame.loc[~known, "event"].astype(object).value_counts().items():
-        warnings.append(f"{count} rows of the unknown kind {kind!r} were skipped")
+    for kind, rows in frame.loc[~known].groupby("event", observed=True)["row"]:
+        what = f"{len(rows):,} rows of the unknown kind {kind!r} were skipped"
+        warnings.append(f"{what}, the first is row {min(rows)}")
     return frame[known].reset_index(drop=True)
 
 
