@@ -72,30 +72,20 @@ def match(group: Codes, opens: Mask, position: Positions) -> tuple[Positions, Po
 
 
 def match_single(
-    group: Codes, opens: Mask, runs: Mask, tid: Codes, position: Positions
+    group: Codes, opens: Mask, position: Positions
 ) -> tuple[Positions, Positions, Mask]:
     """Likewise, where at most one can be open: an opening proves that the one before is over.
 
-    What follows an opening closes it. But the run of one that was taken off the list may be noted
-    after another thread has scheduled it anew: of two openings, the second by another thread, that
-    two runs follow, the first ended first.
+    What follows an opening closes it.
 
     Returns:
         As ``match``, and for which pairs the end was not seen though there must have been one.
     """
     follows = ~starts_of(group)
-    before = np.zeros(len(group), np.bool_)
-    before[1:] = opens[:-1] & follows[1:]
-    closes = ~opens & before
-    late = np.zeros(len(group), np.bool_)
-    late[:-3] = opens[:-3] & opens[1:-2] & runs[2:-1] & runs[3:]
-    late[:-3] &= tid[1:-2] != tid[2:-1]
-    late[:-3] &= follows[1:-2] & follows[2:-1] & follows[3:]
-    first = np.flatnonzero(late)
-    at = np.flatnonzero(closes)
-    at = at[~np.isin(at, first + 2)]
-    begin = np.concatenate([at - 1, first, first + 1])
-    end = np.concatenate([at, first + 2, first + 3])
+    closes = np.zeros(len(group), np.bool_)
+    closes[1:] = opens[:-1] & ~opens[1:] & follows[1:]
+    end = np.flatnonzero(closes)
+    begin = end - 1
     alone = np.ones(len(group), np.bool_)
     alone[begin] = alone[end] = False
     # Opened again, and nothing in between.

@@ -7,7 +7,8 @@ paired by what is called, where and on what (callback, ctx, opaque), the younges
 schedule first, because aio_bh_enqueue() inserts at the head of the list. A persistent bottom
 half is paired by its pointer, and a schedule of one that is pending already is coalesced.
 Where the recorder saw the flags (`--all`), these say what a schedule did: it is coalesced only
-into one that is pending and still to run, and events of two CPUs may be noted out of order.
+into one that is pending and still to run. By them the events of several threads, which may be noted
+out of order, are put in order first (analysis/crossed.py).
 """
 
 from __future__ import annotations
@@ -28,16 +29,28 @@ from qtrace.analysis.brackets import (
     stable_order,
     starts_of,
 )
+from qtrace.analysis.crossed import (
+    CANCEL,
+    COALESCED,
+    INSERTED,
+    REQUEUED,
+    RUN,
+    SCHEDULE,
+    nearest_legal_order,
+)
 from qtrace.analysis.pending_already import seen_again
 
+# As SCHEDULE to DELETE number them.
 KINDS = ("schedule", "run", "cancel", "delete")
-SCHEDULE, RUN, CANCEL, DELETE = range(len(KINDS))
+ENQUEUES = {"inserted": INSERTED, "requeued": REQUEUED, "coalesced": COALESCED}
 # Instead of one of these: it was scheduled anew while no row tells that it had ended.
 UNSEEN = "unseen"
 
 
-def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
+def pair_instances(frame: pd.DataFrame, losses: pd.DataFrame | None = None) -> pd.DataFrame:
     """Events of one trace, in time order, to one row per instance.
+
+    Where events were lost (``losses``, as of a ``Trace``) they are taken as they were noted.
 
     Columns: ``name``, ``context``, ``ctx``, ``bh``, ``callback``, ``opaque``;
     ``scheduled_ns``, ``scheduled_row``, ``scheduled_by_tid`` (Int64, absent when scheduled
@@ -45,8 +58,9 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     ``scheduled_stack``; ``end`` ("run", "cancel", "delete", "" when still pending,
     or "unseen": the flags of its next schedule show that it was over, but no row tells how);
     ``ended_ns``, ``ended_row``, ``tid`` (Int64, absent when pending), ``thread``, ``role``,
-    ``stack`` of that end; ``wait_ns`` (Int64); ``coalesced`` (int64, further schedules of the
-    same instance). In the order of their first event.
+    ``stack`` of that end; ``wait_ns`` (Int64, 0 where the schedule was noted after the end);
+    ``coalesced`` (int64, further schedules of the same instance). In the order of their first
+    event.
     """
     kind = code_of(frame["event"], KINDS)
     kind[seen_again(frame, kind == SCHEDULE)] = -1
@@ -55,9 +69,12 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     group, persistent = _groups(frame, rows, kind)
     order = stable_order(group)
     rows, kind, group, persistent = rows[order], kind[order], group[order], persistent[order]
+    act = _acts(frame, rows, kind)
+    order = _order(frame, rows, group, np.where(persistent, act, SCHEDULE), losses)
+    rows, kind, act, persistent = rows[order], kind[order], act[order], persistent[order]
     opens = kind == SCHEDULE
     starts = starts_of(group)
-    again = _again(frame, rows, opens, persistent, starts)
+    again = _again(act, opens, persistent, starts)
     coalesced = _coalesced(rows, opens & ~again, again, starts)
     kept = np.flatnonzero(~again)
     # A cancel or delete ends nothing when it is not pending.
@@ -65,13 +82,7 @@ def pair_instances(frame: pd.DataFrame) -> pd.DataFrame:
     follows_open[1:] = opens[kept[:-1]] & ~starts_of(group[kept])[1:]
     kept = kept[(kind[kept] < CANCEL) | follows_open]
     single, several = kept[persistent[kept]], kept[~persistent[kept]]
-    begin, end, unseen = match_single(
-        group[single],
-        opens[single],
-        kind[single] == RUN,
-        frame["tid"].to_numpy()[rows[single]],
-        rows[single],
-    )
+    begin, end, unseen = match_single(group[single], opens[single], rows[single])
     others = match(group[several], opens[several], rows[several])
     begin, end = np.concatenate([begin, others[0]]), np.concatenate([end, others[1]])
     unseen = np.concatenate([unseen, np.zeros(len(others[0]), np.bool_)])
@@ -116,21 +127,40 @@ def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) ->
     return group, persistent
 
 
-def _again(
-    frame: pd.DataFrame, rows: Positions, opens: Mask, persistent: Mask, starts: Mask
-) -> Mask:
+def _acts(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """What each event did: of a schedule, what the flags say, where they are known."""
+    texts = frame["detail"].cat.categories.astype(object)
+    found = texts.str.extract(r'"enqueue":"(\w+)"', expand=False) if len(texts) else texts
+    known = found.map(ENQUEUES).fillna(SCHEDULE).to_numpy(np.int8)
+    # The last one is of rows without any detail.
+    enqueued = np.append(known, np.int8(SCHEDULE))[frame["detail"].array.codes[rows]]
+    return np.where(kind == SCHEDULE, enqueued, kind)
+
+
+def _order(
+    frame: pd.DataFrame,
+    rows: Positions,
+    group: Codes,
+    act: npt.NDArray[np.int8],
+    losses: pd.DataFrame | None,
+) -> Positions:
+    """In which order they happened; of what has no flags, as noted."""
+    flagged = np.zeros(int(group.max(initial=-1)) + 1, np.bool_)
+    flagged[group[act >= INSERTED]] = True
+    act = np.where(flagged[group], act, SCHEDULE)
+    tid, time = (frame[name].to_numpy()[rows] for name in ("tid", "time_ns"))
+    return nearest_legal_order(group, act, tid, time, losses)
+
+
+def _again(act: npt.NDArray[np.int8], opens: Mask, persistent: Mask, starts: Mask) -> Mask:
     """Which schedules made no new instance, of events that stand group by group.
 
     A persistent bottom half is pending once however often it is scheduled; where the flags are
     known, they decide.
     """
-    texts = frame["detail"].cat.categories.astype(object)
-    found = texts.str.extract(r'"enqueue":"(\w+)"', expand=False) if len(texts) else texts
-    state = np.select([found.isna(), found == "coalesced"], [0, 1], 2).astype(np.int8)
-    enqueued = state[frame["detail"].array.codes[rows]]
-    again = np.zeros(len(rows), np.bool_)
+    again = np.zeros(len(act), np.bool_)
     again[1:] = opens[1:] & opens[:-1] & ~starts[1:]
-    return np.asarray((again & persistent & (enqueued == 0)) | (opens & (enqueued == 1)))
+    return np.asarray((again & persistent & (act == SCHEDULE)) | (act == COALESCED))
 
 
 def _coalesced(
@@ -196,7 +226,10 @@ def _assemble(
         "bh": known("bh"),
         "callback": at("callback", last),
         "opaque": at("opaque", last),
-        "scheduled_ns": maybe("time_ns", first, scheduled),
+        # One that ran before its schedule was noted had been scheduled by then.
+        "scheduled_ns": pd.arrays.IntegerArray(
+            np.minimum(at("time_ns", first), at("time_ns", last)), ~scheduled
+        ),
         "scheduled_row": maybe("row", first, scheduled),
         "scheduled_by_tid": maybe("tid", first, scheduled),
         "scheduled_by_thread": text("thread", first, scheduled),

@@ -102,7 +102,7 @@ class AnalysedTrace:
     @cached_property
     def instances(self) -> pd.DataFrame:
         """One row per instance, with its verdict, in the order of their first event."""
-        return classify(pair_instances(self.events), self.trace)
+        return classify(pair_instances(self.events, self.losses), self.trace)
 
     @cached_property
     def proofs(self) -> dict[int, Proof]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qtrace.analysis import exit_status, judge
+from qtrace.errors import ExitStatus
 from qtrace.lab.guest import Accelerator
 from qtrace.trace.reader import Trace, read_trace
 from tests.live import loads
@@ -42,6 +44,7 @@ def test_every_event_of_a_program_is_there(
     read = read_trace(load.trace)
     check_counts(read, counts)
     check_load(read.frame, REQUESTS, native="-n" in options)
+    check_verdicts(load.trace)
 
 
 def test_every_event_of_a_guests_disk_is_there_in_its_iothread(
@@ -64,6 +67,7 @@ def test_every_event_of_100003_requests_is_there(
     soak_row("100,003 requests, every event", summary(read))
     check_counts(read, counts)
     check_load(read.frame, SOAK_REQUESTS, native="-n" in options)
+    check_verdicts(load.trace)
 
 
 @pytest.mark.soak
@@ -110,6 +114,13 @@ def check_counts(read: Trace, counts: Counter[str]) -> None:
     inserted = int((enqueues(frame) == "inserted").sum())
     left = inserted + rows["delete"] - finalized - counts["dequeue"]
     assert 0 <= left <= scheduled_last(frame)
+
+
+def check_verdicts(trace: Path) -> None:
+    """Nothing is lost, and nothing is uncertain: whose note came first is no matter."""
+    report = judge([trace], ["*"])
+    verdicts = {half["name"]: half["verdicts"] for half in report["bottom_halves"]}
+    assert exit_status(report) == ExitStatus.OK, verdicts
 
 
 def scheduled_last(frame: pd.DataFrame) -> int:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtrace.analysis import AnalysedTrace, Trace
+from qtrace.trace.schema import Event
 from tests.unit.qemu_model import CONTEXTS, IOTHREAD, MAIN, VCPU, WORKER, Half, Life, Qemu
 from tests.unit.test_analysis_pairing import to_frame
 
@@ -70,9 +71,7 @@ def recorded(qemu: Qemu, first: int, last: int) -> AnalysedTrace:
             # The recorder joins a return with a run that it has seen.
             lost: dict[str, Any] = {"name": "", "callback": 0, "opaque": 0, "ctx": 0}
             events[place - first] = replace(events[place - first], **lost)
-    frame = to_frame(events)
-    details = pd.Categorical([json.dumps(e.detail, separators=(",", ":")) for e in events])
-    frame = frame.assign(row=np.arange(first, last, dtype=np.int64), detail=details)
+    frame = framed(events).assign(row=np.arange(first, last, dtype=np.int64))
     header: dict[str, Any] = {"target": {"pid": MAIN}, "watched": [], "all": {}}
     losses = pd.DataFrame({c: [] for c in ("since_ns", "until_ns", "count")}, dtype="int64")
     return AnalysedTrace(
@@ -81,6 +80,12 @@ def recorded(qemu: Qemu, first: int, last: int) -> AnalysedTrace:
             lost_events=0, exit=None, detach={"until_ns": 1 << 60}, warnings=[], complete=True,
         )
     )  # fmt: skip
+
+
+def framed(events: list[Event]) -> pd.DataFrame:
+    """As the reader gives them, with the facts in ``detail``."""
+    details = pd.Categorical([json.dumps(e.detail, separators=(",", ":")) for e in events])
+    return to_frame(events).assign(detail=details)
 
 
 def _returns(qemu: Qemu) -> dict[int, int]:
