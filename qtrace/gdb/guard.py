@@ -8,13 +8,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import qtrace
 from qtrace.errors import RecorderUnavailable
-from qtrace.gdb.priority import WATCHDOG_PRIORITY, hurry
 from qtrace.gdb.rescue import Breakpoint
 from qtrace.gdb.watchdog import continue_if_stopped, restore
 from qtrace.target.process import Process
@@ -50,7 +48,6 @@ class Guard:
                 stderr=subprocess.DEVNULL,
                 pass_fds=fds,
                 start_new_session=True,
-                preexec_fn=partial(hurry, WATCHDOG_PRIORITY),
                 cwd="/",
                 bufsize=0,
             )

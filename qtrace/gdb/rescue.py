@@ -1,9 +1,11 @@
 """Keeps alive the threads that had met a breakpoint when gdb died, before it could deal with that.
 
-Such a thread is stopped with SIGTRAP on its way to it, or, where gdb had come further, with its
-program counter one byte into an instruction. When gdb is gone the kernel lets it go on like that,
-which is QEMU's end. Nobody can take the signal away: it is dropped only if the process ignores
-SIGTRAP by the time the thread wakes up. Nor may anybody else trace the thread before that.
+Such a thread is stopped with SIGTRAP on its way to it; or it has lost its processor on the way to
+that stop, which on a busy machine lasts longer than gdb takes to die; or, where gdb had come
+further, it is stopped with its program counter one byte into an instruction. When gdb is gone the
+kernel lets it go on like that, which is QEMU's end. Nobody can take the signal away: it is dropped
+only if the process ignores SIGTRAP by the time the thread wakes up. Nor may anybody else trace the
+thread before that.
 
 So it is held back from running: it may use one processor only, and there a thread of ours spins
 with a real-time priority. When gdb is gone, some idle thread of QEMU's is made to let the process
@@ -59,19 +61,26 @@ class Held:
 class Rescue:
     """To be made early, as it starts a thread; used in one thread, the one that traces."""
 
-    def __init__(self, pid: int, memory: int, code: Mapping[int, Breakpoint]) -> None:
-        """``memory`` is /proc/PID/mem, open for writing; ``code`` has gdb's addresses."""
+    def __init__(
+        self, pid: int, memory: int, code: Mapping[int, Breakpoint], processors: set[int]
+    ) -> None:
+        """
+        Args:
+            memory: /proc/PID/mem, open for writing.
+            code: has gdb's addresses.
+            processors: all that may be used; this thread has one of them (``priority.hurry``).
+        """
         self._pid, self._memory, self._code = pid, memory, code
         self._held: dict[int, Held] = {}
-        self._spinner = Spinner()
+        self._spinner = Spinner(processors)
 
     def hold_back(self) -> None:
         """Look for threads at a breakpoint, gdb still tracing them, and keep them from running."""
         for name in _tasks(self._pid):
             tid = int(name)
             with suppress(OSError, ValueError):
-                if tid not in self._held and (exit_code := self._stopped(tid)) is not None:
-                    self._hold(tid, exit_code == signal.SIGTRAP)
+                if tid not in self._held and (doomed := self._has_met_one(tid)) is not None:
+                    self._hold(tid, doomed)
 
     def bring_back(self) -> list[int]:
         """gdb is gone: give back to each its program counter. Returns the threads."""
@@ -97,16 +106,20 @@ class Rescue:
             helper.leave()
         return brought
 
-    def _stopped(self, tid: int) -> int | None:
-        """The signal that awaits a thread which is stopped just behind a breakpoint's byte."""
+    def _has_met_one(self, tid: int) -> bool | None:
+        """Whether SIGTRAP awaits a thread that is behind a breakpoint's byte; None for others."""
         with open(f"/proc/{self._pid}/task/{tid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        if fields[0] != b"t":
+        # proc(5), whose numbers begin two fields before: signal (31), exit_code (52).
+        state, pending, awaits = fields[0], int(fields[28]), int(fields[49])
+        if pending & 1 << (signal.SIGTRAP - 1):
+            return True
+        if state != b"t":
             return None
         with open(f"/proc/{self._pid}/task/{tid}/syscall", "rb") as file:
             number, *_, counter = file.read().split()
         behind = number == b"-1" and int(counter, 16) - 1 in self._code
-        return int(fields[49]) if behind else None
+        return awaits == signal.SIGTRAP if behind else None
 
     def _hold(self, tid: int, doomed: bool) -> None:
         processors = os.sched_getaffinity(tid)
@@ -164,7 +177,9 @@ class Spinner:
     processor: int
     others: set[int]
 
-    def __init__(self) -> None:
+    def __init__(self, processors: set[int]) -> None:
+        """``processors`` are all that there are to choose from."""
+        self._processors = processors
         self._libc = ctypes.CDLL(None)
         self._lock = ctypes.create_string_buffer(64)
         self._libc.pthread_spin_init(self._lock, 0)
@@ -172,17 +187,15 @@ class Spinner:
         threading.Thread(target=self._spin, daemon=True).start()
 
     def start(self, processors: set[int]) -> bool:
-        """Whether it keeps one of these busy; always the same one."""
+        """Whether it keeps one busy, if possible one of these; always the same one."""
         if self._wanted.is_set():
             return True
-        ours = os.sched_getaffinity(0)
-        common = ours & processors
         # gdb and this thread need one, too.
-        if not common or len(ours) < 2 or os.sched_getscheduler(0) != os.SCHED_RR:
+        free = self._processors - os.sched_getaffinity(0)
+        if not free or os.sched_getscheduler(0) != os.SCHED_RR:
             return False
-        self.processor = max(common)
-        self.others = ours - {self.processor}
-        os.sched_setaffinity(0, self.others)
+        self.processor = max(free & processors or free)
+        self.others = self._processors - {self.processor}
         self._libc.pthread_spin_lock(self._lock)
         self._wanted.set()
         return self._there.wait(START_LIMIT_S)

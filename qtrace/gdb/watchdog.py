@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from qtrace.gdb.lifeline import Lifeline
+from qtrace.gdb.priority import WATCHDOG_PRIORITY, hurry
 from qtrace.gdb.rescue import Breakpoint, Rescue
 
 BREAKPOINT = b"\xcc"
@@ -48,6 +49,8 @@ def main() -> None:
     pid, target, gdb, memory, lifeline = (int(argument) for argument in sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    processors = os.sched_getaffinity(0)
+    hurry(WATCHDOG_PRIORITY)
     places = json.loads(read_line())["code"]
     code = {int(a): Breakpoint(bytes.fromhex(b), pushes) for a, (b, pushes) in places.items()}
     if not may_write(memory, code):
@@ -62,7 +65,7 @@ def main() -> None:
     killed = threading.Event()
 
     def hold_on() -> None:
-        rescue = Rescue(pid, memory, code)
+        rescue = Rescue(pid, memory, code, processors)
         if Lifeline(lifeline).wait():
             killed.set()
             restore_all()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ import pytest
 from qtrace.gdb.state import thread_states
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.lab.jobs import save_round
+from qtrace.recorder.bcc_module import load_bcc
+from qtrace.recorder.kernel_headers import prepare_headers
 from qtrace.target import ptrace
 from tests.live.attached import save
 from tests.live.experimenting import Experimenting, in_force
@@ -25,6 +30,20 @@ WAIT4 = 61
 LIMIT_S = 20.0
 # A gdb that makes no system call for so long has let the thread run on.
 IDLE_S = 0.5
+FORK = get_context("fork")
+# Longer than a killed gdb lives.
+LATER_S = 0.02
+# Tells of a SIGTRAP that a thread gets by what it executes, before the thread knows of it.
+TRAPS = r"""
+BPF_RINGBUF_OUTPUT(traps, 1);
+RAW_TRACEPOINT_PROBE(signal_generate) {
+    if (ctx->args[0] == SIGTRAP && (u32)bpf_get_current_pid_tgid() == THREAD) {
+        u32 thread = THREAD;
+        traps.ringbuf_output(&thread, sizeof thread, 0);
+    }
+    return 0;
+}
+"""
 
 
 @pytest.mark.parametrize("whom", ["gdb", "both"])
@@ -52,6 +71,35 @@ def test_a_stop_that_gdb_has_only_collected_is_not_the_guests_end(
     """The program counter is still one byte into the instruction."""
     with Guest(qemu_binary, accel) as guest:
         killed_after(guest, 0)
+
+
+@pytest.mark.bpf
+def test_a_thread_that_has_not_come_as_far_as_its_stop_is_not_the_guests_end(
+    accel: Accelerator,
+) -> None:
+    """It has executed the breakpoint, and somebody of a higher priority has its processor since."""
+    with Guest(find_qemu(), accel) as guest, rerouted(guest) as (rerouting, gdb):
+        ready = FORK.Event()
+        killer = FORK.Process(target=kill_behind_a_trap, args=(guest.pid, gdb, ready))
+        killer.start()
+        assert ready.wait(LIMIT_S)
+        while killer.is_alive():
+            save_round(guest.qmp, "met")
+        status, _result, err = rerouting.result()
+        assert status == 3
+        assert_runs_on(guest)
+        save(guest, 2)
+        assert "gdb left 1 threads in a stop: they were helped out" in err
+
+
+def test_gdb_cannot_die_before_its_watchdog_has_acted(accel: Accelerator) -> None:
+    """They share a processor, and the watchdog has the higher priority."""
+    with Guest(find_qemu(), accel) as guest, rerouted(guest) as (rerouting, gdb):
+        both = gdb, watchdog_of(rerouting, gdb)
+        assert len(os.sched_getaffinity(gdb)) == 1
+        assert len({frozenset(os.sched_getaffinity(pid)) for pid in both}) == 1
+        priorities = [os.sched_getparam(pid).sched_priority for pid in both]
+        assert 0 < priorities[0] < priorities[1]
 
 
 def test_without_its_watchdog_gdb_detaches(accel: Accelerator) -> None:
@@ -114,6 +162,40 @@ def killed_after(guest: Guest, steps: int) -> bool:
     assert_runs_on(guest)
     save_round(guest.qmp, "after")
     return busy
+
+
+def kill_behind_a_trap(thread: int, gdb: int, ready: Event) -> None:
+    """Kill gdb when a thread has a SIGTRAP before it and waits for a processor: for ours.
+
+    To be run in a process of its own, as no other thread of it may be waited for.
+    """
+    prepare_headers()
+    text = TRAPS.replace("THREAD", str(thread)).replace("SIGTRAP", str(int(signal.SIGTRAP)))
+    bpf = load_bcc().BPF(text=text.encode())
+    killed = False
+
+    def trapped(*_: object) -> None:
+        nonlocal killed
+        stat = Path(f"/proc/{thread}/stat").read_bytes().rpartition(b")")[2].split()
+        if killed or stat[0] != b"R" or not int(stat[28]) >> (signal.SIGTRAP - 1) & 1:
+            return
+        os.kill(gdb, signal.SIGKILL)
+        killed = True
+        began = time.monotonic()
+        while time.monotonic() - began < LATER_S:
+            pass
+
+    bpf[b"traps"].open_ring_buffer(trapped)
+    processors = os.sched_getaffinity(thread)
+    os.sched_setaffinity(thread, {max(processors)})
+    # This process takes the thread's processor at the very moment that it is told.
+    os.sched_setaffinity(0, {max(processors)})
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    ready.set()
+    while not killed and Path(f"/proc/{thread}").exists():
+        bpf.ring_buffer_poll(100)
+    with suppress(ProcessLookupError):
+        os.sched_setaffinity(thread, processors)
 
 
 def has_collected_a_trap(gdb: int) -> bool:
