@@ -31,6 +31,8 @@ RECORDERS = {"ebpf": "eBPF", "gdb": "gdb"}
 # What stays free on the disk that is recorded to, beside room for turning raw into rows.
 DISK_RESERVE = 64 << 20
 CHECK_PERIOD_S = 1.0
+# So many watched bottom halves are named when the recording begins; of more the number is told.
+NAMED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,10 @@ def is_finding(recording: Recording, row: Any) -> bool:
 def announce(recording: Recording, what: str, duration: float | None) -> None:
     """The line that scripts wait for, and which site each probe of `--all` got."""
     hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
-    names = [*recording.watched, *(["every bottom half"] if recording.everything else [])]
+    watched = recording.watched
+    if len(watched) > NAMED:
+        watched = (f"{len(watched)} bottom halves",)
+    names = [*watched, *(["every bottom half"] if recording.everything else [])]
     recorder = RECORDERS[recording.recorder]
     if not names:
         names = ["no bottom half (none of the watched ones is in it)"]

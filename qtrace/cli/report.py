@@ -32,6 +32,8 @@ ROLES = {
 # A chain is shown whole up to this length, a longer one at least down to the device.
 FRAMES = 30
 SCHEDULE_FRAMES = 6
+# So many that were watched and not seen are named, of more (-b '*') the number is told.
+UNSEEN = 5
 
 SENTENCES = {
     "vcpu-poll": "{name} ran inside a vCPU thread's aio_poll() {times} of {total}",
@@ -79,9 +81,16 @@ def print_report(console: Console, report: Report) -> None:
     """Print a report of ``qtrace.analysis.judge``."""
     for trace in report["traces"]:
         console.print(Text(_target(trace)))
-    console.print()
-    console.print(_table(report))
-    for half in report["bottom_halves"]:
+    halves = report["bottom_halves"]
+    seen = [half for half in halves if half["verdict"] != "not-seen"]
+    unseen = len(halves) - len(seen)
+    shown = halves if unseen <= UNSEEN else seen
+    if shown:
+        console.print()
+        console.print(_table(shown))
+    if seen and len(shown) < len(halves):
+        console.print(Text(f"and {unseen} that were not scheduled while the recording ran"))
+    for half in halves:
         if half["findings"]:
             console.print()
             _print_finding(console, half["name"], half["findings"][0])
@@ -92,9 +101,11 @@ def print_report(console: Console, report: Report) -> None:
         console.print(line)
     for line in _gaps(report):
         console.print(line)
-    seen = [half for half in report["bottom_halves"] if half["verdict"] != "not-seen"]
-    for half in seen or report["bottom_halves"]:
+    for half in seen or shown:
         console.print(_verdict(half))
+    if not shown:
+        text = f"not-seen: none of {unseen} bottom halves was scheduled while the recording ran"
+        console.print(Text(text))
 
 
 def _late_replies(report: Report) -> Iterator[Text]:
@@ -129,12 +140,12 @@ def _target(trace: dict[str, Any]) -> str:
     return inert(", ".join(part for part in parts if part))
 
 
-def _table(report: Report) -> Table:
+def _table(halves: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("bottom half", overflow="fold")
     table.add_column("scheduled", justify="right", no_wrap=True)
     table.add_column("verdicts", overflow="fold")
-    for half in report["bottom_halves"]:
+    for half in halves:
         counts = half["verdicts"] or {half["verdict"]: None}
         cell = Text()
         for verdict, count in counts.items():

@@ -186,3 +186,20 @@ def test_lints_are_listed_with_their_sources(
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["lints"]}
     assert listed["storm"]["threshold"] == "10,000/s"
     assert all(row["sentence"] and row["source"] for row in listed.values())
+
+
+def test_of_many_that_were_watched_only_those_that_were_seen_are_named(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with -b '*', where a QEMU has dozens."""
+    watched = [{"name": name} for name in (NAME, *(f"idle_{number}_bh" for number in range(9)))]
+    for rows, line in (
+        ([schedule(10), run(20)], "and 9 that were not scheduled while the recording ran"),
+        ([], "not-seen: none of 10 bottom halves was scheduled while the recording ran"),
+    ):
+        path = tmp_path / f"{len(rows)}.csv"
+        write(path, [attach(watched=watched), *rows, detach()])
+        assert analyze(path) == 0
+        out = capsys.readouterr().out
+        assert line in out
+        assert "idle_" not in out
