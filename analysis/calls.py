@@ -49,12 +49,7 @@ def summarize_calls(traces: list[Trace]) -> list[dict[str, Any]]:
 
 def _calls(trace: Trace) -> pd.DataFrame:
     rows = trace.frame[trace.frame["event"] == "call"]
-    pid = trace.header["target"].get("pid")
-    role = effective_role(
-        rows["role"],
-        rows["tid"],
-        stack_facts(rows["stack"])["vcpu"].to_numpy(bool),
-        pid if isinstance(pid, int) else -1,
-    )
+    vcpu_frames = stack_facts(rows["stack"])["vcpu"].to_numpy(bool)
+    role = effective_role(rows["role"], rows["tid"], vcpu_frames, trace)
     texts = rows[["name", "thread", "stack"]].astype(object)
     return texts.assign(role=role, tid=rows["tid"])

@@ -165,11 +165,13 @@ def _answer(
     counting = [one for one in came if one["level"] == "error" or lints is not None]
     if counting:
         return "new", f"new: {counting[0]['sentence']}"
-    for half in halves:
-        after = {row["verdict"]: row["after"][0] for row in half["verdicts"]}
-        if open_still := after.get("inconclusive", 0):
+    for half in reports[1]["bottom_halves"]:
+        if open_still := half["verdicts"].get("inconclusive", 0):
             text = f"{open_still:,} of {half['name']} after are inconclusive: one may be new"
             return "inconclusive", text
+        if half["verdict"] == "inconclusive":
+            return "inconclusive", f"{half['name']} after: {half['notes'][0]}"
+    for half in halves:
         found = [row for row in half["verdicts"] if row["verdict"] in FINDINGS and row["before"][0]]
         if found and not half["instances"][1]:
             text = f"{half['name']} was not seen after: nothing shows that its finding is gone"

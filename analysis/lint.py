@@ -239,6 +239,8 @@ def run_lints(
     chosen = choose(names)
     limits = {lint.name: lint.threshold for lint in chosen}
     for name, value in (thresholds or {}).items():
+        if name == ALL:
+            raise NoSuchLint(ALL, ())
         limits[name] = _threshold(choose([name])[0], value)
     return [lint_trace(trace, lint, limits[lint.name]) for trace in traces for lint in chosen]
 

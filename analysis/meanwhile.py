@@ -12,7 +12,7 @@ import pandas as pd
 from qtrace.analysis.lint import show
 from qtrace.analysis.occurrences import times, who
 from qtrace.analysis.stacks import functions, poll_caller
-from qtrace.analysis.verdicts import MAIN_CONTEXTS
+from qtrace.analysis.verdicts import MAIN_CONTEXTS, main_tid
 
 if TYPE_CHECKING:
     from qtrace.analysis.traces import AnalysedTrace
@@ -25,9 +25,8 @@ NAMED = 3
 
 def home_thread(trace: AnalysedTrace, context: str, ctx: int) -> int | None:
     """The thread whose loop owns a context, None when the recording does not tell."""
-    pid = trace.header["target"].get("pid")
     if context in MAIN_CONTEXTS:
-        return pid if isinstance(pid, int) else None
+        return main_tid(trace.trace)
     contexts = trace.contexts
     own = contexts[((contexts["context"] == context) & (contexts["ctx"] == ctx)).to_numpy()]
     runner = own["runner"].dropna()

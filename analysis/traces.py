@@ -27,6 +27,9 @@ from qtrace.analysis.unfinished import latest_ends, unfinished
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import Trace, read_trace
 
+# As many recordings as are named where several are shown.
+NAMED = 4
+
 
 class AnalysedTrace:
     """One recording.
@@ -38,6 +41,9 @@ class AnalysedTrace:
 
     def __init__(self, source: str | Path | Trace) -> None:
         self._source = source
+
+    def __repr__(self) -> str:
+        return f"<AnalysedTrace {self.path}>"
 
     @cached_property
     def trace(self) -> Trace:
@@ -183,6 +189,10 @@ class Traces(Sequence[AnalysedTrace]):
             for source in sources
         ]
 
+    def __repr__(self) -> str:
+        names = ", ".join(trace.path.name for trace in self._traces[:NAMED])
+        return f"<Traces: {len(self)}: {names}{', ...' if len(self) > NAMED else ''}>"
+
     def __len__(self) -> int:
         return len(self._traces)
 
@@ -226,8 +236,12 @@ class Traces(Sequence[AnalysedTrace]):
 
     @property
     def findings(self) -> pd.DataFrame:
-        """The findings of all of them."""
-        return self._together([trace.findings for trace in self])
+        """The findings of all of them; ``instance`` is the index into ``instances`` here."""
+        parts, first = [], 0
+        for trace in self:
+            parts.append(trace.findings.assign(instance=trace.findings["instance"] + first))
+            first += len(trace.instances)
+        return self._together(parts)
 
     def lint(
         self,

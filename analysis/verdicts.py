@@ -44,12 +44,18 @@ def worst(verdicts: Iterable[str]) -> str:
     return min(verdicts, key=SEVERITY.index, default="not-seen")
 
 
-def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, pid: int) -> Any:
+def main_tid(trace: Trace) -> int | None:
+    """The main thread's id, which is the process's; None when the header does not tell."""
+    pid = trace.header["target"].get("pid")
+    return pid if isinstance(pid, int) else None
+
+
+def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, trace: Trace) -> Any:
     """The recorder's role, or a better one where the stack or the thread id shows it."""
     categories = role.cat.categories.union(["main", "vcpu", ""], sort=False)
     codes = role.cat.set_categories(categories).array.codes.copy()
     unsure = np.isin(codes, categories.get_indexer(pd.Index(["", "other"])))
-    main = (tid == pid).fillna(value=False).to_numpy(np.bool_)
+    main = (tid == (main_tid(trace) or -1)).fillna(value=False).to_numpy(np.bool_)
     codes[unsure & vcpu_frames] = categories.get_loc("vcpu")
     codes[unsure & main] = categories.get_loc("main")
     return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(categories))
@@ -71,13 +77,8 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
 
     end = code_of(instances["end"], ("run", "cancel", "delete"))
     ran = end == 0
-    pid = trace.header["target"].get("pid")
-    role = effective_role(
-        instances["role"],
-        instances["tid"],
-        fact(facts["vcpu"], np.bool_),
-        pid if isinstance(pid, int) else -1,
-    )
+    vcpu_frames = fact(facts["vcpu"], np.bool_)
+    role = effective_role(instances["role"], instances["tid"], vcpu_frames, trace)
     owned_by_main = code_of(instances["context"], MAIN_CONTEXTS) >= 0
     problem = pd.Categorical(facts["problem"]).take(stack)
     reason = _doubts(instances, trace, ran, role, owned_by_main, problem)

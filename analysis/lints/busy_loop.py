@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.bursts import fastest
+from qtrace.analysis.fastest import fastest
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
 from qtrace.analysis.lints.storm import WINDOW_NS
 from qtrace.analysis.normal import COMPLETIONS

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.bursts import fastest
+from qtrace.analysis.fastest import fastest
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold, show
 from qtrace.analysis.occurrences import instance_of, where, who
 from qtrace.analysis.runs import on_vcpus

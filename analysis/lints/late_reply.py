@@ -40,18 +40,19 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         for one in group.shown:
             since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
             blocker = in_the_way(trace.runs, int(one["tid"]), since, until)
-            lasted = show(until - since, "ns")
             if blocker is not None:
                 break
-            doubts.append(f"a reply waited {lasted} for what the recording has not")
         else:
+            lasted = show(group.worst["wait_ns"], "ns")
+            doubts.append(f"a reply waited {lasted} for what the recording has not")
             continue
         behind, took = str(blocker["name"]), show(blocker["end_ns"] - blocker["time_ns"], "ns")
         findings.append(
             Finding(
                 "late-reply",
                 trace,
-                f"the reply to {one['name'] or 'a QMP command'} came {lasted} after the command was"
+                f"the reply to {one['name'] or 'a QMP command'} came {show(until - since, 'ns')}"
+                f" after the command was"
                 f" done ({times(group.count)} over {threshold}): {behind}"
                 f" (`{blocker['context']}`) ran first, for {took}",
                 **where(one) | {"context": ""},

@@ -37,10 +37,10 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
             cause, cause_rows = _cause(trace, polled, one)
             if cause:
                 break
-            # A host that gives QEMU no processor looks like this.
-            lasted = show(until - since, "ns")
-            doubts.append(f"`{one['context']}` waited {lasted} for what the recording has not")
         else:
+            # A host that gives QEMU no processor looks like this.
+            worst, lasted = group.worst, show(group.worst["gap"], "ns")
+            doubts.append(f"`{worst['context']}` waited {lasted} for what the recording has not")
             continue
         findings.append(
             Finding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.bursts import fastest
+from qtrace.analysis.fastest import fastest
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
 from qtrace.analysis.occurrences import run_rows, thread_of, where
 from qtrace.analysis.runs import self_made

@@ -25,8 +25,8 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     events = trace.events
     calls = events[((events["event"] == "call") & events["name"].isin(STOPPERS)).to_numpy()]
     facts = stack_facts(calls["stack"])
-    pid = trace.header["target"].get("pid", -1)
-    role = effective_role(calls["role"], calls["tid"], facts["vcpu"].to_numpy(np.bool_), pid)
+    vcpu_frames = facts["vcpu"].to_numpy(np.bool_)
+    role = effective_role(calls["role"], calls["tid"], vcpu_frames, trace.trace)
     inside = (role == "vcpu") & facts["in_poll"].to_numpy(np.bool_)
     found = calls.assign(role=role, worst=-calls["time_ns"])[inside]
     findings = []

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.bpf, pytest.mark.gdb, pytest.mark.qemu, pytest.mark.kv
 LABELS = tomllib.loads((ROOT / "analysis/samples/labels.toml").read_text())
 
 
+@pytest.mark.timeout(1800)
 def test_samples_made_again_show_what_their_labels_say(tmp_path: Path) -> None:
     """The same verdicts, in the same numbers where they were forced by count."""
     if not UNPACKED.exists():

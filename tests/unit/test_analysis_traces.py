@@ -65,6 +65,23 @@ def test_a_finding_leads_back_to_its_rows(tmp_path: Path) -> None:
     assert one.instances.loc[finding["instance"], "verdict"] == finding["verdict"] == "vcpu-poll"
 
 
+def test_findings_of_several_traces_lead_to_their_instances(tmp_path: Path) -> None:
+    traces = open_traces([two(tmp_path), tmp_path / "b.csv"])
+    assert traces.findings["instance"].tolist() == [1, 3]
+    for finding in traces.findings.to_dict("records"):
+        own = traces.instances.loc[finding["instance"]]
+        assert own[["trace", "verdict", "ended_ns"]].tolist() == [
+            finding["trace"], finding["verdict"], finding["time_ns"],
+        ]  # fmt: skip
+        assert traces.explain(finding["instance"]).splitlines()[0].endswith(finding["trace"])
+
+
+def test_traces_show_what_they_are_and_read_nothing_for_it(tmp_path: Path) -> None:
+    names = [tmp_path / f"{letter}.csv" for letter in "abcde"]
+    assert repr(open_traces(names)) == "<Traces: 5: a.csv, b.csv, c.csv, d.csv, ...>"
+    assert repr(open_traces(names)[0]) == f"<AnalysedTrace {names[0]}>"
+
+
 def test_an_instance_is_explained_by_its_number(tmp_path: Path) -> None:
     traces = open_traces(two(tmp_path))
     assert traces.explain(1) == traces[1].explain(0)

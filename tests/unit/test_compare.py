@@ -79,6 +79,15 @@ def test_what_is_inconclusive_after_may_be_new(tmp_path: Path) -> None:
     assert "inconclusive" in found["why"]
 
 
+def test_what_was_lost_after_may_be_new(tmp_path: Path) -> None:
+    """Not one event of it was recorded, and some were lost."""
+    before = trace(tmp_path / "a.csv", 20)
+    after = write(tmp_path / "b.csv", [attach(), lost(5, 50, 3), detach(100, lost=3)])
+    found = compare(before, after)
+    assert compare_status(found) == ExitStatus.INCONCLUSIVE
+    assert found["why"] == f"{NAME} after: no event of it was recorded, but events were lost"
+
+
 def test_a_finding_is_not_gone_because_nothing_ran(tmp_path: Path) -> None:
     found = compare(trace(tmp_path / "a.csv", 30, strikes=1), trace(tmp_path / "b.csv", 0))
     assert compare_status(found) == ExitStatus.INCONCLUSIVE

@@ -96,6 +96,8 @@ def test_unknown_lints_and_thresholds_are_refused_with_the_remedy(tmp_path: Path
     assert "wrong-thread" in unknown.value.remedy
     with pytest.raises(BadThreshold, match="has no threshold"):
         lint(tmp_path, "wrong-thread", run(20), wrong_thread="3")
+    with pytest.raises(NoSuchLint, match="'all'"):
+        lint(tmp_path, "storm", run(20), all="3")
 
 
 @pytest.mark.parametrize(
