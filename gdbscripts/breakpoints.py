@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import gdb
 
 from qtrace.gdbscripts.call_sites import CallSites, Section
-from qtrace.gdbscripts.command import AioCommand, say
+from qtrace.gdbscripts.command import AioCommand
 from qtrace.gdbscripts.look import layout
 from qtrace.gdbscripts.stacks import symbol_at
+from qtrace.gdbscripts.tables import say
 from qtrace.gdbscripts.target import GdbMemory, GdbProgram, file_code, is_core, register
 from qtrace.target.aio.walk import AioReader, Missing
 

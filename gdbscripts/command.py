@@ -1,8 +1,8 @@
-"""The frame of every ``aio`` command: preconditions, errors, completion, tables."""
+"""The frame of every ``aio`` command: preconditions, errors, completion."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import gdb
 
@@ -72,31 +72,3 @@ class AioCommand(gdb.Command):
         if len(arguments) > 1:
             raise self.usage()
         return arguments[0] if arguments else ""
-
-
-def say(line: str = "") -> None:
-    """A line of output, as far as it is printable: names come from the target."""
-    gdb.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
-
-
-def table(
-    titles: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    nothing: str,
-    unread: Iterable[str] = (),
-) -> None:
-    """Columns as wide as they need; the line ``nothing`` when there are no rows.
-
-    ``unread``: where more may be that cannot be read.
-    """
-    lines = [[str(cell) for cell in row] for row in rows]
-    where = ", ".join(unread)
-    if lines:
-        lines.insert(0, list(titles))
-        widths = [max(len(line[n]) for line in lines) for n in range(len(titles))]
-        for line in lines:
-            say("  ".join(cell.ljust(widths[n]) for n, cell in enumerate(line)).rstrip())
-    elif not where:
-        say(nothing)
-    if where:
-        say(f"not readable, there may be more: {where}")

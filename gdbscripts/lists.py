@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import gdb
 
-from qtrace.gdbscripts.command import AioCommand, say, table
+from qtrace.gdbscripts.command import AioCommand
 from qtrace.gdbscripts.look import Qemu, disagreements
 from qtrace.gdbscripts.stacks import code_name
+from qtrace.gdbscripts.tables import say, table, tell
 from qtrace.target.aio.model import Context, Look, Thread
 from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.waits import TOLD, named_frames, polled_context, wait_of
@@ -23,8 +24,9 @@ class Contexts(AioCommand):
 
     aio contexts
 
-    THREAD is the home thread, whose loop owns the context. The counts are of the bottom halves
-    that are pending, the fd handlers, and the coroutines that were scheduled to go on there.
+    THREAD is the home thread, whose loop owns the context. Before it stand how many there are of
+    bottom halves that are pending (BH), fd handlers (FD), and coroutines that were scheduled to go
+    on there (CO).
     """
 
     name = "contexts"
@@ -45,10 +47,10 @@ class Contexts(AioCommand):
                     counts.append(str(len(read(context.address))))
                 except (Missing, Torn):
                     counts.append("?")
-            rows.append((context.label, f"{context.address:#x}", home, *counts))
+            rows.append((context.label, f"{context.address:#x}", *counts, home))
         table(
-            ("CONTEXT", "ADDRESS", "THREAD", "BOTTOM HALVES", "HANDLERS", "COROUTINES"),
-            rows, "this QEMU has not made its AioContexts yet", qemu.dark(),
+            ("CONTEXT", "ADDRESS", "BH", "FD", "CO", "THREAD"), rows,
+            "this QEMU has not made its AioContexts yet", qemu.dark(),
         )  # fmt: skip
         missing = qemu.layout.missing()
         if missing:
@@ -168,11 +170,11 @@ class Jobs(AioCommand):
             say("no jobs")
         for job in jobs:
             coroutine = f"coroutine {job.co:#x}" if job.co else "no coroutine"
-            say(f"{job.id or '(internal)'}  {job.kind}  {job.status}  {coroutine}")
+            tell(f"{job.id or '(internal)'}  {job.kind}  {job.status}  {coroutine}")
             stack = qemu.stacks.of_coroutine(job.co) if job.co else None
             if stack is not None:
                 functions = (name.partition("+")[0] for name in stack.names)
-                say("    " + " < ".join(name.replace("?@", "") for name in functions))
+                tell("    " + " < ".join(name.replace("?@", "") for name in functions))
 
 
 def pending_names() -> Iterable[str]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import gdb
 
-from qtrace.gdbscripts.command import AioCommand, say
+from qtrace.gdbscripts.command import AioCommand
 from qtrace.gdbscripts.lists import pending_names
 from qtrace.gdbscripts.look import Qemu
 from qtrace.gdbscripts.stacks import Stack, code_name
+from qtrace.gdbscripts.tables import say, tell
 from qtrace.gdbscripts.target import is_core, setting
 from qtrace.target.aio.model import Look
 from qtrace.target.aio.settled import Torn
@@ -88,7 +89,7 @@ class Why(AioCommand):
         ]
         for finding in findings:
             moment = "" if finding.proof or is_core() else "At this moment "
-            say(moment + finding.sentence)
+            tell(moment + finding.sentence)
             if finding.proof:
                 say(f"  {finding.proof}")
         reasons = unclear(look, name)
@@ -97,7 +98,7 @@ class Why(AioCommand):
             of = f" of {name}" if name else ""
             say(f"it cannot be told whether {what} is in the way{of}:")
         for reason in reasons:
-            say(f"  {reason}")
+            tell(f"  {reason}")
         if not findings and not reasons:
             say(nothing_in_the_way(look, name))
         elif not is_core() and not all(finding.proof for finding in findings):

@@ -168,7 +168,7 @@ def _watch(
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     looks: deque[Look] = deque()
     ends = None if duration is None else time.monotonic() + duration
-    found, reasons = False, list[str]()
+    found, reasons, told = False, list[str](), list[tuple[str, str]]()
     at = time.monotonic()
     try:
         while ends is None or at < ends:
@@ -187,7 +187,12 @@ def _watch(
                 document["unclear"] = reasons
                 print(json.dumps({"schema_version": SCHEMA_VERSION, **document}), flush=True)
             else:
-                click.echo(f"{time.strftime('%H:%M:%S')} {summary(look, findings, reasons)}")
+                verdicts = [(f.kind, f.sentence) for f in findings]
+                verdicts += [("inconclusive", ", ".join(reasons))] if reasons else []
+                # Each in full when it comes up.
+                short = [k if (k, why) in told else f"{k}: {why}" for k, why in verdicts]
+                told = verdicts
+                click.echo(f"{time.strftime('%H:%M:%S')} {summary(look, short)}")
                 sys.stdout.flush()
             at = max(at + every, time.monotonic())
             time.sleep(max(0.0, at - time.monotonic()))
@@ -211,7 +216,7 @@ def _show(
     core: Path | None = None,
     paused_ms: float | None = None,
 ) -> None:
-    from qtrace.cli.look import finding_json, look_json, print_look, print_verdict, verdict
+    from qtrace.cli.look import finding_json, look_json, print_look, print_verdict, say, verdict
 
     target = _target(looker, core)
     if output_format == "json":
@@ -226,16 +231,14 @@ def _show(
             }
         )
         return
-    from rich.text import Text
-
     console = stdout()
     where = f"core {core}" if core else f"pid {target['pid']}"
     version = f" {target['version']}" if target["version"] else ""
     build_id = str(target["build_id"])[:12]
-    console.print(Text(f"{target['program']}{version}, {where}, build id {build_id or 'none'}"))
+    say(console, f"{target['program']}{version}, {where}, build id {build_id or 'none'}")
     print_look(console, look, looker.name, ages_ns)
     if paused_ms is not None:
-        console.print(Text(f"the guest was paused for {paused_ms:.0f} ms at most"))
+        say(console, f"the guest was paused for {paused_ms:.1f} ms at most")
     console.print()
     print_verdict(console, findings, reasons)
 

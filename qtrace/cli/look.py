@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,59 +132,79 @@ def _thread(look: Look, thread: Thread) -> Document:
 
 def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]) -> None:
     """All of a look."""
-    console.print(Text("contexts", style="bold"))
+    say(console, "contexts", style="bold")
     for context in look.contexts:
         _print_context(console, look, context, name, ages_ns)
-    console.print(Text("threads", style="bold"))
+    say(console, "threads", style="bold")
     for thread in look.threads:
         _print_thread(console, look, thread)
     if look.jobs:
-        console.print(Text("jobs", style="bold"))
+        say(console, "jobs", style="bold")
     for job in look.jobs:
         facts = " ".join(part for part in (job.kind, job.status) if part)
-        console.print(Text(inert(f"  {job.id}: {facts}, coroutine {job.co:#x}")))
+        say(console, f"  {job.id}: {facts}, coroutine {job.co:#x}")
         for frame in look.coroutine_frames.get(job.co, ()):
-            console.print(Text(inert(f"      {frame}")))
-    console.print(Text(inert(_big_lock(look))))
+            say(console, f"      {frame}")
+    say(console, _big_lock(look))
     if look.ending:
-        console.print(Text(inert(_ended(look.ending))))
+        say(console, _ended(look.ending))
     if look.stopped:
-        console.print(Text("the process is stopped: that nothing moves shows nothing", style=NOTE))
+        say(console, "the process is stopped: that nothing moves shows nothing", style=NOTE)
     for what in look.torn:
-        console.print(Text(f"not shown, it changes too fast or is not there: {what}", style=NOTE))
+        say(console, f"not shown, it changes too fast or is not there: {what}", style=NOTE)
     if look.missing:
         facts = ", ".join(look.missing)
-        console.print(Text(f"not found in this binary's code: {facts}", style=NOTE))
+        say(console, f"not found in this binary's code: {facts}", style=NOTE)
     if look.differing:
         facts = ", ".join(look.differing)
-        console.print(Text(f"debug info, not the code, is believed on: {facts}", style=NOTE))
+        say(console, f"debug info, not the code, is believed on: {facts}", style=NOTE)
 
 
 def print_verdict(console: Console, findings: Sequence[Finding], reasons: Sequence[str]) -> None:
     """The sentences; what one look alone cannot prove says so, and so does what is not known."""
     for finding in findings:
-        text = Text(f"{finding.kind}: ", style=FINDING if finding.proof else NOTE)
-        console.print(text.append(inert(finding.sentence), style=""))
+        _judge(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
         proof = finding.proof or "one look cannot show whether it stays so"
-        console.print(Text(inert(f"  {proof}")))
+        say(console, f"  {proof}")
     if reasons:
         what = "anything else" if findings else "anything"
-        text = Text("inconclusive: ", style=NOTE)
-        console.print(text.append(f"it cannot be told whether {what} is stuck", style=""))
+        _judge(console, "inconclusive", NOTE, f"it cannot be told whether {what} is stuck")
         for reason in reasons:
-            console.print(Text(inert(f"  {reason}")))
+            say(console, f"  {reason}")
     elif not findings:
-        console.print(Text("clear: nothing is stuck", style="green"))
+        say(console, "clear: nothing is stuck", style="green")
 
 
-def summary(look: Look, findings: Sequence[Finding], reasons: Sequence[str]) -> str:
-    """One line: how much is pending where, what the main thread does, the finding."""
+def _judge(console: Console, kind: str, style: str, sentence: str) -> None:
+    text = Text(_folded(console, f"{kind}: {sentence}"))
+    text.stylize(style, 0, len(kind) + 1)
+    console.print(text)
+
+
+def say(console: Console, line: str, style: str = "") -> None:
+    """A line; names from the target are untrusted."""
+    console.print(Text(_folded(console, line), style=style))
+
+
+def _folded(console: Console, line: str) -> str:
+    """A line for a terminal: what does not fit goes on below, further in."""
+    line = inert(line)
+    if console.soft_wrap or len(line) <= console.width:
+        return line
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line, console.width, subsequent_indent=margin + "    ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def summary(look: Look, verdicts: Sequence[str]) -> str:
+    """One line: how much is pending where, what the main thread does, what is found."""
     counts = ", ".join(f"{c.label} {_count(look, c)}" for c in look.contexts)
     main = next((t for t in look.threads if t.role == "main"), None)
     doing = _doing(main) if main else "no main thread"
     line = f"pending: {counts or '?'}; main thread {doing}"
-    unclear = [f"inconclusive: {', '.join(reasons)}"] if reasons else []
-    return inert("; ".join([line, *(f.sentence for f in findings), *unclear]))
+    return inert("; ".join([line, *verdicts]))
 
 
 def _count(look: Look, context: Context) -> str:
@@ -198,21 +219,22 @@ def _print_context(
     runner = look.thread(context.tid)
     handlers = [h for h in look.handlers if h.ctx == context.address and not h.deleted]
     whose = f", run by {runner.label}" if runner else ""
-    text = f"  {context.label} {context.address:#x}{whose}, {len(handlers)} fd handlers"
-    console.print(Text(inert(text)))
+    fds = f"{len(handlers)} fd handler{'' if len(handlers) == 1 else 's'}"
+    text = f"  {context.label} {context.address:#x}{whose}, {fds}"
+    say(console, text)
     for half in look.bottom_halves:
         if half.ctx == context.address:
             age = ages_ns.get(half.address)
             since = f", pending for {age / 1e9:.3f} s" if age is not None else ""
             called = "" if name(half.cb) == half.name else f" calls {name(half.cb)}"
             line = f"      {half.name or '?'}{called} {half.flag_names}{since}"
-            console.print(Text(inert(line), style=NOTE))
+            say(console, line, style=NOTE)
     for co in look.scheduled:
         if co.ctx == context.address:
-            console.print(Text(inert(f"      coroutine {co.address:#x} of {name(co.entry)}")))
+            say(console, f"      coroutine {co.address:#x} of {name(co.entry)}")
     for handler in handlers:
         called = ", ".join(name(cb) for cb in (handler.io_read, handler.io_write) if cb)
-        console.print(Text(inert(f"      fd {handler.fd}: {called}")))
+        say(console, f"      fd {handler.fd}: {called}")
 
 
 def _print_thread(console: Console, look: Look, thread: Thread) -> None:
@@ -220,11 +242,11 @@ def _print_thread(console: Console, look: Look, thread: Thread) -> None:
     nested = f", polls {' inside '.join(f'`{label}`' for label in polled)}" if polled else ""
     name = f" {thread.name}" if thread.name else ""
     line = f"  {thread.tid}{name} ({thread.role}): {_doing(thread)}{nested}"
-    console.print(Text(inert(line), style="bold" if nested and thread.role != "iothread" else ""))
+    say(console, line, style="bold" if nested and thread.role != "iothread" else "")
     for frame in thread.frames:
-        console.print(Text(inert(f"      {frame}")))
+        say(console, f"      {frame}")
     if thread.frames and not thread.whole:
-        console.print(Text("      ? (the chain breaks off here)"))
+        say(console, "      ? (the chain breaks off here)")
 
 
 def _doing(thread: Thread) -> str:

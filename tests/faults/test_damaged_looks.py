@@ -68,7 +68,8 @@ def test_a_damaged_core_is_read_or_refused(core: Path, seed: int) -> None:
         look = looker.look()
         explain(look)
         json.dumps(look_json(look, looker.name, {}))
-        summary(look, [], unclear(look))
+        unclear(look)
+        summary(look, [])
     except QtraceError:
         pass
     finally:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
-import termios
 from pathlib import Path
 
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
 from tests.live.attached import attach_command
+from tests.live.terminal import on_terminal
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
-
-ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 @pytest.mark.parametrize("columns", [80, 60, 200])
@@ -26,7 +20,7 @@ def test_the_table_fits_the_terminal_and_no_figure_is_cut(columns: int, tmp_path
     with Guest(find_qemu()) as guest:
         status, shown = on_terminal(
             columns, attach_command(guest.pid, "--all", "--live", "--duration", "2.5s",
-                                    "-o", tmp_path / "trace.parquet"),
+                                    "-o", tmp_path / "trace.parquet"), of="stderr",
         )  # fmt: skip
     assert status in (0, 1), shown
     header = next(line for line in shown if line.startswith("bottom half"))
@@ -53,27 +47,3 @@ def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path: Path) -> None
         process.wait()
     assert "Traceback" not in errors
     assert "Broken pipe" not in errors
-
-
-def on_terminal(columns: int, command: list[str]) -> tuple[int, list[str]]:
-    """Exit status, and the lines that a terminal of this width was given."""
-    control, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
-    process = subprocess.Popen(
-        command, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal,
-        env=environment | {"TERM": "xterm"}, start_new_session=True,
-    )  # fmt: skip
-    os.close(terminal)
-    shown = b""
-    try:
-        while data := os.read(control, 1 << 16):
-            shown += data
-    except OSError:
-        # The other side is closed.
-        pass
-    finally:
-        os.close(control)
-    status = process.wait()
-    text = ESCAPE.sub("", shown.decode())
-    return status, [line.rstrip() for line in re.split(r"[\r\n]+", text)]

@@ -74,7 +74,7 @@ def check_damaged(hung: Hung, qemu: Path, accel: Accelerator, count: int) -> Non
         left_behind = {half.name for finding in found for half in finding.bottom_halves}
         assert reasons or STRANDED in left_behind, (seed, core.holes)
         assert (verdict(found, reasons) == "inconclusive") == (bool(reasons) and not found)
-        summary(look, found, reasons)
+        summary(look, reasons)
         left_open += bool(reasons)
     assert count / 10 < left_open < count
 

@@ -34,9 +34,9 @@ def test_contexts_lists_each_context_with_its_home_thread(
     else:
         # Neither this QEMU nor a core has the IOThreads' ids.
         assert [re.sub(r"\d+", "N", name) for name in names[2:]] == ["iothread:N"] * 2
-    assert all(int(row[2].split()[0]) == target.pid for row in rows[:2])
+    assert all(int(row[5].split()[0]) == target.pid for row in rows[:2])
     # Bottom halves, fd handlers (the notifier and the signals), scheduled coroutines.
-    assert rows[1][3:] == ["1", "2", "1"]
+    assert rows[1][2:5] == ["1", "2", "1"]
 
 
 @live_and_core
@@ -124,6 +124,17 @@ def test_why_says_who_is_in_the_way(
     # A stopped process may be on its way; a core tells all it ever will.
     assert said.startswith("At this moment ") == (kind == "live")
     assert gdb(target, "aio why no_such_bh") == "no_such_bh is not pending"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_on_a_narrow_screen_nothing_is_wider_than_it(hung: Hung, width: int) -> None:
+    asked = [f"aio {name}" for name in COMMANDS]
+    wide = gdb(hung.any("core"), *asked)
+    narrow = gdb(hung.any("core"), f"set width {width}", *asked)
+    assert max(map(len, wide.splitlines())) > 80
+    # A name that is longer than the screen stays whole.
+    assert all(len(line) <= width or " " not in line.strip() for line in narrow.splitlines())
+    assert sorted(narrow.split()) == sorted(wide.split())
 
 
 def test_why_asked_again_after_a_while_says_that_it_stays(hung: Hung) -> None:

@@ -25,7 +25,7 @@ def test_debug_info_tells_what_the_code_does_not_show(optimisation: str, tmp_pat
     with like_qemu(optimisation, tmp_path) as target:
         printed = gdb(target, "aio contexts", "aio bh", "aio threads", "aio why", "aio jobs")
         stops = gdb(target, "aio break sample_bh", "aio break sample_bh --run")
-    assert re.search(r"^iohandler +0x\w+ +\d+ \(program\) +1 ", printed, re.MULTILINE)
+    assert re.search(r"^iohandler +0x\w+ +1 +\S+ +\S+ +\d+ \(program\)", printed, re.MULTILINE)
     assert re.search(r"^sample_bh +iohandler +sample_bh +0x", printed, re.MULTILINE)
     assert "main       sleeps in ppoll(), polling `main`" in printed
     assert "sample_bh is stranded in `iohandler`: the only thread that runs it, " in printed

@@ -40,8 +40,9 @@ def unclear(look: Look, name: str = "") -> list[str]:
 
 def still_unclear(before: Look, now: Look, name: str = "") -> list[str]:
     """What two looks both leave open: of a program that runs, one may come at a bad moment."""
-    earlier = unclear(before, name)
-    return [reason for reason in unclear(now, name) if reason in earlier]
+    reasons = unclear(now, name)
+    earlier = unclear(before, name) if reasons else []
+    return [reason for reason in reasons if reason in earlier]
 
 
 def _lists(look: Look) -> Iterator[str]:
