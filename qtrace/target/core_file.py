@@ -6,6 +6,7 @@ import bisect
 import mmap
 import os
 import signal
+import stat
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,9 @@ class CoreFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                # A pipe (`<(zstd -dc core.zst)`) cannot be read here and there.
+                raise TargetError(f"{path} is no regular file", "unpack the core into a file first")
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < 64:
                     raise no_core(path, "it is too short")

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from qtrace.errors import PermissionMissing, RecorderUnavailable
@@ -22,9 +23,9 @@ from qtrace.target.process import Process
 from qtrace.target.ptrace import DETACH, INTERRUPT, SEIZE, get_registers, ptrace, wait_stop
 from qtrace.target.source import State
 
-# The longest that it is waited for threads to stop; a stop takes some milliseconds. One that
-# sleeps in the kernel where nothing wakes it (a dead NFS server) has its registers in /proc.
-LONGEST_S = 1.0
+# The longest that it is waited for threads to stop, which takes a fraction of a millisecond, but
+# each needs a processor for it. One that does not is shown as /proc has it.
+LONGEST_S = 0.25
 # Threads that were made by others before these were stopped, and so on.
 GENERATIONS = 10
 
@@ -50,6 +51,10 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
     found: list[tuple[Look, float] | BaseException] = []
 
     def hold() -> None:
+        # On a busy host the guest would else be held until we get a processor again. It is this
+        # thread's alone, and ends with it.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
             found.append(_held(source, looker.look))
         except BaseException as error:
