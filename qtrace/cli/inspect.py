@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # A wait that is still the same after this long is told as a finding.
 APART_S = 0.5
+TRIES_AFTER_HOLD = 4
 YIELDING = 10
 EXAMPLES = """\b
 Examples:
@@ -101,7 +102,7 @@ def command(
         look, paused_ms = look_while_stopped(process)
     else:
         look = looker.look()
-    findings, reasons = _prove(looker, look)
+    findings, reasons = _prove(looker, look, held=stop)
     ages = _ages(trace, look)
     _show(looker, look, findings, reasons, ages, output_format, paused_ms=paused_ms)
     return _status(findings, reasons)
@@ -114,22 +115,32 @@ def _status(findings: Sequence[Finding], reasons: Sequence[str]) -> ExitStatus:
     return ExitStatus.INCONCLUSIVE if findings or reasons else ExitStatus.OK
 
 
-def _prove(looker: Looker, first: Look) -> tuple[list[Finding], list[str]]:
+def _prove(looker: Looker, first: Look, *, held: bool) -> tuple[list[Finding], list[str]]:
     """What a look finds, and leaves open, that a second one shows too.
 
     Of a process that is stopped it is what one look shows, without proof.
+
+    Args:
+        held: the process was for the look. Whatever slept has run since, to sleep again, and on
+            a busy host it may not have come to that yet.
     """
     from qtrace.target.aio.unclear import still_unclear, unclear
     from qtrace.target.aio.why import confirm, explain
 
-    seen, reasons = explain(first), unclear(first)
-    if first.stopped or not (seen or reasons):
-        return seen, reasons
-    time.sleep(APART_S)
-    second = looker.look()
-    if second.stopped:
-        return explain(second), unclear(second)
-    return confirm(first, second), still_unclear(first, second)
+    findings, reasons = explain(first), unclear(first)
+    if first.stopped or not (findings or reasons):
+        return findings, reasons
+    before = looker.look() if held else first
+    for _ in range(TRIES_AFTER_HOLD if held else 1):
+        time.sleep(APART_S)
+        now = looker.look()
+        if now.stopped:
+            return explain(now), unclear(now)
+        findings, reasons = confirm(before, now), still_unclear(before, now)
+        if findings or not explain(now):
+            break
+        before = now
+    return findings, reasons
 
 
 def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:

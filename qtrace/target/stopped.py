@@ -94,12 +94,18 @@ def _held(source: _HeldSource, look: Callable[[], Look]) -> tuple[Look, float]:
 
 def _stop(pid: int, tids: set[int], deadline: float) -> dict[int, int]:
     """Stop threads; the wait status of each that stops in time."""
-    try:
-        seized = [tid for tid in tids if _request(SEIZE, tid)]
-    except PermissionError as error:
+    seized, refused = [], None
+    for tid in tids:
+        try:
+            if _request(SEIZE, tid):
+                seized.append(tid)
+        except PermissionError as error:
+            # Of a few, somebody else may trace one.
+            refused = error
+    if refused is not None and not seized:
         raise PermissionMissing(
             f"not allowed to stop process {pid}", "leave out --gdb, or run qtrace as root"
-        ) from error
+        ) from refused
     for tid in seized:
         _request(INTERRUPT, tid)
     found = {}

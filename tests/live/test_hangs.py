@@ -54,6 +54,7 @@ def test_a_vcpu_that_polls_for_its_write_keeps_the_big_lock_from_the_main_loop(
         looker = Looker(LiveSource(Process(guest.pid)))
         wait_for(looker, lambda look: waits_for_lock(look) and polls(look, tid))
         status, document, _err = inspect("--pid", guest.pid)
+        held = inspect("--pid", guest.pid, "--gdb")
         words = in_words("--pid", guest.pid)
         said = gdb(live(guest.pid, qemu_binary), "aio threads", "aio why")
     assert status == 1
@@ -63,6 +64,9 @@ def test_a_vcpu_that_polls_for_its_write_keeps_the_big_lock_from_the_main_loop(
         # Of several QMP commands one may have been left behind.
         ("stranded", "main", None),
     }
+    # What slept has run since it was held: that it stays is shown by looks after that.
+    assert held[0] == 1
+    assert guest.pid in [f["tid"] for f in held[1]["findings"]]
     sentence = finding["sentence"]
     assert f"{guest.pid} (main)" in sentence
     assert " waits in main_loop_wait < qemu_main_loop, for the BQL of " in sentence
@@ -130,7 +134,10 @@ def test_main_in_pause_all_vcpus_behind_a_vcpu_that_polls_is_explained(
 ) -> None:
     with paused_behind_a_write(qemu_binary, accel) as (guest, tid):
         status, document, _err = inspect("--pid", guest.pid)
+        # The test itself traces some of its threads.
+        held = inspect("--pid", guest.pid, "--gdb")
     assert status == 1
+    assert (held[0], held[1]["verdict"]) == (1, "stuck")
     (finding,) = document["findings"]
     sentence = finding["sentence"]
     assert (finding["verdict"], finding["tid"], finding["polls"]) == ("stuck", guest.pid, None)
