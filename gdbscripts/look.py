@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from qtrace.target.aio.coroutine import guard_of_thread
 from qtrace.target.aio.ending import ABORT_MESSAGE, FATAL, SENT, read_abort_message
 from qtrace.target.aio.gather import Gathering
 from qtrace.target.aio.layout import Layout
-from qtrace.target.aio.model import Context, Ending, Look, Thread
+from qtrace.target.aio.model import Context, Ending, Look, Thread, has_main_loop
 from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.arch_x86_64 import SYSCALL_INSTRUCTION
@@ -58,9 +59,9 @@ class Qemu:
         self.reader = AioReader(self.memory, self.layout)
         self._inferior = gdb.selected_inferior()
         self.thread_pointers = self._thread_pointers()
-        pointer = next(iter(self.thread_pointers.values()), None)
-        guard = guard_of_thread(self.memory, pointer) if pointer else None
-        self.stacks = Stacks(self.reader, guard)
+        # The same in every thread, but a core may lack some.
+        guards = (guard_of_thread(self.memory, at) for at in self.thread_pointers.values())
+        self.stacks = Stacks(self.reader, next((g for g in guards if g is not None), None))
 
     @property
     def pid(self) -> int:
@@ -140,12 +141,17 @@ class Qemu:
             threads=tuple(self.threads(contexts)),
             bql_holder=lists.one(reader.bql_holder),
             ending=ending(),
+            main_loop=has_main_loop(self._program()),
             torn=tuple(lists.torn),
             missing=tuple(sorted(lists.missing)),
             unread=tuple(lists.unread),
             dark=tuple(lists.dark),
             coroutine_frames={co: stack.names for co, stack in frames.items() if stack},
         )
+
+    def _program(self) -> str:
+        # Of a live process gdb may have /proc/PID/exe.
+        return os.path.basename(os.path.realpath(str(gdb.current_progspace().filename)))
 
     def _names(self) -> dict[int, str]:
         return {thread.ptid[1]: thread.name or "" for thread in self._inferior.threads()}

@@ -10,7 +10,7 @@ from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.debug_facts import believed
 from qtrace.target.aio.gather import Gathering
-from qtrace.target.aio.model import Look, Poll, Thread
+from qtrace.target.aio.model import Look, Poll, Thread, has_main_loop
 from qtrace.target.aio.walk import AioReader
 from qtrace.target.aio_code import ModuleProgram
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS
@@ -23,8 +23,6 @@ from qtrace.target.stack import COMPLETE, COROUTINE, UNREADABLE, Chain, Unwinder
 from qtrace.target.syscalls import RUNNING_GUEST, restarted
 from qtrace.target.threads import role_of_stack
 
-# Their main thread polls instead of running a main loop.
-WITHOUT_MAIN_LOOP = ("qemu-img", "qemu-nbd", "qemu-io")
 POLL = "aio_poll"
 TRIES = 3
 # Coroutines that entered one another.
@@ -94,7 +92,7 @@ class Looker:
             threads=threads,
             bql_holder=source.outer_tid(holder) if holder else holder,
             ending=source.ending(),
-            main_loop=source.program not in WITHOUT_MAIN_LOOP,
+            main_loop=has_main_loop(source.program),
             differing=tuple(self._differing),
             torn=tuple(lists.torn),
             missing=tuple(sorted(lists.missing)),

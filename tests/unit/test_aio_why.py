@@ -121,6 +121,7 @@ def test_only_the_named_one_is_explained_when_asked_for() -> None:
     "seen",
     [
         look(main_thread(LOOP)),
+        look(main_thread((LOOP[0], *LOOP[2:]))),
         look(main_thread((), blocked_in="")),
         look(main_thread(IN_JOB, Poll(IOHANDLER.address, 2)), main_loop=False),
         look(main_thread(IN_JOB, Poll(MAIN.address, 2)), halves=(half("x", MAIN),),
@@ -135,7 +136,8 @@ def test_only_the_named_one_is_explained_when_asked_for() -> None:
              main_loop=False),
     ],
     ids=[
-        "in the main loop", "running", "polls the very context", "polls it, main", "unknown poll",
+        "in the main loop", "in it without a timer", "running", "polls the very context",
+        "polls it, main", "unknown poll",
         "half a chain", "takes turns", "lock free", "holder unknown", "a vCPU polls it",
         "a vCPU with the BQL runs",
     ],

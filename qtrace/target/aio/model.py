@@ -204,3 +204,8 @@ class Look:
 
     def thread(self, tid: int) -> Thread | None:
         return next((t for t in self.threads if t.tid == tid), None)
+
+
+def has_main_loop(program: str) -> bool:
+    """Whether a program's main thread runs a main loop; that of qemu-img and its like polls."""
+    return program not in ("qemu-img", "qemu-nbd", "qemu-io")

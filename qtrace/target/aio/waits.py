@@ -136,13 +136,14 @@ def is_stuck(thread: Thread) -> bool:
 def _in_main_loop(thread: Thread) -> bool:
     """The loop's own wait: ppoll() called by qemu_poll_ns() called by main_loop_wait().
 
-    Any other named function in between is a callback, or the wait for the BQL.
+    Any other named function in between is a callback, or the wait for the BQL. Without a timer
+    to wait for, qemu_poll_ns() jumps to ppoll(), and is not on the stack.
     """
     functions = thread.functions
     if LOOP not in functions:
         return False
     inner = functions[: functions.index(LOOP)]
-    return "qemu_poll_ns" in inner and all(
+    return ("qemu_poll_ns" in inner or thread.blocked_in == "ppoll") and all(
         MECHANICS.match(function) and function not in BIG_LOCK for function in inner
     )
 

@@ -1,0 +1,25 @@
+"""Programs beside the emulator: their main loop has no timer to wait for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qtrace.lab.block_load import disk_image, storage_daemon
+from tests.live.gdb_session import gdb, live
+from tests.live.inspecting import inspect
+
+pytestmark = [pytest.mark.qemu, pytest.mark.gdb]
+
+
+def test_an_idle_storage_daemon_is_not_stuck(qemu_binary: Path, tmp_path: Path) -> None:
+    program = qemu_binary.with_name("qemu-storage-daemon")
+    with storage_daemon(program, disk_image(tmp_path), "io7") as (pid, _url):
+        looks = [inspect("--pid", pid), inspect("--pid", pid, "--gdb")]
+        said = gdb(live(pid, program), "aio why", "aio threads")
+    for status, document, _err in looks:
+        assert (status, document["verdict"], document["unclear"]) == (0, "clear", [])
+        assert [c["name"] for c in document["contexts"]][:2] == ["main", "iohandler"]
+        assert [t["role"] for t in document["threads"]].count("iothread") == 1
+    assert said.startswith("nothing is in the way: nothing is pending")
