@@ -282,4 +282,8 @@ def verdict(path: Path, recording: Recording, kept: bool, output_format: str) ->
     else:
         print_report(stdout(), report)
         sys.stdout.flush()
+        if only is not None and kept:
+            # Millions of rows: to read them all takes more than a recorder should.
+            hint = f"statistics and lints of every bottom half: qtrace analyze {path}"
+            click.echo(escape(hint), err=True)
     return int(exit_status(report))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from qtrace.analysis import judge, pair_instances, read_trace
 from qtrace.analysis.durations import run_durations
+from qtrace.cli.statistics import print_statistics
 from qtrace.trace.reader import Trace
 from qtrace.trace.schema import PARTIAL, Event
 from qtrace.trace.writer import CsvWriter
@@ -104,15 +109,55 @@ def test_statistics_say_how_often_how_late_how_long_and_who(tmp_path: Path) -> N
     events = []
     for at in range(100, 1100, 100):
         events += [schedule(at), schedule(at + 1, "coalesced"), run(at + 10), ended(at + 12)]
-    events += [schedule(5000, tid=PID), cancel(5001)]
+    events += [replace(schedule(5000), **ON_MAIN), cancel(5001)]
+    events[0] = replace(events[0], tid=WORKER + 1)
     (row,) = judge([written(tmp_path, *events)])["statistics"][0]
     assert (row["name"], row["context"]) == ("a_bh", "main")
     assert (row["scheduled"], row["ran"], row["cancelled"], row["coalesced"]) == (11, 10, 1, 10)
     assert row["wait"] == {"p50_ns": 10, "p99_ns": 10, "max_ns": 10}
     assert row["duration"] == {"p50_ns": 2, "p99_ns": 2, "max_ns": 2}
     assert row["roles"] == {"main": 10}
-    assert [(one["tid"], one["count"]) for one in row["scheduled_by"]] == [(WORKER, 10), (PID, 1)]
+    keys = ("role", "tid", "threads", "count")
+    assert [tuple(one[key] for key in keys) for one in row["scheduled_by"]] == [
+        ("worker", WORKER + 1, 2, 10), ("main", PID, 1, 1),
+    ]  # fmt: skip
     assert row["longest"][0]["stack"] == ["a_bh", "aio_bh_poll", "aio_poll", PARTIAL]
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_a_page_shows_every_figure_and_folds_no_name(columns: int, tmp_path: Path) -> None:
+    names = ("a_bh", "virtio_blk_data_plane_notify_and_more_bh")
+    events = []
+    for at in range(1000, 40_001_000, 4_000_000):
+        for name, bh in zip(names, (0x30, 0x50), strict=True):
+            events += [
+                replace(event, name=name)
+                for event in (
+                    replace(schedule(at, bh=bh), stack=(PARTIAL, "aio_co_wake+0x8")),
+                    replace(run(at + 250), bh=bh),
+                    replace(ended(at + 1_250_250), bh=bh),
+                )
+            ]
+    report = judge([written(tmp_path, *events)])
+    text = printed(report, columns)
+    assert max(map(len, text)) <= columns
+    assert text[0].split() == ["wait", "took"]
+    assert text[1].split() == ["bottom", "half", "ran", *["p50", "p99", "max"] * 2]
+    figures = "10 +250 ns +250 ns +250 ns( +1.25 ms){3}"
+    assert sum(bool(re.search(rf" {figures}$", line)) for line in text) == 2
+    for name in names:
+        assert any(re.match(rf"{name}( +{figures})?$", line) for line in text)
+    whole = " ".join(" ".join(text).split())
+    assert whole.count("in main; ran on main") == 2
+    assert f"scheduled 10 by aio_co_wake on worker worker (tid {WORKER})" in whole
+    assert re.search(r"1\.25 ms at 0\.\d{6} s \(row \d+\): \w+_bh on", whole)
+
+
+def printed(report: dict[str, Any], columns: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    print_statistics(console, report)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().strip("\n").splitlines()
 
 
 def test_a_loss_of_all_is_none_of_a_watched_bottom_half(tmp_path: Path) -> None:
