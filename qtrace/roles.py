@@ -30,6 +30,10 @@ VCPU = frozenset({
     "qemu_kvm_cpu_thread_fn", "qemu_tcg_cpu_thread_fn", "qemu_tcg_rr_cpu_thread_fn",
 })  # fmt: skip
 MAIN = frozenset({"main_loop_wait", "qemu_main_loop", "main"})
+# util/thread-pool.c: the function that each of its threads begins with.
+WORKER = frozenset({"worker_thread"})
+# iothread.c: likewise of each IOThread.
+IOTHREAD = frozenset({"iothread_run"})
 MIGRATION = frozenset({"migration_thread", "bg_migration_thread", "qemu_savevm_state_iterate"})
 
 
@@ -45,4 +49,8 @@ def role_of_functions(names: Iterable[str]) -> Role:
         return "vcpu"
     if on_stack & MAIN:
         return "main"
-    return "migration" if on_stack & MIGRATION else ""
+    if on_stack & MIGRATION:
+        return "migration"
+    if on_stack & IOTHREAD:
+        return "iothread"
+    return "worker" if on_stack & WORKER else ""

@@ -46,7 +46,7 @@ class Subject:
         self.module = self.process.binary
         self.scan: Scan = scan_module(self.module)
         self.half: BottomHalf = find_watchable(self.scan, name)
-        self.module.static_names = {h.callback: h.name for h in self.scan.bottom_halves}
+        self.module.static_names = self.scan.static_names
         self.bias = self.module.bias
         self.contexts = ContextNames(self.scan, self.module, self.process.memory)
 

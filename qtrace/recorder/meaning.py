@@ -14,7 +14,7 @@ from qtrace.recorder.rings import Slots
 from qtrace.target.contexts import ContextNames
 from qtrace.target.process import Process
 from qtrace.target.stack import Unwinder
-from qtrace.target.threads import ThreadRoles
+from qtrace.target.threads import ThreadRoles, role_of_stack
 
 MAX_NAME = 256
 # How often, and how many times, a thread of unknown role is looked at: to unwind one takes two
@@ -47,6 +47,8 @@ class Meanings:
         self._unsure: dict[int, int] = {}
         self._due: list[int] = []
         self._next_look = 0.0
+        # Return addresses in functions that only one kind of thread begins with.
+        self._telling: dict[int, str] = {}
 
     def of(self, slots: Slots, run_ip: int) -> dict[str, Any]:
         """Facts that are new with these records; empty when there are none."""
@@ -56,9 +58,12 @@ class Meanings:
         self._name_threads(tids)
         named = {p: self._string(p) for p in fresh["name"].of(slots["name"])}
         self.names.update(named)
+        symbols = self._symbols(slots)
+        if tids or self._unsure:
+            self._learn_from_callers(slots)
         facts: dict[str, Any] = {
             "names": {f"{p:x}": text for p, text in named.items()},
-            "symbols": self._symbols(slots),
+            "symbols": symbols,
             "threads": {str(tid): (self._threads[tid], self._role(tid)) for tid in tids},
         }
         self._runners_of_nameless(slots, run_ip)
@@ -97,6 +102,7 @@ class Meanings:
         callers = slots["caller"]
         returns = {*fresh["inner"].of(callers[:, 0]), *fresh["outer"].of(callers[:, 1])}
         found = {pc: self._unwinder.return_name(pc) for pc in returns}
+        self._telling |= {pc: text for pc, text in found.items() if role_of_stack([text])}
         for pc in fresh["callback"].of(slots["callback"]):
             found[pc] = self._unwinder.name(pc, leaf=True)
         return {f"{pc:x}": text for pc, text in found.items() if text}
@@ -117,6 +123,14 @@ class Meanings:
             self._unsure[tid] = LOOKS
             self._due.append(tid)
         return role
+
+    def _learn_from_callers(self, slots: Slots) -> None:
+        """A thread shows itself, too, when the function that it began with schedules or polls."""
+        callers, tids = slots["caller"], slots["tid"]
+        for pc, text in self._telling.items():
+            for tid in np.unique(tids[(callers == np.uint64(pc)).any(axis=1)]).tolist():
+                self._unsure.pop(tid, 0)
+                self._roles.role(tid, self._threads[tid], [text])
 
     def _look_again(self, budget_s: float) -> None:
         """A thread shows itself when it is met waiting where only its kind waits."""

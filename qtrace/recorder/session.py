@@ -163,9 +163,7 @@ class Recording:
             armed: whether all probes are set already.
             contexts: the names of the contexts, when they were looked up before.
         """
-        process.binary.static_names = {
-            half.callback: half.name for half in plans.scan.bottom_halves
-        }
+        process.binary.static_names = plans.scan.static_names
         known = {}
         if qmp_socket is not None:
             from qtrace.target.qmp import QmpClient, thread_roles

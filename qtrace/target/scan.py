@@ -29,6 +29,14 @@ from qtrace.target.scheduler import SCHEDULERS, find_scheduler
 from qtrace.target.symbols import SymbolTable
 
 GETTERS = {"qemu_get_aio_context": "main", "iohandler_get_aio_context": "iohandler"}
+CREATE_THREAD = "qemu_thread_create"
+# The function that a thread begins with, by the name that qemu_thread_create() is given for it.
+# They are static: without debug info nothing else names them.
+THREADS = {
+    "worker": "worker_thread",
+    "live_migration": "migration_thread",
+    "mig/src/main": "migration_thread",
+}
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*\Z")
 
 
@@ -74,6 +82,7 @@ class Scan:
         context_variables: link-time addresses of the static pointers to the main loop's
             contexts, by context name.
         qmp: where it takes, carries out and answers QMP commands, and tells of jobs.
+        threads: link-time addresses of functions that threads begin with, by their names.
     """
 
     build_id: str
@@ -84,6 +93,13 @@ class Scan:
     bottom_halves: tuple[BottomHalf, ...]
     context_variables: dict[str, int]
     qmp: tuple[QmpSite, ...]
+    threads: dict[str, int]
+
+    @property
+    def static_names(self) -> dict[int, str]:
+        """The functions that it names although they have no symbol, by link-time address."""
+        halves = {half.callback: half.name for half in self.bottom_halves if half.callback}
+        return halves | {address: name for name, address in self.threads.items()}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,7 +129,10 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
         ScanFailed: it has one, but no call to it could be read.
     """
     scheduler, found_by = find_scheduler(elf, symbols, frames)
-    calls = _calls(elf, frames, {scheduler})
+    create = symbols.address(CREATE_THREAD)
+    every = _calls(elf, frames, {scheduler, *([] if create is None else [create])})
+    calls = [call for call in every if call[1].callee(call[0]) == scheduler]
+    created = [state for at, function, state in every if function.callee(at) == create]
     getters = {a: c for n, c in GETTERS.items() if (a := symbols.address(n)) is not None}
     getters = getters or _getters_by_names(elf, symbols, calls)
     variables = {
@@ -149,8 +168,38 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
     dispatch_bh = next((half.callback for half in halves if half.name == DISPATCH_BH), 0)
     qmp = find_qmp_sites(elf, symbols, frames, dispatch_bh)
     return Scan(
-        elf.build_id, elf.code_hash, version, scheduler, found_by, halves, variables, qmp
+        elf.build_id, elf.code_hash, version, scheduler, found_by, halves, variables, qmp,
+        _threads(elf, symbols, frames, created),
     )  # fmt: skip
+
+
+def _threads(
+    elf: Elf, symbols: SymbolTable, frames: CallFrames, created: list[State]
+) -> dict[str, int]:
+    """The functions that threads of known names begin with; and the IOThreads', whose names are
+    made at run time: theirs is the only such function that polls.
+    """
+    found: dict[str, int] = {}
+    poll = symbols.address("aio_poll")
+    for state in created:
+        name, start = state.get("rsi"), state.get("rdx")
+        if not isinstance(start, Constant) or not elf.is_code(start.value):
+            continue
+        if isinstance(name, Constant):
+            function = THREADS.get(elf.c_string(name.value) or "")
+        else:
+            function = "iothread_run" if _calls_directly(elf, frames, start.value, poll) else None
+        if function:
+            found.setdefault(function, start.value)
+    return found
+
+
+def _calls_directly(elf: Elf, frames: CallFrames, function: int, callee: int | None) -> bool:
+    extent = frames.function(function)
+    if extent is None or callee is None:
+        return False
+    code = Function(elf, *extent)
+    return any(code.callee(address) == callee for address in code.instructions)
 
 
 def _getters_by_names(

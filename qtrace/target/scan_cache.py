@@ -9,7 +9,7 @@ from qtrace.target.process import read_version
 from qtrace.target.scan import Scan, scan_binary
 
 # Raised whenever a scan's content or meaning changes.
-VERSION = 2
+VERSION = 4
 
 
 def scan_module(module: Module) -> Scan:

@@ -96,7 +96,7 @@ def system(program: Path, _bin: Path, folder: Path, requests: int, *options: str
         with QmpClient(qmp) as client:
             threads = {t["id"]: t["thread-id"] for t in client.command("query-iothreads")}
             client.command("cont")
-            wait_for(lambda: done.read_bytes() == b".")
+            wait_for(lambda: done.read_bytes() == b".", TIMEOUT_S)
             # A thread's name is read while it is there.
             raw = trace.with_name(f"{trace.name}.raw")
             wait_for(lambda: IOTHREAD.encode() in raw.read_bytes())

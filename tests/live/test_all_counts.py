@@ -147,6 +147,11 @@ def check_load(frame: pd.DataFrame, requests: int, native: bool) -> None:
         name = "thread_pool_completion_bh"
         # A worker schedules it, and it schedules and cancels itself for each that it finds done.
         assert by_name[name, "schedule"] == 2 * by_name[name, "cancel"] == 2 * requests
+        # These programs name no thread: a worker is known by the function that it began with.
+        own = frame[(frame["name"] == name) & (frame["event"] == "schedule")]
+        roles = own["stack"].astype(str).str.contains(r";worker_thread\+0x", regex=True)
+        assert set(own.loc[roles, "role"]) == {"worker"}
+        assert roles.sum() == requests
     assert set(frame.loc[frame["name"] == name, "context"]) == {"main"}
     runs = frame[frame["event"] == "run"]
     assert runs["stack"].str.contains(r"^\[partial\];.+;aio_bh_poll\+0x", regex=True).all()
