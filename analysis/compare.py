@@ -13,11 +13,10 @@ from qtrace.analysis.latencies import durations, waits
 from qtrace.analysis.rates import Count, bursts, chance, hits, say
 from qtrace.analysis.report import judge_analysed
 from qtrace.analysis.spread import spread
-from qtrace.analysis.traces import Traces, open_traces
+from qtrace.analysis.traces import Source, Traces, open_traces
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY
 from qtrace.errors import ExitStatus
 
-Source = Any
 Samples = dict[tuple[str, str], list[npt.NDArray[np.float64]]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,14 @@ from qtrace.analysis.replies import late_replies
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.statistics import summarize
 from qtrace.analysis.stranded import Proof, proofs
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.traces import AnalysedTrace, Source, Traces, open_traces
 from qtrace.analysis.verdicts import FINDINGS, SILENT, losses_of, worst
 from qtrace.errors import ExitStatus
 from qtrace.trace.reader import Trace
 
 
 def judge(
-    traces: str | Path | Trace | Iterable[str | Path | Trace],
+    traces: Source,
     patterns: Iterable[str] = (),
     strict: bool = False,
     only: Collection[str] | None = None,
@@ -34,7 +33,7 @@ def judge(
     """The verdict over all traces; pairs are made inside each of them.
 
     Args:
-        traces: whatever ``load`` takes.
+        traces: whatever ``open_traces`` takes; with ``only`` what ``load`` does.
         patterns: globs of bottom halves to judge, instead of those the recordings watched.
         only: read no events of other bottom halves than these (`--all` records millions).
         strict: a ``nested-poll`` for a device's access is a finding too.
@@ -54,7 +53,10 @@ def judge(
         NoSuchLint, BadThreshold: see ``run_lints``.
     """
     choose(lints)  # A wrong name is refused before anything is read.
-    analysed = [AnalysedTrace(trace) for trace in load(traces, only)]
+    if only is None or isinstance(traces, Traces | AnalysedTrace):
+        analysed: Sequence[AnalysedTrace] = open_traces(traces)
+    else:
+        analysed = [AnalysedTrace(trace) for trace in load(traces, only)]
     return judge_analysed(analysed, patterns, strict, only, lints, thresholds)
 
 

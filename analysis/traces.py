@@ -283,10 +283,17 @@ def _stacked(parts: list[pd.Series]) -> Any:
     return pd.concat(parts, ignore_index=True).array
 
 
-def open_traces(source: str | Path | Trace | Iterable[str | Path | Trace]) -> Traces:
+Source = str | Path | Trace | AnalysedTrace | Iterable[str | Path | Trace]
+
+
+def open_traces(source: Source) -> Traces:
     """Open a trace, a folder of them, a glob, or a list of these; nothing is read yet.
+
+    What is open already passes through, with all that it has computed.
 
     Raises:
         TraceUnreadable: a folder or a glob holds no trace.
     """
-    return Traces(files(source))
+    if isinstance(source, Traces):
+        return source
+    return Traces([source] if isinstance(source, AnalysedTrace) else files(source))

@@ -53,7 +53,7 @@ def tables_of(
             raise TraceUnreadable(f"{path} is empty", NOT_A_TRACE)
         if start.startswith(b"PAR1"):
             # For those who have no Parquet file it need not be loaded.
-            from qtrace.trace.parquet_stream import parquet_tables
+            from qtrace.trace.parquet import parquet_tables
 
             tables = parquet_tables(path, warnings, progress)
         elif b"\0" in start:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qtrace.analysis import open_traces
+from qtrace.analysis import judge, open_traces
+from qtrace.analysis.compare import compare
 from qtrace.analysis.lints import LINTS
 from qtrace.errors import TraceUnreadable
 from tests.unit.event_rows import NAME, VCPU_TID, recording, run, run_on_vcpu, schedule
@@ -74,6 +75,17 @@ def test_findings_of_several_traces_lead_to_their_instances(tmp_path: Path) -> N
             finding["trace"], finding["verdict"], finding["time_ns"],
         ]  # fmt: skip
         assert traces.explain(finding["instance"]).splitlines()[0].endswith(finding["trace"])
+
+
+def test_what_is_open_is_judged_and_compared_as_it_is(tmp_path: Path) -> None:
+    """Nothing is read or computed again."""
+    traces = open_traces(two(tmp_path))
+    first = traces[0].instances
+    assert open_traces(traces) is traces
+    assert judge(traces) == judge(tmp_path)
+    assert judge(traces[1]) == judge(tmp_path / "b.csv")
+    assert compare(traces[0], traces[1]) == compare(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert traces[0].instances is first
 
 
 def test_traces_show_what_they_are_and_read_nothing_for_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qtrace.errors import ExitStatus, OutputExists, OutputFailed
-from qtrace.trace.parquet import write_parquet
+from qtrace.trace.convert import convert
 from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import COLUMNS
 from qtrace.trace.writer import CsvWriter, check_output
@@ -160,16 +160,15 @@ def test_a_folder_or_a_missing_folder_is_refused_before_recording(tmp_path: Path
 
 def test_parquet_holds_the_same_as_the_csv(tmp_path: Path) -> None:
     from_csv = read_trace(write(tmp_path / "t.csv", EVENTS))
-    write_parquet(EVENTS, tmp_path / "events.parquet")
-    write_parquet(from_csv.frame, tmp_path / "frame.parquet")
-    for name in ("events.parquet", "frame.parquet"):
-        trace = read_trace(tmp_path / name)
-        assert trace.frame.equals(from_csv.frame)
-        assert trace.header == from_csv.header
+    assert convert(from_csv.path, tmp_path / "t.parquet").complete
+    trace = read_trace(tmp_path / "t.parquet")
+    assert trace.frame.equals(from_csv.frame)
+    assert trace.header == from_csv.header
     with pytest.raises(OutputExists):
-        write_parquet(EVENTS, tmp_path / "events.parquet")
+        convert(from_csv.path, tmp_path / "t.parquet")
+    (tmp_path / "full.parquet").symlink_to("/dev/full")
     with pytest.raises(OutputFailed):
-        write_parquet(EVENTS, "/dev/full")
+        convert(from_csv.path, tmp_path / "full.parquet")
 
 
 def test_writing_needs_neither_pandas_nor_pyarrow() -> None:
