@@ -1,14 +1,17 @@
-"""Programs beside the emulator: their main loop has no timer to wait for."""
+"""Programs whose main loop has no timer to wait for, idle and well."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from qtrace.lab.block_load import disk_image, storage_daemon
 from tests.live.gdb_session import gdb, live
+from tests.live.hung import functions_of_main_thread
 from tests.live.inspecting import inspect
+from tests.live.ptraced import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.gdb]
 
@@ -23,3 +26,14 @@ def test_an_idle_storage_daemon_is_not_stuck(qemu_binary: Path, tmp_path: Path) 
         assert [c["name"] for c in document["contexts"]][:2] == ["main", "iohandler"]
         assert [t["role"] for t in document["threads"]].count("iothread") == 1
     assert said.startswith("nothing is in the way: nothing is pending")
+
+
+def test_an_emulator_without_a_timer_is_not_stuck(qemu_binary: Path) -> None:
+    command = [qemu_binary, "-M", "none", "-nodefaults", "-display", "none"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: "main_loop_wait" in functions_of_main_thread(process.pid), "its loop")
+            status, document, _err = inspect("--pid", process.pid)
+        finally:
+            process.kill()
+    assert (status, document["verdict"]) == (0, "clear")

@@ -41,6 +41,13 @@ def vcpu(frames: tuple[str, ...] = IN_PFLASH, **changes: Any) -> Thread:
     return Thread(VCPU_TID, "CPU 0/TCG", "vcpu", frames=frames, whole=True, polls=polls, **columns)
 
 
+GLIB = ("poll+0x4f", "libglib-2.0.so.0@0x5", "g_main_loop_run+0x6f", "qemu-system-x86_64@0x3")
+
+
+def io_thread(frames: tuple[str, ...]) -> Thread:
+    return Thread(OTHER_TID, "IO io0", "iothread", "poll", frames=frames, whole=True)
+
+
 RUNNING_VCPU = Thread(VCPU_TID, "CPU 0/TCG", "vcpu", "")
 
 
@@ -123,6 +130,7 @@ def test_only_the_named_one_is_explained_when_asked_for() -> None:
         look(main_thread(LOOP)),
         look(main_thread((LOOP[0], *LOOP[2:]))),
         look(main_thread((), blocked_in="")),
+        look(io_thread(GLIB), halves=(half("x", OWN),)),
         look(main_thread(IN_JOB, Poll(IOHANDLER.address, 2)), main_loop=False),
         look(main_thread(IN_JOB, Poll(MAIN.address, 2)), halves=(half("x", MAIN),),
              main_loop=False),
@@ -136,8 +144,8 @@ def test_only_the_named_one_is_explained_when_asked_for() -> None:
              main_loop=False),
     ],
     ids=[
-        "in the main loop", "in it without a timer", "running", "polls the very context",
-        "polls it, main", "unknown poll",
+        "in the main loop", "in it without a timer", "running", "in glib's loop",
+        "polls the very context", "polls it, main", "unknown poll",
         "half a chain", "takes turns", "lock free", "holder unknown", "a vCPU polls it",
         "a vCPU with the BQL runs",
     ],
@@ -150,6 +158,14 @@ def test_what_goes_on_is_no_finding(seen: Look) -> None:
 def test_what_will_not_run_or_counts_for_nothing_is_not_stranded(flags: int) -> None:
     seen = replace(STRANDED, bottom_halves=(half("x", IOHANDLER, flags=flags),), main_loop=False)
     assert explain(seen) == []
+
+
+def test_a_callback_of_an_iothreads_that_sleeps_keeps_what_is_pending_there() -> None:
+    asleep = io_thread(("poll+0x4f", "some_callback+0x3", "g_main_context_dispatch+0x1", *GLIB[1:]))
+    (sentence,) = sentences(look(asleep, halves=(half("x", OWN),)))
+    assert (
+        "x is stranded in `iothread:io0`: the only thread that runs it, 1236 (IO io0)" in sentence
+    )
 
 
 def test_waiting_for_a_bql_whose_holder_sleeps_is_a_finding() -> None:

@@ -11,12 +11,13 @@ TOLD = 4
 # How a thread waits, not why: left out where a wait is told.
 MECHANICS = re.compile(
     r"_*(ppoll|poll|g_poll|epoll_p?wait|syscall|futex|clone|start_thread|lll_)|_*pthread_|"
-    r"qemu_(poll_ns|cond_(timed)?wait|mutex_lock|rec_mutex_lock|sem_)|fdmon_|aio_poll$|"
+    r"g_main_context_(iterate|poll)|qemu_(poll_ns|cond_(timed)?wait|mutex_lock|rec_mutex_lock|sem_)|fdmon_|aio_poll$|"
     r"(qemu_mutex_lock_iothread_impl|bql_lock_impl|qemu_cond_wait_(iothread|bql))$|"
     r"_*(libc_start|GI_)|[^@]*@0x|\?|(__)?(ioctl|read|write|nanosleep|clock_nanosleep)$"
 )
 BIG_LOCK = frozenset({"bql_lock_impl", "qemu_mutex_lock_iothread_impl"})
-LOOP = "main_loop_wait"
+# The main thread's loop, and the one that IOThreads run while they have handlers of glib's.
+LOOP, GLIB_LOOP = "main_loop_wait", "g_main_loop_run"
 STARTS = frozenset({"main", "_start", "qemu_default_main", "qemu_main"})
 
 
@@ -93,15 +94,15 @@ def goes_on(look: Look, thread: Thread) -> bool:
 
 
 def is_blocked_off(thread: Thread, ctx: int) -> bool:
-    """Whether a thread sleeps where it cannot run a context's bottom halves.
+    """Whether a thread sleeps where it cannot run its context's bottom halves.
 
-    Its own main loop, and an aio_poll() of that very context, are where it can.
+    Its own loop, and an aio_poll() of that very context, are where it can.
     """
     if not thread.blocked_in or not thread.frames or not thread.whole:
         return False
     if thread.polls:
         return thread.polls[0].ctx not in (ctx, 0)
-    return not _in_main_loop(thread)
+    return not _in_loop(thread)
 
 
 def may_run_elsewhere(look: Look, context: Context, runner: Thread) -> bool:
@@ -126,24 +127,23 @@ def may_hold_lock(look: Look, thread: Thread) -> bool:
 def is_stuck(thread: Thread) -> bool:
     """A main thread that is not in its loop's wait: what it waits for stops everything."""
     return (
-        thread.role == "main"
-        and bool(thread.blocked_in)
-        and thread.whole
-        and not _in_main_loop(thread)
+        thread.role == "main" and bool(thread.blocked_in) and thread.whole and not _in_loop(thread)
     )
 
 
-def _in_main_loop(thread: Thread) -> bool:
+def _in_loop(thread: Thread) -> bool:
     """The loop's own wait: ppoll() called by qemu_poll_ns() called by main_loop_wait().
 
     Any other named function in between is a callback, or the wait for the BQL. Without a timer
     to wait for, qemu_poll_ns() jumps to ppoll(), and is not on the stack.
     """
+    loop = LOOP if thread.role == "main" else GLIB_LOOP
     functions = thread.functions
-    if LOOP not in functions:
+    if loop not in functions:
         return False
-    inner = functions[: functions.index(LOOP)]
-    return ("qemu_poll_ns" in inner or thread.blocked_in == "ppoll") and all(
+    inner = functions[: functions.index(loop)]
+    polls = "qemu_poll_ns" in inner or thread.blocked_in in ("ppoll", "poll")
+    return polls and all(
         MECHANICS.match(function) and function not in BIG_LOCK for function in inner
     )
 
