@@ -55,8 +55,10 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
         # thread's alone, and ends with it.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        began = time.monotonic()
         try:
-            found.append(_held(source, looker.look))
+            look = _held(source, looker.look)
+            found.append((look, (time.monotonic() - began) * 1e3))
         except BaseException as error:
             found.append(error)
 
@@ -70,9 +72,9 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
     return replace(look, stopped=was_stopped), paused_ms
 
 
-def _held(source: _HeldSource, look: Callable[[], Look]) -> tuple[Look, float]:
-    """A look while every thread is stopped, and how long they were, in ms."""
-    began = time.monotonic()
+def _held(source: _HeldSource, look: Callable[[], Look]) -> Look:
+    """A look while every thread is stopped."""
+    deadline = time.monotonic() + LONGEST_S
     seized: set[int] = set()
     stopped: dict[int, int] = {}
     try:
@@ -82,9 +84,9 @@ def _held(source: _HeldSource, look: Callable[[], Look]) -> tuple[Look, float]:
             if not new:
                 break
             seized |= new
-            stopped |= _stop(source.pid, new, began + LONGEST_S)
+            stopped |= _stop(source.pid, new, deadline)
         source.registers = {tid: _registers(tid) for tid in stopped}
-        return look(), (time.monotonic() - began) * 1e3
+        return look()
     finally:
         source.registers = {}
         for tid, status in stopped.items():

@@ -273,10 +273,11 @@ ON_MAIN = (half("x", MAIN),)
         (look(main_thread(LOOP), missing=("bh_next", "job_co")),
          "the code of this QEMU does not show bh_next"),
         (look(halves=(SAVE,)), "thread 1234, which runs `iohandler`, is not there"),
+        (look(vcpu(), halves=()), "the main thread is not there"),
     ],
     ids=["broken stack", "unknown poll", "unknown holder", "holder of no thread", "another's poll",
          "holder's stack", "unknown holder may poll", "unread list", "dark threads", "no contexts",
-         "iothread", "missing fact", "no home thread"],
+         "iothread", "missing fact", "no home thread", "no main thread"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_not_taken_for_clear(seen: Look, reason: str) -> None:
     assert reason in unclear(seen)

@@ -62,6 +62,8 @@ def _lists(look: Look) -> Iterator[str]:
 def _threads(look: Look, name: str) -> Iterator[str]:
     """What is not known of the threads on which it depends whether something is in the way."""
     known = {context.tid for context in look.contexts} | set(look.dark)
+    if look.main_loop and not name and "main" not in [thread.role for thread in look.threads]:
+        yield "the main thread is not there"
     for thread in look.threads:
         if thread.role == "iothread" and thread.tid not in known:
             yield f"the AioContext of {thread.label} was not found"
