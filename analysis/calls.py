@@ -26,14 +26,14 @@ def summarize_calls(traces: list[Trace]) -> list[dict[str, Any]]:
     calls = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if calls.empty:
         return []
-    same = calls.groupby(["name", "role", "stack"], sort=False)
+    same = calls.groupby(["name", "role", "stack"], observed=True, sort=False)
     groups = same.agg(
         count=("tid", "size"), thread=("thread", "first"), tid=("tid", "first")
     ).reset_index()
     groups = groups.sort_values("count", ascending=False, kind="stable")
     summary = []
     for name, rows in groups.groupby("name", sort=True):
-        roles = rows.groupby("role")["count"].sum()
+        roles = rows.groupby("role", observed=True)["count"].sum()
         shown = rows[["role", "thread", "tid", "count", "stack"]].head(MOST)
         stacks = [dict(zip(shown, row, strict=True)) for row in shown.to_numpy().tolist()]
         summary.append(

@@ -16,9 +16,8 @@ from qtrace.analysis import judge
 from qtrace.errors import ExitStatus, TraceUnreadable
 from qtrace.trace.arrow import PARQUET
 from qtrace.trace.reader import read_trace
-from scripts.samples.__main__ import SAMPLES
 
-SAMPLE = SAMPLES / "main-loop-7.2-tcg.parquet"
+SAMPLE = Path(__file__).parents[2] / "analysis/samples/main-loop-7.2-tcg.parquet"
 TABLE: pa.Table = pq.read_table(SAMPLE)
 GROUP = 200
 Change = Callable[[pa.Table], pa.Table]
