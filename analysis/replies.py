@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.qmp_rows import replies
+from qtrace.analysis.runs import keep_busy
 from qtrace.analysis.traces import AnalysedTrace
 
 # From the end of a command to its reply; QEMU takes 0.01 to 0.1 ms when nothing is in the way.
@@ -19,16 +20,19 @@ def late_replies(traces: Sequence[AnalysedTrace]) -> list[dict[str, Any]]:
     """The commands whose answer existed more than 10 ms before it was sent.
 
     Returns:
-        For each command and what it waited for, the worst first: ``command``, ``count``, and of
-        the worst one ``taken_ns`` (its time), ``done_after_ns``, ``replied_after_ns``,
-        ``waited_for`` (the bottom half that ran longest in between on the thread that replied,
-        empty when none is known), ``ran_ns``, ``thread``, ``role``, ``tid`` (who replied).
+        For each command, what it waited for and on which kind of thread, the worst first:
+        ``command``, ``count``, and of the worst one ``taken_ns`` (its time), ``done_after_ns``,
+        ``replied_after_ns``, ``waited_for`` (the bottom half that ran longest in between on the
+        thread that replied, or on a vCPU thread that held the BQL; empty when none is known),
+        ``ran_ns`` (in between), ``thread``, ``role``, ``tid`` (who ran it; who replied, when none
+        is known).
     """
     found = [late for trace in traces for late in _late(trace)]
     found.sort(key=lambda late: late["replied_after_ns"] - late["done_after_ns"], reverse=True)
-    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
     for late in found:
-        kept = worst.setdefault((late["command"], late["waited_for"]), {**late, "count": 0})
+        kind = late["command"], late["waited_for"], late["role"]
+        kept = worst.setdefault(kind, {**late, "count": 0})
         kept["count"] += 1
     return list(worst.values())
 
@@ -48,20 +52,21 @@ def _late(trace: AnalysedTrace) -> list[dict[str, Any]]:
         taken = done if pd.isna(first) else int(first)
         # How much of each run lies between.
         between = np.minimum(ended, sent) - np.maximum(began, done)
-        between = np.where(runs["tid"].to_numpy() == one["tid"], between, 0)
+        between = np.where(keep_busy(runs, int(one["tid"]), str(one["role"])), between, 0)
         longest = int(between.argmax()) if len(between) else -1
         known = longest >= 0 and between[longest] > 0
+        who = runs.iloc[longest] if known else one
         late.append(
             {
                 "command": str(one["name"]),
                 "taken_ns": taken,
                 "done_after_ns": done - taken,
                 "replied_after_ns": sent - taken,
-                "waited_for": str(runs["name"].iloc[longest]) if known else "",
-                "ran_ns": int(ended[longest] - began[longest]) if known else 0,
-                "tid": int(one["tid"]),
-                "thread": str(one["thread"]),
-                "role": str(one["role"]),
+                "waited_for": str(who["name"]) if known else "",
+                "ran_ns": int(between[longest]) if known else 0,
+                "tid": int(who["tid"]),
+                "thread": str(who["thread"]),
+                "role": str(who["role"]),
             }
         )
     return late

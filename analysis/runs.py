@@ -113,15 +113,35 @@ def moment(runs: pd.DataFrame, tid: Numbers, time: Numbers, losses: pd.DataFrame
     return found
 
 
+def keep_busy(runs: pd.DataFrame, tid: int, role: str = "") -> npt.NDArray[np.bool_]:
+    """Which runs a thread cannot do anything else meanwhile.
+
+    Args:
+        role: of ``main`` these are also what vCPU threads run of its contexts, as they hold the
+            BQL inside aio_poll().
+    """
+    busy = (runs["tid"] == tid).to_numpy()
+    if role == "main":
+        under_bql = (runs["role"] == "vcpu") & runs["context"].isin(MAIN_CONTEXTS)
+        busy = busy | under_bql.to_numpy()
+    return busy
+
+
 def in_the_way(
-    runs: pd.DataFrame, tid: int, since: int, until: int, context: str | None = None
+    runs: pd.DataFrame,
+    tid: int,
+    since: int,
+    until: int,
+    context: str | None = None,
+    role: str = "",
 ) -> dict[str, Any] | None:
     """The run that kept a thread busy for half of the time between two times or more, as a row.
 
     Args:
         context: only runs of this one.
+        role: see ``keep_busy``.
     """
-    own = (runs["tid"] == tid).to_numpy() & (runs["time_ns"] < until).to_numpy()
+    own = keep_busy(runs, tid, role) & (runs["time_ns"] < until).to_numpy()
     own = own & ((runs["end_ns"] > since).to_numpy())
     if context is not None:
         own = own & ((runs["context"] == context).to_numpy())

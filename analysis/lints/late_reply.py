@@ -39,7 +39,8 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     for group in grouped(found, ("name", "tid"), "wait_ns", rows):
         for one in group.shown:
             since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
-            blocker = in_the_way(trace.runs, int(one["tid"]), since, until)
+            tid, role = int(one["tid"]), str(one["role"])
+            blocker = in_the_way(trace.runs, tid, since, until, role=role)
             if blocker is not None:
                 break
         else:

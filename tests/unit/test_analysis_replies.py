@@ -9,7 +9,7 @@ from typing import Any
 from qtrace.analysis import AnalysedTrace, Trace, judge
 from qtrace.analysis.replies import late_replies
 from qtrace.trace.schema import Event
-from tests.unit.event_rows import NAME, PID, VCPU_TID, recording, run, schedule
+from tests.unit.event_rows import IOTHREAD_TID, NAME, PID, VCPU_TID, recording, run, schedule
 
 MS = 1_000_000
 
@@ -42,10 +42,18 @@ def test_a_prompt_reply_is_none_however_long_the_job_takes(tmp_path: Path) -> No
     assert late_replies([AnalysedTrace(late(tmp_path, step(3.1, "reply"), *ran(4, 90)))]) == []
 
 
-def test_what_ran_on_another_thread_is_no_reason(tmp_path: Path) -> None:
+def test_what_a_vcpu_ran_of_the_main_context_held_the_bql(tmp_path: Path) -> None:
     trace = late(tmp_path, *ran(4, 90, tid=VCPU_TID, role="vcpu"), step(91, "reply"))
     (found,) = late_replies([AnalysedTrace(trace)])
+    assert (found["waited_for"], found["ran_ns"]) == (NAME, 86 * MS)
+    assert (found["tid"], found["role"]) == (VCPU_TID, "vcpu")
+
+
+def test_what_an_iothread_ran_is_no_reason(tmp_path: Path) -> None:
+    one = ran(4, 90, tid=IOTHREAD_TID, role="iothread", context="iothread:io0")
+    (found,) = late_replies([AnalysedTrace(late(tmp_path, *one, step(91, "reply")))])
     assert (found["waited_for"], found["ran_ns"]) == ("", 0)
+    assert (found["tid"], found["role"]) == (PID, "main")
 
 
 def test_many_of_a_kind_are_one_with_the_worst_times(tmp_path: Path) -> None:

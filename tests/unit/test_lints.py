@@ -339,6 +339,9 @@ def test_the_rows_of_qmp_name_the_command_whose_reply_was_late(tmp_path: Path) -
     assert set(found.evidence()["event"]) == {"qmp", "run"}
     (quick,) = open_traces(path).lint(["late-reply"], {"late-reply": "1s"})
     assert quick.result == "none"
+    by_vcpu = ordered(steps, ran(2 * MS, 151 * MS, NAME, tid=VCPU_TID, role="vcpu"))
+    path = write(tmp_path / "v.csv", [attach(**QMP), *by_vcpu, detach()])
+    assert only(open_traces(path).lint(["late-reply"])[0]).facts["behind"] == NAME
     unknown = write(tmp_path / "u.csv", [attach(**QMP), *steps, detach()])
     assert open_traces(unknown).lint(["late-reply"])[0].result == "inconclusive"
 
