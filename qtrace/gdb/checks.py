@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from qtrace.errors import RecorderUnavailable, TargetError
 from qtrace.gdb.state import is_stopped
@@ -31,17 +30,11 @@ def check_usable(process: Process) -> None:
 
 def refuse_traced(process: Process) -> None:
     """Raises TargetError when somebody else traces it: only one may."""
-    tracer = process.tracer()
-    if not tracer:
-        return
-    try:
-        name = Path(f"/proc/{tracer}/comm").read_text(errors="replace").strip()
-    except OSError:
-        name = "gone meanwhile"
-    raise TargetError(
-        f"process {process.pid} is traced already, by process {tracer} ({name})",
-        "end that one first, as only one may trace a process; eBPF can record beside it",
-    )
+    if tracer := process.describe_tracer():
+        raise TargetError(
+            f"process {process.pid} is traced already, by {tracer}",
+            "end that one first, as only one may trace a process; eBPF can record beside it",
+        )
 
 
 def original_code(process: Process, addresses: frozenset[int]) -> dict[int, bytes]:

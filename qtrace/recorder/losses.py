@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 
 from qtrace.recorder.probes import Probes
+from qtrace.target.process import Process
+from qtrace.target.running_code import with_breakpoint
 from qtrace.target.watch import Site
 from qtrace.trace.schema import Event
 
@@ -18,6 +20,9 @@ class Losses:
 
     Args:
         sites: by run-time address.
+
+    Attributes:
+        problems: what is to be told of it, in words.
     """
 
     def __init__(self, probes: Probes, sites: Mapping[int, Site]) -> None:
@@ -25,6 +30,8 @@ class Losses:
         self._sites = sites
         self._seen: dict[int, int] = {}
         self._checked_ns = time.monotonic_ns()
+        self._taken_out = 0
+        self.problems: list[str] = []
 
     @property
     def due(self) -> bool:
@@ -33,7 +40,8 @@ class Losses:
     @property
     def count(self) -> int:
         """So far, of those that a verdict rests on: a step of a QMP command is none."""
-        return sum(n for address, n in self._seen.items() if not self._sites[address].is_step)
+        counted = sum(n for address, n in self._seen.items() if not self._sites[address].is_step)
+        return counted + self._taken_out
 
     def rows(self) -> list[Event]:
         """What was lost since the last call."""
@@ -51,6 +59,29 @@ class Losses:
                 rows.append(Event(now, "lost", name=site.name, detail=detail))
                 self._seen[address] = count
         self._checked_ns = self._probes.counted_ns(begin)
+        return rows
+
+    def taken_out(self, process: Process, since_ns: int) -> list[Event]:
+        """A row for each probe that is not in the code any more, while all should be.
+
+        A debugger that had its breakpoint at the same place has taken both out at its end.
+
+        Args:
+            since_ns: when they were set; they may be missing since then.
+        """
+        module, memory = process.binary, process.memory
+        sites = {a - module.bias: site for a, site in self._sites.items() if not site.is_step}
+        if not all(memory.read(a + module.bias, 1) for a in sites):
+            return []  # it has ended
+        missing = sites.keys() - with_breakpoint(module, memory, sites)
+        now, rows = time.monotonic_ns(), []
+        for site in (sites[a] for a in sorted(missing)):
+            self.problems.append(
+                f"somebody has taken out the probe '{site.label}': what it has missed is not known"
+            )
+            detail = {"count": 1, "since_ns": since_ns, "site": site.label}
+            rows.append(Event(now, "lost", name=site.name, detail=detail))
+        self._taken_out += len(rows)
         return rows
 
     def anything(self) -> Event:

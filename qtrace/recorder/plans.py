@@ -10,6 +10,7 @@ from qtrace.target.all_sites import plan_all
 from qtrace.target.cross_check import check_debug_info
 from qtrace.target.maps import Module
 from qtrace.target.process import Process
+from qtrace.target.running_code import refuse_breakpoints
 from qtrace.target.scan import Scan
 from qtrace.target.scan_cache import scan_module
 from qtrace.target.watch import WatchPlan, check_sites, plan_watch
@@ -24,11 +25,19 @@ class Plans:
     everything: AllPlan | None
 
     def check(self, process: Process) -> None:
-        """Compare the running code with the file's. Raises CodeMismatch."""
+        """Compare the running code with the file's.
+
+        Raises:
+            CodeMismatch
+            TargetError: a debugger's breakpoint is at a site.
+        """
         module = process.binary
+        sites = [site.vaddr for site in self.watch.sites]
         check_sites(self.watch, self.scan, module, process.memory)
         if self.everything is not None:
             check_all_sites(self.everything, module, process.memory)
+            sites += [site.vaddr for site in self.everything.sites]
+        refuse_breakpoints(process, sites)
 
 
 def make_plans(

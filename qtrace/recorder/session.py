@@ -75,6 +75,7 @@ class Recording:
         bias = process.binary.bias
         sites = {site.vaddr + bias: site for site in plan.sites}
         self._losses = Losses(probes, sites)
+        self._disarmed = False
         contexts = contexts or ContextNames(plans.scan, process.binary, process.memory)
         self._commands = Commands(process.binary, process.memory)
         self._rows = RowMaker(sites, self._unwinder, roles, contexts, self._commands)
@@ -251,18 +252,21 @@ class Recording:
         self._stopped = True
         until_ns = time.monotonic_ns()
         try:
-            self._probes.close()
+            taken_out = []
+            if not self._disarmed:
+                taken_out = self._losses.taken_out(self._process, self.header.time_ns)
+            self._disarm()
             every = self.everything
             if every is not None:
                 every.disarm()
             self._write([*self._take(self._probes.drain()), *self._commands.show()])
-            self._write(self._losses.rows())
+            self._write([*self._losses.rows(), *taken_out])
             self._write([] if self.ended else self._look(self._stalls.end))
             if every is not None:
                 every.finish()
             row = detach_row(
-                reason, until_ns, self._plan, self._rows.hits, self._losses.count, self._commands,
-                every, self._probes.pauses_ms(),
+                reason, until_ns, self._plan, self._rows.hits,
+                self._losses.count, self._commands, every, self._probes.pauses_ms(),
             )  # fmt: skip
             self._write([row])
         finally:
@@ -277,7 +281,7 @@ class Recording:
 
     def problems(self) -> list[str]:
         """What was not as before when the recording had ended, in words."""
-        return self._probes.problems()
+        return [*self._probes.problems(), *self._losses.problems]
 
     def __enter__(self) -> Recording:
         return self
@@ -288,7 +292,8 @@ class Recording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._probes.close()
+        if error is not None:
+            self._disarm()
         if self.everything is not None:
             self.everything.disarm()
         if isinstance(error, RecorderFailed) and not self._stopped:
@@ -296,6 +301,10 @@ class Recording:
             self.stop("the recorder failed")
         elif error is None or not isinstance(error, OSError):
             self.stop("target exited" if self.ended else "interrupted")
+
+    def _disarm(self) -> None:
+        self._disarmed = True
+        self._probes.close()
 
     def _survey(self) -> list[Event]:
         """Learn what stacks need and the threads' roles, and what is pending already; after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from qtrace.errors import QtraceError
 from qtrace.target.host import ROOT, Check, Need
@@ -53,15 +52,12 @@ def _steps(pid: int) -> Iterator[Check]:
 
 def _tracer(process: Process) -> Check:
     """Only one may ptrace a process: gdb cannot attach beside another, eBPF can."""
-    tracer = process.tracer()
+    tracer = process.describe_tracer()
     if not tracer:
         return Check("tracer", "ok", "nobody else traces it", needed_for=("gdb",))
-    try:
-        name = Path(f"/proc/{tracer}/comm").read_text(errors="replace").strip()
-    except OSError:
-        name = "gone meanwhile"
-    detail = f"traced by process {tracer} ({name}): gdb cannot attach, eBPF can"
-    return Check("tracer", "missing", detail, f"end it, or detach it: kill {tracer}", ("gdb",))
+    detail = f"traced by {tracer}: gdb cannot attach, eBPF can"
+    remedy = f"end it, or detach it: kill {process.tracer()}"
+    return Check("tracer", "missing", detail, remedy, ("gdb",))
 
 
 def _ok(name: str, detail: str) -> Check:

@@ -94,6 +94,17 @@ class Process:
         match = re.search(r"^TracerPid:\s*(\d+)", status, re.MULTILINE)
         return int(match[1]) if match else 0
 
+    def describe_tracer(self) -> str:
+        """The same for people: ``process 123 (gdb)``; empty when nobody does."""
+        tracer = self.tracer()
+        if not tracer:
+            return ""
+        try:
+            name = Path(f"/proc/{tracer}/comm").read_text(errors="replace").strip()
+        except OSError:
+            name = "gone meanwhile"
+        return f"process {tracer} ({name})"
+
     def vm_name(self) -> str:
         """The guest's name (-name), empty when it has none."""
         arguments = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")

@@ -235,3 +235,30 @@ def _refused_with(pid: int, path: Path) -> tuple[int, str]:
     )  # fmt: skip
     assert "Traceback" not in run.stderr
     return run.returncode, run.stderr
+
+
+@pytest.mark.bpf
+def test_sites_that_gdb_has_breakpoints_at_are_refused_by_ebpf() -> None:
+    """The kernel would take them for its own, and take them out at the end."""
+    with Guest(find_qemu(), firmware="idle") as guest, attached(guest.pid, *GDB) as attach:
+        status, err = refused(guest.pid)
+        assert status == 3
+        assert "(gdb) traces process" in err
+        assert "has a breakpoint where a probe would be" in err
+        save(guest, 2)
+        assert watched_half(attach.end()[1])["scheduled"] == 2
+
+
+def test_a_breakpoint_that_somebody_took_out_leaves_no_verdict() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        module = Process(guest.pid).binary
+        with attached(guest.pid, *GDB) as attach:
+            save(guest, 2)
+            address = module.symbols.address("save_snapshot")
+            with open(f"/proc/{guest.pid}/mem", "r+b", buffering=0) as memory:
+                memory.seek(address + module.bias)
+                memory.write(module.elf.read(address, 1))
+            status, report, err = attach.end()
+        assert_runs_on(guest)
+    assert (status, report["verdict"], report["lost_events"]) == (4, "inconclusive", 1)
+    assert "somebody has taken out the probe 'call save_snapshot'" in err
