@@ -51,9 +51,10 @@ def _groups(path: Path, file: Any, progress: Callable[[int, int], None]) -> Iter
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     rows, row = file.metadata.num_rows, FIRST_ROW
     waiting: list[int] = []
-    for group in range(len(sizes)):
+    held = 0
+    for group, size in enumerate(sizes):
         waiting.append(group)
-        held = sum(sizes[one] for one in waiting)
+        held += size
         if held < STEP_ROWS and group < len(sizes) - 1:
             continue
         try:
@@ -65,7 +66,7 @@ def _groups(path: Path, file: Any, progress: Callable[[int, int], None]) -> Iter
         yield table
         row += held
         progress(row - FIRST_ROW, rows)
-        waiting = []
+        waiting, held = [], 0
     if row - FIRST_ROW != rows:
         raise refuse(path, f"{rows:,} rows were written, it holds {row - FIRST_ROW:,}", row)
 

@@ -158,6 +158,13 @@ def test_a_damaged_page_is_named_by_its_rows_and_column(sound: Path, group: int,
     refused(sound, f"row {2 + GROUP * group}: column '{name}' is damaged in the {GROUP} rows from")
 
 
+def test_many_small_row_groups_are_read_as_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(TABLE, path, row_group_size=1)
+    frame = read_trace(path).frame
+    assert frame.astype(object).equals(read_trace(SAMPLE).frame.astype(object))
+
+
 def test_rows_of_an_unknown_kind_are_skipped_and_told(tmp_path: Path) -> None:
     """A minor version may add kinds; nothing is missing without a word."""
     path = write(tmp_path / "t.parquet", value("event", "dance", row=777)(TABLE))
