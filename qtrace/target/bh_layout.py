@@ -39,8 +39,10 @@ def calibrate_bottom_half(module: Module) -> BottomHalfLayout:
     called = _called(module)
     flags = _flags(module)
     if not {"ctx", "callback", "opaque"} <= stored.keys() or flags is None:
+        what = "where it keeps its flags" if stored else "where it keeps what"
+        code = "takes a QEMUBH off its list" if stored else "fills a QEMUBH"
         raise ScanFailed(
-            f"{module.name}: the code that fills a QEMUBH does not show where it keeps what",
+            f"{module.name}: the code that {code} does not show {what}",
             "install the debug symbols of this QEMU, or record without --all",
         )
     if called is not None and called != (stored["callback"], stored["opaque"]):
