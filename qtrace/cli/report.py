@@ -104,8 +104,10 @@ def print_report(console: Console, report: Report) -> None:
     for half in seen or shown:
         console.print(_verdict(half))
     if not shown:
-        text = f"not-seen: none of {unseen} bottom halves was scheduled while the recording ran"
-        console.print(Text(text))
+        text = f"none of {unseen} bottom halves was scheduled while the recording ran"
+        if not unseen:
+            text = "no bottom half was watched: the program has none of those of the snapshot jobs"
+        console.print(Text(f"not-seen: {text}"))
 
 
 def _late_replies(report: Report) -> Iterator[Text]:

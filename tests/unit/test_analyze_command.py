@@ -203,3 +203,12 @@ def test_of_many_that_were_watched_only_those_that_were_seen_are_named(
         out = capsys.readouterr().out
         assert line in out
         assert "idle_" not in out
+
+
+def test_a_program_that_has_none_of_the_watched_ones_is_told_so(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.csv"
+    write(path, [attach(watched=[]), detach()])
+    assert analyze(path) == 0
+    assert "not-seen: no bottom half was watched" in capsys.readouterr().out
