@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.instances import UNSEEN
-from qtrace.analysis.lint import show
 from qtrace.analysis.meanwhile import meanwhile
 from qtrace.analysis.occurrences import times, who
 from qtrace.analysis.qmp_rows import qmp_rows
@@ -20,6 +19,7 @@ from qtrace.analysis.runs import moment
 from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.verdicts import LOST, losses_of
 from qtrace.trace.schema import COROUTINE, PARTIAL, TRUNCATED, UNREADABLE
+from qtrace.units import show
 
 if TYPE_CHECKING:
     from qtrace.analysis.traces import AnalysedTrace

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from qtrace.errors import BadThreshold, NoSuchLint
+from qtrace.units import TIMES, show
 
 if TYPE_CHECKING:
     from qtrace.analysis.traces import AnalysedTrace
@@ -24,8 +25,6 @@ Answer = Literal["finding", "none", "inconclusive"]
 Level = Literal["error", "warning"]
 Needs = Literal["", "--all"]
 
-# How many nanoseconds a written time has.
-TIMES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 # Stands for every lint.
 ALL = "all"
 # A finding of many occurrences names the rows of as many, the worst first.
@@ -59,16 +58,6 @@ class Threshold:
         if unit not in ("", self.unit):
             raise ValueError(text)
         return replace(self, value=value)
-
-
-def show(value: float, unit: str) -> str:
-    """A value for people, in three digits: ``1.25 s``, ``100/s``, ``7``."""
-    if unit != "ns":
-        return f"{value:,.0f}{unit}" if value >= 10 else f"{value:.3g}{unit}"
-    for name in ("s", "ms", "us"):
-        if value >= TIMES[name]:
-            return f"{value / TIMES[name]:.3g} {name}"
-    return f"{value:.0f} ns"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.lint import show
 from qtrace.analysis.occurrences import times, who
 from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.verdicts import MAIN_CONTEXTS, main_tid
+from qtrace.units import show
 
 if TYPE_CHECKING:
     from qtrace.analysis.traces import AnalysedTrace

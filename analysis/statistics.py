@@ -28,8 +28,8 @@ def summarize(trace: AnalysedTrace) -> list[dict[str, Any]]:
         and max in nanoseconds or None; ``roles`` (runs by thread role); ``scheduled_by``
         (caller, the function that scheduled it, empty when unknown; role, thread; threads, how
         many of that name and role did; tid, that of the first; count);
-        ``longest`` (duration_ns, time_ns, since_start_ns, row, thread, tid, stack). An instance
-        during whose life events were lost counts, but has no wait.
+        ``longest`` (duration_ns, time_ns, since_start_ns, row, role, thread, tid, stack). An
+        instance during whose life events were lost counts, but has no wait.
     """
     instances, durations = trace.instances, trace.durations
     took = np.full(len(instances), np.nan)
@@ -127,18 +127,19 @@ def _longest(work: _Work, runs: Positions) -> list[dict[str, Any]]:
     if len(known) > LONGEST:
         known = known[np.argpartition(-work.took[known], LONGEST)[:LONGEST]]
     known = known[np.lexsort((known, -work.took[known]))]
-    columns = ["ended_ns", "ended_row", "thread", "tid", "stack"]
+    columns = ["ended_ns", "ended_row", "role", "thread", "tid", "stack"]
     return [
         {
             "duration_ns": int(work.took[row]),
             "time_ns": int(time),
             "since_start_ns": int(time - work.start_ns),
             "row": int(number),
+            "role": str(role),
             "thread": str(thread),
             "tid": int(tid),
             "stack": functions(str(stack)),
         }
-        for row, (time, number, thread, tid, stack) in zip(
+        for row, (time, number, role, thread, tid, stack) in zip(
             known, work.instances[columns].iloc[known].astype(object).to_numpy(), strict=True
         )
     ]

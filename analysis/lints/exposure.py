@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
 from qtrace.analysis.loss import disturbed
 from qtrace.analysis.occurrences import times, where
 from qtrace.analysis.runs import on_vcpus, whole
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 
 def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.fastest import fastest
-from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
 from qtrace.analysis.occurrences import instance_of, where, who
 from qtrace.analysis.runs import on_vcpus
 from qtrace.analysis.stacks import functions, poll_caller
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.trace.schema import PARTIAL
+from qtrace.units import show
 
 WINDOW_NS = 1_000_000_000
 

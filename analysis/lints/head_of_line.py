@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.lints.starvation import waiting
 from qtrace.analysis.occurrences import grouped, thread_of, times, where
 from qtrace.analysis.runs import in_the_way
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 
 def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.lints.starvation import waiting
 from qtrace.analysis.occurrences import grouped, instance_of, times, where
 from qtrace.analysis.qmp_rows import LEFT_OUT_NS, replies
 from qtrace.analysis.runs import in_the_way
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 # do_qmp_dispatch_bh() carries the command out and wakes the dispatcher's coroutine, which sends
 # the reply. Since effd60c878 that coroutine is woken by a bottom half of iohandler.

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.occurrences import grouped, instance_of, thread_of, times, where
 from qtrace.analysis.runs import find_rows, whole
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 # The contexts whose bottom halves run with the BQL held.
 BQL = ("main", "iohandler")

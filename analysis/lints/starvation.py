@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.loss import disturbed
 from qtrace.analysis.occurrences import grouped, thread_of, times, where
 from qtrace.analysis.runs import in_the_way, on_vcpus, whole
 from qtrace.analysis.tools import is_tool
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 
 def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:

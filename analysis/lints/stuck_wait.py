@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.occurrences import thread_of, where
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 FRAMES = 4
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold, show
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.occurrences import grouped, instance_of, thread_of, times, where
 from qtrace.analysis.qmp_rows import qmp_rows
 from qtrace.analysis.stacks import stack_facts
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import effective_role
+from qtrace.units import show
 
 JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh")
 # Of a save on the main thread STOP to RESUME is nine tenths and more, elsewhere a hundredth.

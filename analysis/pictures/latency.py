@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from qtrace.analysis.latencies import durations, waits
-from qtrace.analysis.lint import show
 from qtrace.analysis.pictures.style import INK, OTHER, ROLE_COLOURS, SERIES, WIDTH, plain
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 POINTS = 4000
 MARKS = {"p50": 0.50, "p99": 0.99}

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qtrace.analysis.lint import show
 from qtrace.analysis.pictures.style import COLOURS, INK, OTHER, WIDTH, draw_lanes, plain, unit
 from qtrace.analysis.qmp_rows import commands, qmp_rows
 from qtrace.analysis.traces import AnalysedTrace
 from qtrace.trace import details
+from qtrace.units import show
 
 DONE, WAITS = "#009e73", "#d55e00"
 HEIGHT = 0.5

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qtrace.analysis.lint import show
 from qtrace.analysis.pictures.style import COLOURS, INK, WIDTH, draw_lanes, plain, unit
 from qtrace.analysis.qmp_rows import commands
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.stranded import Proof
 from qtrace.analysis.traces import AnalysedTrace
+from qtrace.units import show
 
 WAITS = "#e69f00"
 HEIGHT = 0.5

@@ -127,7 +127,7 @@ def _times(rows: list[dict[str, Any]]) -> Iterator[Text]:
 
 
 def _change(pair: dict[str, Any], key: str) -> str:
-    from qtrace.analysis.lint import show
+    from qtrace.units import show
 
     return " > ".join(
         "-" if pair[s] is None else show(pair[s][key], "ns") for s in ("before", "after")

@@ -101,8 +101,8 @@ def _list(trace: AnalysedTrace, chosen: list[int]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from qtrace.analysis.lint import show
     from qtrace.cli.report import inert
+    from qtrace.units import show
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (("instance", "right"), ("bottom half", "left"), ("wait", "right")):

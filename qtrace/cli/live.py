@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from qtrace.units import show
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -97,17 +99,9 @@ def _table(rows: list[tuple[str, Busy]]) -> Table:
     table.add_column("bottom half", overflow="ellipsis", min_width=8)
     table.add_column("runs", justify="right", no_wrap=True, min_width=len("100.0 %"))
     for title in ("wait p50", "p99", "took p50", "p99"):
-        table.add_column(title, justify="right", no_wrap=True, min_width=len("999.9 us"))
+        table.add_column(title, justify="right", no_wrap=True, min_width=len("9.99 us"))
     for name, busy in rows[:ROWS]:
         times = [*(busy.wait or (None, None)), *(busy.took or (None, None))]
-        cells = ["" if value is None else duration(value) for value in times]
+        cells = ["" if value is None else show(value, "ns") for value in times]
         table.add_row(inert(name), f"{100 * busy.share:.1f} %", *cells)
     return table
-
-
-def duration(nanoseconds: float) -> str:
-    """In the unit that shows it best."""
-    for unit, size in (("s", 1e9), ("ms", 1e6)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.1f} {unit}"
-    return f"{nanoseconds / 1e3:.1f} us"

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from qtrace.analysis.lint import show
 from qtrace.cli.report import inert
+from qtrace.units import show
 
 # As many bottom halves, and of these the longest runs, as fit on a page.
 ROWS, LONGEST, FRAMES = 25, 3, 5
