@@ -50,7 +50,7 @@ class NoSuchProcess(TargetError):
 class HasEnded(TargetError):
     def __init__(self, pid: int) -> None:
         super().__init__(
-            f"process {pid} has ended, its parent has yet to notice (a zombie)",
+            f"process {pid} has ended",
             "qtrace ps lists the QEMU processes here",
         )
 

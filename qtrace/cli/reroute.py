@@ -39,9 +39,11 @@ def command(
     from qtrace.cli.experiments import ENDED, exit_status, left, run, warn
     from qtrace.experiment.reroute import Rerouting
     from qtrace.experiment.subject import Subject
+    from qtrace.target.process import unless_it_ends
 
-    subject = Subject(pid, name)
-    rerouting = Rerouting(subject, to, count)
+    with unless_it_ends(pid):
+        subject = Subject(pid, name)
+        rerouting = Rerouting(subject, to, count)
     name = subject.half.name
     warn(f"this changes process {pid}: {name} goes into '{to}', as if QEMU were patched")
     hint = f"{count} times" if count else "until Ctrl-C" if timeout is None else f"{timeout:g} s"

@@ -58,11 +58,13 @@ def command(
     from qtrace.cli.experiments import exit_status, left, run, warn
     from qtrace.experiment.steer import Steering
     from qtrace.experiment.subject import Subject
+    from qtrace.target.process import unless_it_ends
 
     if hold > LONGEST_HOLD_S:
         raise click.UsageError("--hold is at most 1s: the guest stands still meanwhile")
-    subject = Subject(pid, name)
-    steering = Steering(subject, run_on, count, hold)
+    with unless_it_ends(pid):
+        subject = Subject(pid, name)
+        steering = Steering(subject, run_on, count, hold)
     name = subject.half.name
     warn(f"this holds threads of process {pid} to decide where {name} runs")
     times = "run" if count == 1 else f"{count} runs"

@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 from qtrace.experiment.subject import Subject
 from qtrace.gdb.channel import Message
 from qtrace.gdb.session import Ending, GdbSession
+from qtrace.target.process import unless_it_ends
 
 T = TypeVar("T")
 
@@ -32,8 +33,9 @@ class Experiment(ABC, Generic[T]):
 
     def __enter__(self) -> Self:
         """Raises RecorderUnavailable, RecorderFailed, TargetError: see ``GdbSession``."""
-        self._session = GdbSession(self.subject.process, self._script, self._config)
-        self._session.attach()
+        with unless_it_ends(self.subject.process.pid):
+            self._session = GdbSession(self.subject.process, self._script, self._config)
+            self._session.attach()
         return self
 
     def __exit__(

@@ -77,7 +77,3 @@ def gdb_unusable(error: Exception) -> RecorderUnavailable:
         return RecorderUnavailable(check.detail, check.remedy)
     text = str(error) or "it ends or does not answer"
     return RecorderUnavailable(f"gdb cannot be used: {text}", "qtrace doctor says what is missing")
-
-
-def has_ended(process: Process) -> TargetError:
-    return TargetError(f"process {process.pid} has ended", "qtrace ps lists the QEMU processes")

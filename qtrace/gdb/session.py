@@ -14,12 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import qtrace
-from qtrace.errors import RecorderFailed
+from qtrace.errors import HasEnded, RecorderFailed
 from qtrace.gdb.channel import Message, open_channel
 from qtrace.gdb.checks import (
     check_usable,
     gdb_unusable,
-    has_ended,
     original_code,
     ptrace_refused,
 )
@@ -152,7 +151,7 @@ class GdbSession:
             refused = isinstance(error, MiError) and not self._attached
             self.close()
             if self.target_gone:
-                raise has_ended(self._process) from error
+                raise HasEnded(self._process.pid) from error
             if refused:
                 raise ptrace_refused(self._process, str(error)) from error
             what = str(error) or type(error).__name__

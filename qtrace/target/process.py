@@ -5,16 +5,35 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from qtrace.errors import HasEnded, NoSuchProcess, NotQemu, PermissionMissing
+from qtrace.errors import HasEnded, NoSuchProcess, NotQemu, PermissionMissing, QtraceError
 from qtrace.target.elf import Elf
 from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.memory import ProcessMemory
 
 # What --version prints: qemu-nbd's text differs from all others'.
 VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
+
+
+@contextmanager
+def unless_it_ends(pid: int) -> Iterator[None]:
+    """A process that ends inside makes all kinds of things fail: that it has ended is what counts.
+
+    Raises HasEnded.
+    """
+    try:
+        yield
+    except (QtraceError, OSError) as error:
+        # A dying one has lost its executable before it is a zombie.
+        if os.path.lexists(f"/proc/{pid}/exe") and not _is_zombie(pid):
+            raise
+        if isinstance(error, NoSuchProcess | HasEnded):
+            raise
+        raise HasEnded(pid) from error
 
 
 class Process:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.errors import HasEnded
+from qtrace.experiment.reroute import Rerouting
+from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attached, save, watched_half
@@ -111,3 +114,12 @@ def assert_code_of_a_recording_only(err: str) -> None:
     """Only eBPF's uprobes are left in the code."""
     assert "undone" in err
     assert "warning" not in err
+
+
+def test_a_target_that_ends_before_it_is_attached_to_has_ended() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        rerouting = Rerouting(Subject(guest.pid, WATCHED), "iohandler")
+        os.kill(guest.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, guest.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(HasEnded), rerouting:
+            pass
