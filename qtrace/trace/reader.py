@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from qtrace.trace import details
 from qtrace.trace.columns import FIRST_ROW, TEXT_COLUMNS
+from qtrace.trace.missing import as_losses, missing_rows
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, EventKind
 from qtrace.trace.stream import tables_of
 
@@ -74,15 +75,19 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> Trace:
     warnings: list[str] = []
     frame = _frame(tables_of(path, warnings), _chooser(only), warnings)
     facts = details.of(path, frame)
+    missing = missing_rows(frame, facts.detach, only)
+    warnings += [f"{count:,} rows of {probe!r} are missing" for probe, count in missing.items()]
+    steps = sum(count for probe, count in missing.items() if probe.startswith("return "))
+    others = sum(missing.values()) - steps
     if not facts.complete:
         warnings.append("it was cut off: there is no detach row; what came later is not known")
     return Trace(
         path=path,
         frame=frame,
         header=facts.header,
-        losses=facts.losses,
-        step_losses=facts.step_losses,
-        lost_events=facts.lost_events,
+        losses=as_losses(facts.losses, others),
+        step_losses=as_losses(facts.step_losses, steps),
+        lost_events=facts.lost_events + others + steps,
         exit=facts.exit,
         detach=facts.detach,
         warnings=warnings,

@@ -102,6 +102,21 @@ def kinds(findings: Iterable[dict[str, Any]]) -> set[str]:
     return {finding.get("verdict") or finding["lint"] for finding in findings}
 
 
+@pytest.mark.parametrize("event", ["schedule", "run", "call", "return"])
+def test_a_row_that_was_cut_out_is_missed(tmp_path: Path, event: str) -> None:
+    """By the counts of the detach row: never a shorter trace without a word."""
+    name = "vcpu-poll-7.2-tcg.csv"
+    lines = (SAMPLES / name).read_text().splitlines(keepends=True)
+    own = [line for line in lines if f",{event}," in line]
+    (tmp_path / name).write_text("".join(line for line in lines if line != own[-1]), newline="")
+    found = judge(tmp_path / name)
+    assert (found["complete"], found["lost_events"]) == (True, 1)
+    assert "1 rows of" in found["warnings"][0]
+    assert exit_status(found) == (
+        ExitStatus.FINDING if event == "return" else ExitStatus.INCONCLUSIVE
+    )
+
+
 def test_every_recording_has_a_label() -> None:
     kept = {path.name for path in SAMPLES.iterdir() if path.suffix in (".csv", ".parquet")}
     assert set(LABELS) == kept
