@@ -6,10 +6,12 @@ flags that the operation found tell it apart, for they cannot lie: nothing is in
 pending, nothing runs that is not. Where the noted order breaks this rule, the nearest one that
 keeps it is taken.
 
-Whichever such order is taken, as many instances begin, run and are cancelled in it: only which of
-two schedules, microseconds apart, belongs to which run may be the other way round. An order is
-taken only if no event was lost there, each thread's own events stay in order, and it comes out
-even: at its end nothing is pending, and what follows keeps the rule as it was noted.
+Whichever such order is taken, as many instances begin and run in it, and as many end otherwise:
+only which of two schedules, microseconds apart, belongs to which run may be the other way round. Of
+the very last schedule, and a cancel or delete that crossed with it, nothing tells: it stays pending.
+
+An order is taken only if no event was lost there, each thread's own events stay in order, and it
+comes out even: at its end nothing is pending, and what follows keeps the rule as it was noted.
 """
 
 from __future__ import annotations
