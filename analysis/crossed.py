@@ -7,8 +7,9 @@ pending, nothing runs that is not. Where the noted order breaks this rule, the n
 keeps it is taken.
 
 Whichever such order is taken, as many instances begin and run in it, and as many end otherwise:
-only which of two schedules, microseconds apart, belongs to which run may be the other way round. Of
-the very last schedule, and a cancel or delete that crossed with it, nothing tells: it stays pending.
+only which of two schedules, microseconds apart, belongs to which run may be the other way round.
+Of the very last schedule, and a cancel or delete that crossed with it, nothing tells: it stays
+pending.
 
 An order is taken only if no event was lost there, each thread's own events stay in order, and it
 comes out even: at its end nothing is pending, and what follows keeps the rule as it was noted.
