@@ -73,12 +73,12 @@ def nearest_legal_order(
         return order
     start, state = _states(group, kind)
     broken = np.flatnonzero(AFTER[state, kind] == NEVER)
+    ends = _ends(group, broken)
+    crossed = _has_company(tid, np.maximum(start[broken], broken - WINDOW), ends)
     done = 0
-    for at in broken:
+    for at, end in zip(broken[crossed].tolist(), ends[crossed].tolist(), strict=True):
         if at < done or AFTER_TABLE[state[at]][kind[at]] != NEVER:
             continue
-        end = min(len(group), at + WINDOW)
-        end = int(at + np.searchsorted(group[at:end] != group[at], True))
         first, found = _search(kind[:end], tid, state, max(int(start[at]), done), int(at))
         last = first + len(found)
         if found and not (losses is not None and _lossy(group, time, first, last, losses)):
@@ -86,6 +86,24 @@ def nearest_legal_order(
             done = last
             _go_on(state, kind, order, first, last, end)
     return order
+
+
+def _ends(group: Codes, places: Positions) -> Positions:
+    """Where the events end that are looked at from each place."""
+    starts = np.flatnonzero(starts_of(group))
+    ends = np.append(starts[1:], len(group))
+    own: Positions = ends[np.searchsorted(starts, places, "right") - 1]
+    return np.minimum(own, places + WINDOW)
+
+
+def _has_company(tid: Codes, first: Positions, end: Positions) -> npt.NDArray[np.bool_]:
+    """Whether more than one thread had to do with it there: what one noted is in order.
+
+    While the probes come and go, a busy thread's runs are seen without their schedules.
+    """
+    changes = np.cumsum(np.append(False, tid[1:] != tid[:-1]))
+    found: npt.NDArray[np.bool_] = changes[end - 1] > changes[first]
+    return found
 
 
 def _states(group: Codes, kind: npt.NDArray[np.int8]) -> tuple[Positions, npt.NDArray[np.int8]]:

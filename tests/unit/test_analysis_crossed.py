@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qtrace.analysis import pair_instances
+from qtrace.analysis import crossed, pair_instances
 from qtrace.trace.schema import Event
 from tests.unit.qemu_model import CONTEXTS, IOTHREAD, MAIN, VCPU, WORKER, Qemu
 from tests.unit.test_analysis_model import PROPERTY, framed, sessions
@@ -57,6 +57,19 @@ def test_the_order_that_the_flags_allow_is_taken(
     assert pairs(instances) == expected
     assert "unseen" not in set(instances["end"])
     assert (instances["wait_ns"].dropna() >= 0).all()
+
+
+def test_no_order_is_searched_for_where_one_thread_noted_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While probes come and go, a busy IOThread runs ten thousands without their schedules."""
+
+    def searched(*_arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(crossed, "_search", searched)
+    instances = pair_instances(noted("M:r M:r M:i M:r M:x M:r"))
+    assert pairs(instances) == {(None, 0), (None, 1), (2, 3), (None, 5)}
 
 
 @pytest.mark.parametrize(
