@@ -126,13 +126,19 @@ def _bottom_half(
     reasons: dict[str, int] = {}
     notes: list[str] = []
     verdicts: list[str] = []
-    for part in own:
+    for part, trace in zip(own, traces, strict=True):
         _count(counts, part["verdict"])
         _count(reasons, part.loc[part["reason"] != "", "reason"])
         scheduled, runs = part["scheduled_ns"].notna().sum(), (part["end"] == "run").sum()
         if runs >= SILENT and not scheduled:
             notes.append(f"it ran {runs} times, but the probe on its schedule never fired")
             verdicts.append("inconclusive")
+        unseen = ((part["end"] == "run") & part["scheduled_ns"].isna()).sum()
+        if scheduled and unseen >= SILENT and _is_watched(name, trace):
+            notes.append(
+                f"{unseen} of its runs were scheduled before the recording, or elsewhere than "
+                "where it is watched"
+            )
     if not counts and any(_lost(name, trace) for trace in traces):
         notes.append("no event of it was recorded, but events were lost")
         verdicts.append("inconclusive")
@@ -153,8 +159,11 @@ def _bottom_half(
 
 
 def _lost(name: str, trace: Trace) -> bool:
-    watched = any(item["name"] == name for item in trace.header["watched"])
-    return bool(losses_of(trace, watched)["count"].sum())
+    return bool(losses_of(trace, _is_watched(name, trace))["count"].sum())
+
+
+def _is_watched(name: str, trace: Trace) -> bool:
+    return any(item["name"] == name for item in trace.header["watched"])
 
 
 def _count(counts: dict[str, int], values: pd.Series) -> None:

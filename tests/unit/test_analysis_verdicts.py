@@ -137,6 +137,17 @@ def test_a_silent_schedule_probe_makes_it_inconclusive(tmp_path: Path) -> None:
     assert exit_status(report) == ExitStatus.INCONCLUSIVE
 
 
+def test_runs_that_were_scheduled_elsewhere_are_told(tmp_path: Path) -> None:
+    """As by gdb in the experiment of the mail thread: 2 scheduled, 77 ran."""
+    report = judge(recording(tmp_path / "t.csv", schedule(5), run(10), run(20), run(30)))
+    half = only(report)
+    assert (half["scheduled"], half["verdicts"]) == (1, {"main-loop": 3})
+    assert half["notes"] == [
+        "2 of its runs were scheduled before the recording, or elsewhere than where it is watched"
+    ]
+    assert exit_status(report) == ExitStatus.OK
+
+
 def test_a_finding_wins_over_a_silent_schedule_probe(tmp_path: Path) -> None:
     report = judge(recording(tmp_path / "t.csv", run(10), run_on_vcpu(20)))
     assert report["verdict"] == "vcpu-poll"
