@@ -13,7 +13,7 @@ from benchmarks.pairs import Row, qemus
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
 from qtrace.recorder.ebpf import Hit
-from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 
 SAVES = 50
 
@@ -36,7 +36,7 @@ def run(_pairs: int) -> list[Row]:
 
 def _measure(qemu: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, Guest(qemu, firmware="idle") as guest:
-        recording = Recording.start(guest.pid, output=Path(folder, "trace.csv"))
+        recording = start_recording(guest.pid, output=Path(folder, "trace.csv"))
         hits: list[Hit] = []
         for number in range(SAVES):
             save_round(guest.qmp, f"save{number}")

@@ -22,7 +22,7 @@ from qtrace.lab.block_load import bench_command
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
 from qtrace.recorder.all_recorder import Counts
-from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.trace.convert import convert
 
 Load = Literal["daemon", "pflash"]
@@ -39,7 +39,7 @@ def record(load: Load, events: int, output: Path, stacks_every: int = 0) -> Coun
     """
     raw = output.with_name(f"{output.name}.raw")
     with _daemon() if load == "daemon" else _pflash() as pid:
-        with Recording.start(
+        with start_recording(
             pid, output=raw, force=True, everything=True, stacks_every=stacks_every
         ) as recording:
             assert recording.everything is not None

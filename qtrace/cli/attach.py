@@ -87,14 +87,14 @@ def command(
         raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
     likely = backend == "ebpf" or (backend == "auto" and "CAP_SYS_ADMIN" in capabilities())
     program = load_ahead(everything=everything) if likely or everything else None
-    from qtrace.recorder.session import Recording
+    from qtrace.recorder.start import start_recording
 
     limits = Limits(duration, max_size, until_finding, max_overhead, live)
     prepare(limits, everything)
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
         files = Files(output, force, everything, Path(folder))
         with unless_it_ends(pid):
-            started = Recording.start(
+            started = start_recording(
                 pid, output=files.growing, patterns=patterns, force=force, qmp_socket=qmp,
                 backend=backend, program=program, everything=everything,
                 stacks_every=stacks_every or 0,

@@ -16,6 +16,7 @@ from qtrace.recorder.all_program import ring_pages
 from qtrace.recorder.program import load_ahead
 from qtrace.recorder.rings import possible_cpus
 from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.target.qmp import QmpClient
 from qtrace.trace.schema import Event
 
@@ -37,7 +38,7 @@ def recorded(
     """A fresh guest (``options`` are Guest's) and a recording of one bottom half."""
     with (
         Guest(setup.qemu, setup.accel, firmware, **options) as guest,
-        Recording.start(
+        start_recording(
             guest.pid,
             output=setup.trace,
             patterns=(name,),

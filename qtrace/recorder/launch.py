@@ -12,6 +12,7 @@ from qtrace.recorder.ebpf import EbpfProbes
 from qtrace.recorder.plans import make_plans
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.session import Recording
+from qtrace.recorder.start import arm
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.contexts import ContextNames
 from qtrace.target.elf import Elf
@@ -36,7 +37,7 @@ def launch(
     stacks_every: int = 0,
     output_fd: int | None = None,
 ) -> tuple[Recording, Child]:
-    """Start a QEMU program under the probes; see ``Recording.start`` for the arguments.
+    """Start a QEMU program under the probes; see ``start_recording`` for the arguments.
 
     Args:
         output_fd: where the program's standard output goes.
@@ -71,7 +72,7 @@ def launch(
             contexts.wait(CONTEXTS_WAIT_S, child.ended)
             # Its libraries came meanwhile.
             process.space.refresh()
-            recording = Recording.arm(
+            recording = arm(
                 process, plans, probes, writer,
                 everything=every, armed=True, contexts=contexts,
             )  # fmt: skip

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import Callable
 from types import TracebackType
 
 from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.recorder.all_recorder import PERIOD_S, AllRecorder
 from qtrace.recorder.commands import Commands
 from qtrace.recorder.ending import Watcher
-from qtrace.recorder.header import attach_row, detach_row
+from qtrace.recorder.header import detach_row
 from qtrace.recorder.losses import Losses
 from qtrace.recorder.meaning import Meanings
-from qtrace.recorder.plans import Plans, make_plans
-from qtrace.recorder.probes import Backend, Probes, open_probes
-from qtrace.recorder.program import Program, load_ahead
+from qtrace.recorder.plans import Plans
+from qtrace.recorder.probes import Probes
 from qtrace.recorder.rows import RowMaker
 from qtrace.recorder.stall import Stalls
-from qtrace.target.all_plan import modules_cancel
 from qtrace.target.contexts import ContextNames
 from qtrace.target.hit import Hit
 from qtrace.target.jit import read_jit_code
-from qtrace.target.live import LiveSource
-from qtrace.target.look import Looker
 from qtrace.target.process import Process
 from qtrace.target.stack import Unwinder
 from qtrace.target.threads import ThreadRoles
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.schema import Event
 from qtrace.trace.writer import CsvWriter
-
-STALL_AFTER_S = 2.0
 
 
 class Recording:
@@ -92,119 +84,24 @@ class Recording:
             meanings = Meanings(process, self._unwinder, roles, contexts)
             everything.begin(writer, meanings, self._unwinder, bias, callbacks)
 
-    @classmethod
-    def start(
-        cls,
-        pid: int,
-        *,
-        output: Path,
-        patterns: Sequence[str] = (),
-        force: bool = False,
-        qmp_socket: Path | None = None,
-        backend: Backend = "ebpf",
-        program: Future[Program] | None = None,
-        everything: bool = False,
-        ring_pages: int | None = None,
-        stacks_every: int = 0,
-        stall_after_s: float = STALL_AFTER_S,
-    ) -> Recording:
-        """Arm every probe of a recording.
-
-        Args:
-            output: the CSV to write; with ``everything`` a raw file.
-            patterns: globs of bottom-half names, ``DEFAULT_WATCHED`` when empty.
-            qmp_socket: a QMP socket of the target to ask for its threads.
-            backend: what to record with; ``auto`` is eBPF where it works, else gdb.
-            program: the BPF program, when its loading was begun before.
-            everything: record every bottom half beside the watched ones (`--all`).
-            ring_pages: of each CPU's ring buffer for them.
-            stacks_every: the whole stack of every so manieth event of theirs; 0 for none.
-            stall_after_s: after how long a pending bottom half is looked at.
+    def begin(self, header: Event) -> None:
+        """Every probe is set: write the first row, and what is pending already.
 
         Raises:
-            QtraceError: whatever stands in the way; nothing is armed then.
+            NoSuchProcess: the target has ended while they were being set.
+            OutputFailed
         """
-        writer = RawWriter(output, force) if everything else CsvWriter(output, force)
-        process = Process(pid)
-        plans = make_plans(
-            process.binary, patterns, everything=everything, optional=everything,
-            imports_cancel=everything and modules_cancel(process.space),
-        )  # fmt: skip
-        plans.check(process)
-        every = None
-        if plans.everything is not None:
-            backend = "ebpf"
-            program = program or load_ahead(everything=True)
-            every = AllRecorder.load(
-                plans.everything, process.binary, pid, process.exe, ring_pages, stacks_every
-            )
-        probes, why = open_probes(backend, process, program)
-        recording = cls.arm(
-            process, plans, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
-        )
-        recording.why = why
-        return recording
-
-    @classmethod
-    def arm(
-        cls,
-        process: Process,
-        plans: Plans,
-        probes: Probes,
-        writer: CsvWriter | RawWriter,
-        qmp_socket: Path | None = None,
-        everything: AllRecorder | None = None,
-        armed: bool = False,
-        contexts: ContextNames | None = None,
-        stall_after_s: float = STALL_AFTER_S,
-    ) -> Recording:
-        """Begin a recording whose sites are chosen and checked; see ``start``.
-
-        Args:
-            armed: whether all probes are set already.
-            contexts: the names of the contexts, when they were looked up before.
-        """
-        process.binary.static_names = plans.scan.static_names
-        known = {}
-        if qmp_socket is not None:
-            from qtrace.target.qmp import QmpClient, thread_roles
-
-            with QmpClient(qmp_socket) as client:
-                known = thread_roles(client)
-        try:
-            roles = ThreadRoles(process, known)
-            stalls = Stalls(
-                lambda: Looker(LiveSource(process)), plans.watch.watched, process.binary.bias,
-                int(stall_after_s * 1e9),
-            )  # fmt: skip
-            recording = cls(
-                process, plans, probes, writer, roles, stalls, everything, contexts,
-                from_start=armed,
-            )  # fmt: skip
-            began_ns = time.monotonic_ns()
-            if not armed:
-                probes.attach(plans.watch.sites)
-                if everything is not None:
-                    everything.attach()
-                if recording._watcher.ended():
-                    # Its pid may be another process's by now.
-                    raise NoSuchProcess(process.pid)
-            recording.header = attach_row(began_ns, probes.name, process, plans, everything)
-            writer.write([recording.header])
-            writer.flush()
-            if everything is not None:
-                # A program that was started by us may be over soon, and its threads' names gone.
-                everything.drain(began_ns)
-                # Before anybody is told: a thread that waits now may be busy soon.
-                recording._write(recording._survey())
-        except BaseException as error:
-            probes.close()
-            if everything is not None:
-                everything.close()
-            if isinstance(error, ProcessLookupError):
-                raise NoSuchProcess(process.pid) from error
-            raise
-        return recording
+        if not self._from_start and self._watcher.ended():
+            # Its pid may be another process's by now.
+            raise NoSuchProcess(self._process.pid)
+        self.header = header
+        self._writer.write([header])
+        self._writer.flush()
+        if self.everything is not None:
+            # A program that was started by us may be over soon, and its threads' names gone.
+            self.everything.drain(header.time_ns)
+            # Before anybody is told: a thread that waits now may be busy soon.
+            self._write(self._survey())
 
     def poll(self, timeout_s: float) -> list[Event]:
         """The new rows, already on disk; empty when none came in time.

@@ -24,6 +24,7 @@ from qtrace.lab.saves import IDLE_SOCKETS
 from qtrace.lab.scenario import BOTTOM_HALF
 from qtrace.lab.scenarios.vcpu_poll import ran_in_vcpu_poll
 from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.target.qmp import QmpClient
 
 Make = Callable[[Path], None]
@@ -36,8 +37,8 @@ PUT_OFF_S, LIMIT_S, PROVEN_S = 0.5, 30.0, 3.0
 
 @contextmanager
 def recorded(trace: Path, pid: int, **options: Any) -> Iterator[Recording]:
-    """Every bottom half of a process; ``options`` are Recording's."""
-    with Recording.start(pid, output=trace, everything=True, **options) as recording:
+    """Every bottom half of a process; ``options`` are start_recording()'s."""
+    with start_recording(pid, output=trace, everything=True, **options) as recording:
         yield recording
         recording.stop("sample ended")
 

@@ -15,6 +15,7 @@ from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Setup
 from qtrace.lab.scenarios import SCENARIOS
 from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 
 Make = Callable[[Path], None]
 
@@ -101,7 +102,7 @@ def _setup(
 
 @contextmanager
 def _recorded_again(guest: Guest, trace: Path) -> Iterator[Recording]:
-    with Recording.start(guest.pid, output=trace, patterns=(BOTTOM_HALF,)) as recording:
+    with start_recording(guest.pid, output=trace, patterns=(BOTTOM_HALF,)) as recording:
         yield recording
         recording.stop("sample ended")
 

@@ -8,6 +8,8 @@ returns the trace when the program has ended by itself.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from qtrace.lab.block_load import bench_command, disk_image, nbd_url
 from qtrace.lab.firmware import CHIP_BYTES, assemble
 from qtrace.target.qmp import QmpClient
 from tests.live.attached import wait_for
+from tests.live.ptraced import children
 
 FIRMWARE = Path(__file__).with_name("virtio_blk.S")
 # Where its end, 512 bytes, lies in the guest's address space.
@@ -133,8 +136,14 @@ def _client(bin: Path, socket: Path, requests: int) -> None:
 
 
 @contextmanager
-def recorded(trace: Path, *command: object, options: tuple[str, ...] = ()) -> Iterator[None]:
-    """The command under ``qtrace run --all``, armed; it must end by itself, in good order."""
+def recorded(
+    trace: Path,
+    *command: object,
+    options: tuple[str, ...] = (),
+    end: str = "status",
+    value: int = 0,
+) -> Iterator[int]:
+    """The pid of the command under ``qtrace run --all``, armed; it must end by itself, as told."""
     process = subprocess.Popen(
         [sys.executable, "-m", "qtrace", "run", "--all", *options, "--format", "json",
          "-o", str(trace), "--", *map(str, command)],
@@ -145,13 +154,14 @@ def recorded(trace: Path, *command: object, options: tuple[str, ...] = ()) -> It
         # What the program itself has to say may come first.
         while not (line := process.stderr.readline()).startswith("recording"):
             assert line, process.communicate()
-        yield
+        (pid,) = children(process.pid)
+        yield pid
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, err
         report: dict[str, Any] = json.loads(out)
-        assert report["traces"][0]["exit"] == {"status": 0}
+        assert report["traces"][0]["exit"] == {end: value}
     finally:
-        # SIGTERM is passed on to the program.
-        if process.poll() is None:
-            process.terminate()
+        # The recorder sees that the program has ended.
+        for child in children(process.pid) if process.poll() is None else ():
+            os.kill(child, signal.SIGKILL)
         process.communicate()

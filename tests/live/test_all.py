@@ -17,7 +17,7 @@ from qtrace.lab.block_load import bench_command, disk_image, nbd_url, storage_da
 from qtrace.lab.firmware import CHIP_BYTES, image
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.recorder.launch import launch
-from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.target.qmp import QmpClient
 from qtrace.target.watch import DEFAULT_WATCHED
 from qtrace.trace.convert import convert
@@ -310,7 +310,8 @@ def test_the_first_finding_ends_the_recording(tmp_path: Path) -> None:
         status, report, _err = result.result()
     assert status == 1
     assert report["verdict"] == "vcpu-poll"
-    assert watched_half(report)["findings"]
+    # That of the save, or of the one that deletes the snapshot again.
+    assert any(half["findings"] for half in report["bottom_halves"])
 
 
 # qtrace run
@@ -356,11 +357,13 @@ def test_stacks_of_a_guest_that_was_started_lead_through_its_translated_code(
     command = [qemu_binary, "-accel", "tcg", "-nodefaults", "-display", "none",
                "-drive", drives[0], "-drive", drives[1],
                "-qmp", f"unix:{qmp},server=on,wait=off"]  # fmt: skip
-    with recorded(trace, *command, options=("--stacks-every", "97")):
+    options = ("--stacks-every", "97")
+    with recorded(trace, *command, options=options, end="signal", value=signal.SIGKILL) as pid:
         wait_for(lambda: answers(qmp))
-        with QmpClient(qmp) as client:
-            wait_for(lambda: trace.with_name(f"{trace.name}.raw").stat().st_size > 1 << 20)
-            client.command("quit")
+        wait_for(lambda: trace.with_name(f"{trace.name}.raw").stat().st_size > 1 << 20)
+        # A "quit" would hang most of the time: main in pause_all_vcpus() waits for a vCPU that
+        # polls for its write, with or without probes.
+        os.kill(pid, signal.SIGKILL)
     frame = read_trace(trace).frame
     runs = frame[frame["stack"].str.contains(";memory_region_dispatch_write+", regex=False)]
     assert len(runs) > 5
@@ -402,10 +405,10 @@ def test_a_signal_reaches_the_program(tmp_path: Path) -> None:
 
 
 def test_the_rows_of_a_recording_stay_out_of_the_way_of_its_end(tmp_path: Path) -> None:
-    """Recording.start and stop at once: nothing to convert but the frame of a trace."""
+    """start_recording and stop at once: nothing to convert but the frame of a trace."""
     raw = tmp_path / "raw"
     with Guest(find_qemu(), firmware="idle") as guest:
-        Recording.start(guest.pid, output=raw, everything=True).stop("at once")
+        start_recording(guest.pid, output=raw, everything=True).stop("at once")
     done = convert(raw, tmp_path / "t.csv")
     assert done.complete
     assert read_trace(tmp_path / "t.csv").lost_events == 0

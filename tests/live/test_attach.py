@@ -15,7 +15,7 @@ import pytest
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.recorder.program import load_ahead
-from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import WATCHED, attached, is_running, refused, save, watched_half
 
@@ -44,7 +44,7 @@ def test_a_vcpu_without_a_name_is_found_by_its_stack(
     trace = tmp_path / "trace.csv"
     with (
         Guest(qemu_binary, accel, debug_threads=False, idle_sockets=200) as guest,
-        Recording.start(guest.pid, output=trace) as recording,
+        start_recording(guest.pid, output=trace) as recording,
     ):
         rows = []
         while not any(row.event == "run" and row.role == "vcpu" for row in rows):
@@ -181,7 +181,7 @@ def test_kernels_without_links_for_uprobes_take_perf_events(
     trace = tmp_path / "trace.csv"
     with (
         Guest(find_qemu(), firmware="idle") as guest,
-        Recording.start(guest.pid, output=trace) as recording,
+        start_recording(guest.pid, output=trace) as recording,
     ):
         save(guest, ROUNDS)
         recording.poll(0)
@@ -194,7 +194,7 @@ def test_losses_are_counted_by_site_and_make_the_verdict_inconclusive(tmp_path: 
     program = load_ahead(ring_pages=8)
     with (
         Guest(find_qemu(), firmware="idle") as guest,
-        Recording.start(guest.pid, output=trace, program=program) as recording,
+        start_recording(guest.pid, output=trace, program=program) as recording,
     ):
         save(guest, ROUNDS)
         recording.poll(0)

@@ -12,7 +12,7 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attached, watched_half
 from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
@@ -163,7 +163,7 @@ def test_a_busy_guest_is_not_accused(qemu_binary: Path, accel: Accelerator, tmp_
     trace = tmp_path / "trace.csv"
     with (
         Guest(qemu_binary, accel) as guest,
-        Recording.start(guest.pid, output=trace, stall_after_s=0.02) as recording,
+        start_recording(guest.pid, output=trace, stall_after_s=0.02) as recording,
     ):
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:

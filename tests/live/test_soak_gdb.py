@@ -19,7 +19,7 @@ from qtrace.experiment.steer import RunOn, Steering
 from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.lab.jobs import save_round
-from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
 from qtrace.trace.reader import read_trace
 from tests.live.attached import attach_command
 from tests.live.experimenting import WATCHED, Experimenting, started_command
@@ -67,7 +67,7 @@ def test_the_verdicts_of_100_saves_in_the_blind_are_what_was_forced(
     trace = tmp_path / "trace.csv"
     with (
         Guest(qemu_binary, accel) as guest,
-        Recording.start(guest.pid, output=trace) as recording,
+        start_recording(guest.pid, output=trace) as recording,
     ):
         subject = Subject(guest.pid, WATCHED)
         for number, run_on in enumerate(forced):
