@@ -79,7 +79,7 @@ def nearest_legal_order(
     for at, end in zip(broken[crossed].tolist(), ends[crossed].tolist(), strict=True):
         if at < done or AFTER_TABLE[state[at]][kind[at]] != NEVER:
             continue
-        first, found = _search(kind[:end], tid, state, max(int(start[at]), done), int(at))
+        first, found = _search(kind[:end], tid, state, max(int(start[at]), done), at)
         last = first + len(found)
         if found and not (losses is not None and _lossy(group, time, first, last, losses)):
             order[first:last] = first + np.array(found)

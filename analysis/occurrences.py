@@ -87,10 +87,21 @@ def instance_of(run: Any) -> int | None:
     return int(run["instance"]) if run["instance"] >= 0 else None
 
 
-def run_rows(instances: pd.DataFrame, runs: pd.DataFrame) -> tuple[int, ...]:
-    """Numbers of the event rows of some ``runs`` and of their schedules, in order."""
-    scheduled = whole(instances["scheduled_row"].take(runs["instance"].to_numpy(np.int64)))
-    return tuple(sorted({int(row) for row in (*runs["row"], *scheduled)}))
+def busiest(instances: pd.DataFrame, runs: pd.DataFrame, at: int, rate: float) -> dict[str, Any]:
+    """What a Finding tells of ``runs`` that came at most so many a second, from ``at`` on.
+
+    Its evidence are the first of these, and their schedules.
+    """
+    one, shown = runs.iloc[at], runs.iloc[at : at + SHOWN]
+    scheduled = whole(instances["scheduled_row"].take(shown["instance"].to_numpy(np.int64)))
+    return {
+        "time_ns": int(one["time_ns"]),
+        "value": rate,
+        "unit": "/s",
+        "rows": tuple(sorted({int(row) for row in (*shown["row"], *scheduled)})),
+        "count": len(runs),
+        "instance": int(one["instance"]),
+    }
 
 
 def times(count: int) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from qtrace.analysis.fastest import fastest
-from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.lints.storm import WINDOW_NS
 from qtrace.analysis.normal import COMPLETIONS
-from qtrace.analysis.occurrences import run_rows, thread_of, where
+from qtrace.analysis.occurrences import busiest, thread_of, where
 from qtrace.analysis.runs import self_made
 from qtrace.analysis.traces import AnalysedTrace
 
@@ -32,8 +32,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     for key, part in runs[own].groupby(["context", "tid"], observed=True):
         context, tid = str(key[0]), int(str(key[1]))
         time = part["time_ns"].to_numpy(np.int64)
-        at, count = fastest(time, WINDOW_NS)
-        rate = count * 1e9 / WINDOW_NS
+        at, count, rate = fastest(time, WINDOW_NS)
         if rate < threshold.value:
             continue
         same = (runs["tid"] == tid).to_numpy() & (runs["context"] == context).to_numpy()
@@ -51,12 +50,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f"{thread_of(one)} spun in `{context or '?'}`: {count / held:.0%} of its"
                 f" {held:,} runs in 0.1 s were {' and '.join(names[:2])} scheduling themselves",
                 **where(one) | {"name": names[0]},
-                time_ns=int(one["time_ns"]),
-                value=rate,
-                unit="/s",
-                rows=run_rows(trace.instances, part.iloc[at : at + SHOWN]),
-                count=len(part),
-                instance=int(one["instance"]),
+                **busiest(trace.instances, part, at, rate),
                 facts={"share": round(float(count / held), 4), "names": names},
             )
         )

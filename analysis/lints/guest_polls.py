@@ -31,8 +31,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     for tid in polled["tid"].unique().tolist():
         part = polled[(polled["tid"] == tid).to_numpy()]
         time = part["time_ns"].to_numpy(np.int64)
-        at, count = fastest(time, WINDOW_NS)
-        rate = count * 1e9 / WINDOW_NS
+        at, _count, rate = fastest(time, WINDOW_NS)
         if rate < threshold.value:
             continue
         ended = part["end_ns"].to_numpy(np.int64)

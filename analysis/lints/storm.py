@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from qtrace.analysis.fastest import fastest
-from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import run_rows, thread_of, where
+from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.occurrences import busiest, thread_of, where
 from qtrace.analysis.runs import self_made
 from qtrace.analysis.traces import AnalysedTrace
 
@@ -25,9 +25,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     kept = runs[again]
     findings = []
     for _key, part in kept.groupby(["name", "context", "callback", "opaque"], observed=True):
-        time = part["time_ns"].to_numpy(np.int64)
-        at, count = fastest(time, WINDOW_NS)
-        rate = count * 1e9 / WINDOW_NS
+        at, _count, rate = fastest(part["time_ns"].to_numpy(np.int64), WINDOW_NS)
         if rate < threshold.value:
             continue
         one = part.iloc[at]
@@ -38,12 +36,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f"{one['name']} (`{one['context'] or '?'}`) scheduled itself again {len(part):,}"
                 f" times on {thread_of(one)}, at up to {rate:,.0f}/s",
                 **where(one),
-                time_ns=int(one["time_ns"]),
-                value=rate,
-                unit="/s",
-                rows=run_rows(trace.instances, part.iloc[at : at + SHOWN]),
-                count=len(part),
-                instance=int(one["instance"]),
+                **busiest(trace.instances, part, at, rate),
             )
         )
     return Seen(findings, (), {"self_scheduled": int(again.sum())})
