@@ -77,7 +77,6 @@ def command(
     """
     from qtrace.recorder.program import load_ahead
     from qtrace.target.host import capabilities
-    from qtrace.target.process import unless_it_ends
 
     check_options(
         everything,
@@ -93,14 +92,12 @@ def command(
     prepare(limits, everything)
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
         files = Files(output, force, everything, Path(folder))
-        with unless_it_ends(pid):
-            started = start_recording(
-                pid, output=files.growing, patterns=patterns, force=force, qmp_socket=qmp,
-                backend=backend, program=program, everything=everything,
-                stacks_every=stacks_every or 0,
-                stall_after_s=stall_after,
-            )  # fmt: skip
-        with started as recording:
+        with start_recording(
+            pid, output=files.growing, patterns=patterns, force=force, qmp_socket=qmp,
+            backend=backend, program=program, everything=everything,
+            stacks_every=stacks_every or 0,
+            stall_after_s=stall_after,
+        ) as recording:  # fmt: skip
             announce(recording, f"process {pid}", duration)
             recording.stop(record(recording, limits, reasons))
             warn(recording)

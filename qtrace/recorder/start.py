@@ -19,7 +19,7 @@ from qtrace.target.all_plan import modules_cancel
 from qtrace.target.contexts import ContextNames
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
-from qtrace.target.process import Process
+from qtrace.target.process import Process, unless_it_ends
 from qtrace.target.threads import ThreadRoles
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
@@ -57,22 +57,25 @@ def start_recording(
     Raises:
         QtraceError: whatever stands in the way; nothing is armed then.
     """
-    writer = RawWriter(output, force) if everything else CsvWriter(output, force)
-    process = Process(pid)
-    plans = make_plans(
-        process.binary, patterns, everything=everything, optional=everything,
-        imports_cancel=everything and modules_cancel(process.space),
-    )  # fmt: skip
-    plans.check(process)
-    every = None
-    if plans.everything is not None:
-        backend = "ebpf"
-        program = program or load_ahead(everything=True)
-        every = AllRecorder.load(
-            plans.everything, process.binary, pid, process.exe, ring_pages, stacks_every
+    with unless_it_ends(pid):
+        writer = RawWriter(output, force) if everything else CsvWriter(output, force)
+        process = Process(pid)
+        plans = make_plans(
+            process.binary, patterns, everything=everything, optional=everything,
+            imports_cancel=everything and modules_cancel(process.space),
+        )  # fmt: skip
+        plans.check(process)
+        every = None
+        if plans.everything is not None:
+            backend = "ebpf"
+            program = program or load_ahead(everything=True)
+            every = AllRecorder.load(
+                plans.everything, process.binary, pid, process.exe, ring_pages, stacks_every
+            )
+        probes, why = open_probes(backend, process, program)
+        recording = arm(
+            process, plans, probes, writer, qmp_socket, every, stall_after_s=stall_after_s
         )
-    probes, why = open_probes(backend, process, program)
-    recording = arm(process, plans, probes, writer, qmp_socket, every, stall_after_s=stall_after_s)
     recording.why = why
     return recording
 
