@@ -10,7 +10,7 @@ export CUSTOM_COMPILE_COMMAND := make lock
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: venv ## Catch QEMU running a bottom half on the wrong thread, live (about a minute)
@@ -19,9 +19,19 @@ demo: venv ## Catch QEMU running a bottom half on the wrong thread, live (about 
 .PHONY: test
 test: venv ## Every test that shows one thing once (under 10 minutes)
 	@scripts/qemus.sh || [ -z "$${QTRACE_REQUIRE:-}" ] # elsewhere its tests skip and say so
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# Folders of tests of parts that need more than a QEMU (a browser, a cluster, packages); what one
+# needs is installed by its setup.sh.
+HEAVY := tests/pictures
+
+.PHONY: check-parts
+check-parts: venv ## The tests of the heavy parts (under 25 minutes)
+	@[ -n "$(HEAVY)" ] || echo "check-parts: no part has heavy tests of its own yet"
+	@for part in $(HEAVY); do [ ! -e $$part/setup.sh ] || $$part/setup.sh; $(BIN)/pytest $$part; done
 
 .PHONY: soak
+soak: export QTRACE_QEMU11 ?= $(CURDIR)/.cache/qemus/newest/bin/qemu-system-x86_64
 soak: venv qemus ## The whole matrix and the large counts (hours)
 	@$(BIN)/pytest -m soak --timeout=0
 
@@ -47,8 +57,8 @@ format: venv ## Let ruff mend what it can
 	$(BIN)/ruff format .
 
 .PHONY: qemus
-qemus: ## Unpack a second QEMU, 10.0 from bookworm-backports, below .cache/
-	@scripts/qemus.sh
+qemus: venv ## Unpack every other QEMU that tests know below .cache/ (tests/builds.py)
+	@scripts/qemus.sh all
 
 .PHONY: venv
 venv: ## Install what is missing and make .venv (the other targets do it by themselves)
@@ -57,7 +67,7 @@ venv: ## Install what is missing and make .venv (the other targets do it by them
 .PHONY: lock
 lock: venv ## Pin the newest versions of the Python dependencies
 	$(LOCK) --upgrade --output-file requirements.txt pyproject.toml
-	$(LOCK) --upgrade --extra notebook --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	$(LOCK) --upgrade --extra notebook --extra perfetto --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 
 .PHONY: wheel
 wheel: venv ## Build the wheel and the source archive into dist/

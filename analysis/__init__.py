@@ -1,31 +1,42 @@
-"""Traces to instances to verdicts, with pandas. No bcc, no gdb, no terminal.
+"""Traces to frames to verdicts, with pandas. No bcc, no gdb, no terminal (docs/analysis.md).
 
-``read_trace("x.csv").frame`` has one row per event, ``pair_instances`` makes one row per
-instance of it, ``classify`` gives each its verdict, and ``judge(["x.csv"])`` does all of it
-and returns what `qtrace analyze` prints.
+``open_traces("x.csv")`` gives the frames: ``events``, ``instances``, ``runs``, ``commands``,
+``jobs``, ``contexts``, ``threads``, ``findings``. ``judge("x.csv")`` returns what `qtrace analyze`
+prints, ``timelines(traces)`` what `--commands` does, ``compare("before/", "after/")`` what `qtrace
+diff` does. ``pictures`` draws; it is loaded when it is first asked for, as nothing else needs
+matplotlib.
 """
 
+import importlib
+from types import ModuleType
+
+from qtrace.analysis.comparison import compare
 from qtrace.analysis.instances import pair_instances
-from qtrace.analysis.load import load
-from qtrace.analysis.pending import pending_since
 from qtrace.analysis.report import exit_status, judge
-from qtrace.analysis.traces import AnalysedTrace, Traces, open_traces
+from qtrace.analysis.report_types import Report
+from qtrace.analysis.timeline import timelines
+from qtrace.analysis.traces import Trace, Traces, open_traces, pending_since
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY, classify, worst
-from qtrace.trace.reader import Trace, read_trace
 
 __all__ = [
     "FINDINGS",
     "SEVERITY",
-    "AnalysedTrace",
+    "Report",
     "Trace",
     "Traces",
     "classify",
+    "compare",
     "exit_status",
     "judge",
-    "load",
     "open_traces",
     "pair_instances",
     "pending_since",
-    "read_trace",
+    "timelines",
     "worst",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "pictures":
+        return importlib.import_module(f"{__name__}.pictures")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

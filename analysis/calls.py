@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
+from qtrace.analysis.report_types import Call, CallStack
 from qtrace.analysis.stacks import functions, stack_facts
 from qtrace.analysis.verdicts import effective_role
-from qtrace.trace.reader import Trace
+from qtrace.trace.reader import TraceFile
 
 # The commonest stacks of a call; all of them are in the trace.
 MOST = 5
 
 
-def summarize_calls(traces: list[Trace]) -> list[dict[str, Any]]:
+def summarize_calls(traces: list[TraceFile]) -> list[Call]:
     """How often each watched function was called, by which kind of thread, and from where.
 
     Returns:
@@ -31,23 +30,32 @@ def summarize_calls(traces: list[Trace]) -> list[dict[str, Any]]:
         count=("tid", "size"), thread=("thread", "first"), tid=("tid", "first")
     ).reset_index()
     groups = groups.sort_values("count", ascending=False, kind="stable")
-    summary = []
+    summary: list[Call] = []
     for name, rows in groups.groupby("name", sort=True):
         roles = rows.groupby("role", observed=True)["count"].sum()
         shown = rows[["role", "thread", "tid", "count", "stack"]].head(MOST)
-        stacks = [dict(zip(shown, row, strict=True)) for row in shown.to_numpy().tolist()]
+        stacks: list[CallStack] = [
+            {
+                "role": str(role),
+                "thread": str(thread),
+                "tid": int(tid),
+                "count": int(count),
+                "stack": functions(str(stack)),
+            }
+            for role, thread, tid, count, stack in shown.to_numpy().tolist()
+        ]
         summary.append(
             {
                 "name": str(name),
                 "count": int(rows["count"].sum()),
                 "roles": {str(role): int(roles[role]) for role in roles.index},
-                "stacks": [row | {"stack": functions(row["stack"])} for row in stacks],
+                "stacks": stacks,
             }
         )
     return summary
 
 
-def _calls(trace: Trace) -> pd.DataFrame:
+def _calls(trace: TraceFile) -> pd.DataFrame:
     rows = trace.frame[trace.frame["event"] == "call"]
     vcpu_frames = stack_facts(rows["stack"])["vcpu"].to_numpy(bool)
     role = effective_role(rows["role"], rows["tid"], vcpu_frames, trace)

@@ -6,23 +6,23 @@ Whatever the recording does not show is said to be unknown.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.explain_wait import what_it_waited_behind
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.instances import UNSEEN
-from qtrace.analysis.meanwhile import meanwhile
-from qtrace.analysis.occurrences import times, who
-from qtrace.analysis.qmp_rows import qmp_rows
-from qtrace.analysis.runs import moment
-from qtrace.analysis.stacks import functions, poll_caller
-from qtrace.analysis.verdicts import LOST, losses_of
+from qtrace.analysis.losses import losses_of
+from qtrace.analysis.qmp_commands import qmp_rows
+from qtrace.analysis.runs import run_at
+from qtrace.analysis.stacks import frames_of, functions, poll_caller
+from qtrace.analysis.verdicts import LOST
+from qtrace.analysis.wording import times, who
 from qtrace.trace.schema import COROUTINE, PARTIAL, TRUNCATED, UNREADABLE
 from qtrace.units import show
-
-if TYPE_CHECKING:
-    from qtrace.analysis.traces import AnalysedTrace
 
 # What the root of a chain that does not reach its thread's start tells.
 MARKS = {
@@ -34,7 +34,7 @@ MARKS = {
 WAYS = {"cancel": "cancelled it", "delete": "deleted it"}
 
 
-def explain(trace: AnalysedTrace, index: int) -> str:
+def explain(trace: Frames, index: int) -> str:
     """Sentences about an instance, each on a line: who scheduled it and in what, how long it
     waited and behind what, where it ran, how long, the verdict with its proof, and its rows."""
     case = _Case.of(trace, index)
@@ -53,16 +53,16 @@ def explain(trace: AnalysedTrace, index: int) -> str:
 class _Case:
     """An instance (its row), its run (a row of ``runs``) and that run's index, if it has one."""
 
-    trace: AnalysedTrace
+    trace: Frames
     index: int
     one: dict[str, Any]
     run: dict[str, Any] | None
     run_index: int
 
     @classmethod
-    def of(cls, trace: AnalysedTrace, index: int) -> _Case:
+    def of(cls, trace: Frames, index: int) -> _Case:
         one = {str(key): value for key, value in trace.instances.iloc[index].items()}
-        at = np.flatnonzero((trace.runs["instance"] == index).to_numpy())
+        at = np.flatnonzero(filled(trace.runs["instance"]) == index)
         if not len(at):
             return cls(trace, index, one, None, -1)
         run = {str(key): value for key, value in trace.runs.iloc[int(at[0])].items()}
@@ -111,7 +111,7 @@ def _scheduled(case: _Case) -> str:
 def _during(case: _Case, tid: int, time_ns: int) -> str:
     """The bottom half and the QMP command that a thread was in then."""
     runs = case.trace.runs
-    at = int(moment(runs, np.array([tid]), np.array([time_ns]), case.trace.all_losses)[0])
+    at = int(run_at(runs, np.array([tid]), np.array([time_ns]), case.trace.all_losses)[0])
     found = ""
     if at >= 0 and at != case.run_index:
         found = f", inside {runs['name'].iloc[at]} (row {runs['row'].iloc[at]})"
@@ -135,7 +135,7 @@ def _waited(case: _Case) -> list[str]:
         first = f"It was still pending when the recording ended, {show(until - since, 'ns')} later."
     else:
         first = f"It waited {show(until - since, 'ns')}."
-    return [" ".join([first, *meanwhile(case.trace, one, since, until)])]
+    return [" ".join([first, *what_it_waited_behind(case.trace, one, since, until)])]
 
 
 def _ended(case: _Case) -> list[str]:
@@ -146,15 +146,14 @@ def _ended(case: _Case) -> list[str]:
     at = case.when(int(one["ended_ns"]))
     if one["end"] != "run":
         return [f"At {at} {case.actor} {WAYS[one['end']]}."]
-    poll, device = int(one["deciding_frame"]), int(one["device_frame"])
-    chain = functions(one["stack"])
+    chain, poll, device = frames_of(one)
     where = ""
     caller = poll_caller(chain, poll)
     if one["verdict"] in ("nested-poll", "vcpu-poll") and caller:
         where = f" inside {chain[poll]}() of {caller}"
     if device >= 0:
         where += f", for a device access of the guest ({chain[device]})"
-    if case.run is not None and case.run["outer"] >= 0:
+    if case.run is not None and not pd.isna(case.run["outer"]):
         outer = case.trace.runs.iloc[int(case.run["outer"])]
         where += f", inside a run of {outer['name']} (row {outer['row']})"
     stack = f": {_chain(one['stack'])}" if chain else "; its stack could not be read"
@@ -164,7 +163,7 @@ def _ended(case: _Case) -> list[str]:
 def _took(case: _Case) -> str:
     """How long it ran."""
     trace, run = case.trace, case.run
-    if run is not None and run["end_ns"] >= 0:
+    if run is not None and not pd.isna(run["end_ns"]):
         return f"It returned after {show(int(run['end_ns'] - run['time_ns']), 'ns')}."
     ended = "recording" if trace.exit is None else "target"
     if case.run_index in trace.unfinished.index:
@@ -184,7 +183,7 @@ def _verdict(case: _Case) -> str:
 
 def _proof(case: _Case, verdict: str) -> str:
     one, trace = case.one, case.trace
-    chain, poll = functions(one["stack"]), int(one["deciding_frame"])
+    chain, poll, _device = frames_of(one)
     frame = f"{chain[poll]}()" if 0 <= poll < len(chain) else "its stack"
     row = "" if pd.isna(one["ended_row"]) else f" (row {int(one['ended_row'])})"
     proof = trace.proofs.get(case.index)
@@ -216,7 +215,7 @@ def _losses(case: _Case) -> str:
     limits = np.iinfo(np.int64)
     born = limits.min if pd.isna(one["scheduled_ns"]) else int(one["scheduled_ns"])
     died = limits.max if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
-    losses = losses_of(case.trace.trace, one["name"] in case.trace.watched)
+    losses = losses_of(case.trace.file, one["name"] in case.trace.watched)
     touching = losses[((losses["since_ns"] <= died) & (losses["until_ns"] >= born)).to_numpy()]
     return f", up to {touching['count'].sum():,} of them"
 
@@ -227,7 +226,7 @@ def _rows(case: _Case) -> str:
     for key, kind in (("scheduled_row", "schedule"), ("ended_row", str(one["end"]))):
         if not pd.isna(one[key]):
             parts.append(f"{int(one[key])} ({kind})")
-    if case.run is not None and case.run["end_ns"] >= 0:
+    if case.run is not None and not pd.isna(case.run["end_ns"]):
         events = trace.events
         back = (events["event"] == "return") & (events["time_ns"] == case.run["end_ns"])
         back &= events["tid"] == case.run["tid"]

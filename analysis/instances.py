@@ -8,7 +8,7 @@ schedule first, because aio_bh_enqueue() inserts at the head of the list. A pers
 half is paired by its pointer, and a schedule of one that is pending already is coalesced.
 Where the recorder saw the flags (`--all`), these say what a schedule did: it is coalesced only
 into one that is pending and still to run. By them the events of several threads, which may be noted
-out of order, are put in order first (analysis/crossed.py).
+out of order, are put in order first (analysis/event_order.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.arrays import code_of
 from qtrace.analysis.brackets import (
     Codes,
     Mask,
@@ -29,7 +30,7 @@ from qtrace.analysis.brackets import (
     stable_order,
     starts_of,
 )
-from qtrace.analysis.crossed import (
+from qtrace.analysis.event_order import (
     CANCEL,
     COALESCED,
     INSERTED,
@@ -38,7 +39,7 @@ from qtrace.analysis.crossed import (
     SCHEDULE,
     nearest_legal_order,
 )
-from qtrace.analysis.pending_already import seen_again
+from qtrace.trace.details import address_of, detail_column, detail_table
 
 # As SCHEDULE to DELETE number them.
 KINDS = ("schedule", "run", "cancel", "delete")
@@ -63,7 +64,7 @@ def pair_instances(frame: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
     event.
     """
     kind = code_of(frame["event"], KINDS)
-    kind[seen_again(frame, kind == SCHEDULE)] = -1
+    kind[_seen_again(frame, kind == SCHEDULE)] = -1
     rows = np.flatnonzero(kind >= 0)
     kind = kind[rows]
     group, persistent = _groups(frame, rows, kind)
@@ -90,11 +91,37 @@ def pair_instances(frame: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
     return _assemble(frame, begin[order], end[order], unseen[order], coalesced)
 
 
-def code_of(column: pd.Series, texts: tuple[str, ...]) -> npt.NDArray[np.int8]:
-    """For each row of a categorical column, which of a few texts it is; -1 for all others."""
-    table = pd.Index(texts).get_indexer(column.cat.categories).astype(np.int8)
-    codes: npt.NDArray[np.int8] = np.append(table, np.int8(-1))[column.array.codes]
-    return codes
+def _seen_again(frame: pd.DataFrame, schedules: npt.NDArray[np.bool_]) -> Positions:
+    """The positions of schedules that a look at QEMU's memory found, of instances that an earlier
+    schedule began.
+
+    While it records, a recorder looks at what stays pending, and writes a schedule row for what its
+    own probes have not seen scheduled. The probes of `--all` may have: they write to another file.
+    It is the same when it has the same QEMUBH and nothing has ended it in between. The look that
+    wrote the row knows the address; older recordings have it in its ``blocked`` row only.
+    """
+    found = np.flatnonzero(detail_column(frame["detail"], "pending_already", False) & schedules)
+    if not len(found):
+        return found
+    bh = frame["bh"].to_numpy()
+    about = frame["callback"].isin(frame["callback"].to_numpy()[found]).to_numpy() & (bh != 0)
+    blocked = about & (frame["event"] == "blocked").to_numpy()
+    ends = frame["event"].isin(("run", "cancel", "delete")).to_numpy()
+    lives = np.flatnonzero(about & (schedules | ends))
+    keys = ["callback", "opaque"]
+    told_at = detail_column(frame["detail"].iloc[found], "bh", "")
+    again = []
+    for row, pointer in zip(found, told_at, strict=True):
+        one = frame.iloc[row]
+        same = (frame[keys] == one[keys]).all(axis=1).to_numpy()
+        told = address_of(pointer)
+        pointers = np.array([told], np.uint64) if told else np.unique(bh[blocked & same])
+        before = lives[(lives < row) & np.isin(bh[lives], pointers)]
+        # A cancel or delete has no argument of its own to compare.
+        last = pd.Series(before).groupby(bh[before]).last().to_numpy(np.int64)
+        if (schedules[last] & same[last]).any():
+            again.append(row)
+    return np.array(again, np.int64)
 
 
 def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) -> tuple[Codes, Mask]:
@@ -129,11 +156,9 @@ def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) ->
 
 def _acts(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     """What each event did: of a schedule, what the flags say, where they are known."""
-    texts = frame["detail"].cat.categories.astype(object)
-    found = texts.str.extract(r'"enqueue":"(\w+)"', expand=False) if len(texts) else texts
-    known = found.map(ENQUEUES).fillna(SCHEDULE).to_numpy(np.int8)
-    # The last one is of rows without any detail.
-    enqueued = np.append(known, np.int8(SCHEDULE))[frame["detail"].array.codes[rows]]
+    table = detail_table(frame["detail"], "enqueue", "")
+    acts = np.array([ENQUEUES.get(text, SCHEDULE) for text in table], np.int8)
+    enqueued = acts[frame["detail"].array.codes[rows]]
     return np.where(kind == SCHEDULE, enqueued, kind)
 
 

@@ -1,4 +1,4 @@
-"""Lints: what else a recording shows of the event loop's health, each with its proof.
+"""What a lint is, and what it answers: what else a recording shows, each with its proof.
 
 A lint is one file in ``analysis/lints`` that defines ``LINT``, and a line in ``LINTS`` there
 (docs/lints.md). It answers ``finding``, ``none`` or ``inconclusive``: never a finding from
@@ -8,25 +8,20 @@ incomplete data, never ``none`` where it could not have seen one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
-from qtrace.errors import BadThreshold, NoSuchLint
+from qtrace.analysis.frames import Frames
 from qtrace.units import TIMES, show
-
-if TYPE_CHECKING:
-    from qtrace.analysis.traces import AnalysedTrace
 
 Unit = Literal["ns", "/s", ""]
 Answer = Literal["finding", "none", "inconclusive"]
 Level = Literal["error", "warning"]
 Needs = Literal["", "--all"]
 
-# Stands for every lint.
-ALL = "all"
 # A finding of many occurrences names the rows of as many, the worst first.
 SHOWN = 5
 
@@ -82,7 +77,7 @@ class Finding:
     """
 
     lint: str
-    trace: AnalysedTrace = field(repr=False)
+    trace: Frames = field(repr=False)
     sentence: str
     name: str = ""
     context: str = ""
@@ -175,6 +170,7 @@ class Lint:
         evidence: which rows prove a finding.
         source: the QEMU commits and issues it comes from.
         check: looks at one recording, by a threshold (one of zero where there is none).
+        qmp: rows of QMP and jobs that were lost leave it open.
     """
 
     name: str
@@ -184,83 +180,5 @@ class Lint:
     needs: Needs
     evidence: str
     source: str
-    check: Callable[[AnalysedTrace, Threshold], Seen]
-
-
-def lint_trace(trace: AnalysedTrace, lint: Lint, threshold: Threshold | None) -> LintResult:
-    """Let one lint look at one recording.
-
-    A proven finding stands. Without one, lost events, an end that was cut off or rows that
-    were never recorded leave it open: what is missing might have been one.
-    """
-    if lint.needs == "--all" and not trace.every:
-        seen = Seen(doubts=["it needs every bottom half: record with --all"])
-    else:
-        seen = lint.check(trace, threshold or Threshold(0, ""))
-    doubts = list(seen.doubts)
-    if trace.lost_events:
-        doubts.append(f"events lost: {trace.lost_events:,}")
-    if not trace.complete:
-        doubts.append("the recording was cut off")
-    findings = sorted(seen.findings, key=lambda one: (one.level != "error", -one.value))
-    result: Answer = "finding" if findings else "inconclusive" if doubts else "none"
-    reason = "; ".join(doubts) if result == "inconclusive" else ""
-    path = str(trace.path)
-    return LintResult(lint.name, path, result, reason, findings, threshold, seen.facts)
-
-
-def run_lints(
-    traces: Iterable[AnalysedTrace],
-    names: Iterable[str] | None = None,
-    thresholds: Mapping[str, float | str] | None = None,
-) -> list[LintResult]:
-    """Let lints look at recordings: a result for each lint and recording.
-
-    Args:
-        names: of the lints, or ``all``; all of them when None.
-        thresholds: by the lint's name; text with its unit (``10ms``, ``100/s``), or a number in
-            the default's unit.
-
-    Raises:
-        NoSuchLint: there is none of that name.
-        BadThreshold: a text that is no such value, or a lint without a threshold.
-    """
-    chosen = choose(names)
-    limits = {lint.name: lint.threshold for lint in chosen}
-    for name, value in (thresholds or {}).items():
-        if name == ALL:
-            raise NoSuchLint(ALL, ())
-        limits[name] = _threshold(choose([name])[0], value)
-    return [lint_trace(trace, lint, limits[lint.name]) for trace in traces for lint in chosen]
-
-
-def choose(names: Iterable[str] | None) -> list[Lint]:
-    """The lints of these names, each once; all of them when None.
-
-    Raises:
-        NoSuchLint: there is none of that name.
-    """
-    from qtrace.analysis.lints import LINTS, find
-
-    if names is None:
-        return [find(name) for name in LINTS]
-    wanted = list(dict.fromkeys(names))
-    if ALL in wanted:
-        wanted = list(LINTS)
-    if unknown := [name for name in wanted if name not in LINTS]:
-        raise NoSuchLint(unknown[0], LINTS)
-    return [find(name) for name in wanted]
-
-
-def _threshold(lint: Lint, value: float | str) -> Threshold:
-    if lint.threshold is None:
-        raise BadThreshold(f"{lint.name} has no threshold", "qtrace lints shows which have one")
-    if not isinstance(value, str):
-        return replace(lint.threshold, value=float(value))
-    try:
-        return lint.threshold.parse(value)
-    except ValueError:
-        raise BadThreshold(
-            f"{value!r} is no threshold for {lint.name}",
-            f"write it like its default, {str(lint.threshold).replace(' ', '')}",
-        ) from None
+    check: Callable[[Frames, Threshold], Seen]
+    qmp: bool = True

@@ -145,8 +145,8 @@ def chance(before: Count, after: Count) -> float:
         return 1.0
     low, high = max(0, found - others), min(found, draws)
     mean = draws * found / total
-    spread = FAR * math.sqrt(mean * (1 - found / total) * others / max(total - 1, 1)) + FAR
-    first, last = max(low, math.floor(mean - spread)), min(high, math.ceil(mean + spread))
+    reach = FAR * math.sqrt(mean * (1 - found / total) * others / max(total - 1, 1)) + FAR
+    first, last = max(low, math.floor(mean - reach)), min(high, math.ceil(mean + reach))
     if not first <= before.count <= last:
         return 0.0
     x = np.arange(first, last, dtype=np.float64)

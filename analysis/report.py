@@ -9,17 +9,33 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.calls import summarize_calls
-from qtrace.analysis.lint import choose, run_lints
-from qtrace.analysis.load import load
-from qtrace.analysis.names import names_of
-from qtrace.analysis.replies import late_replies
-from qtrace.analysis.stacks import functions, judge_wait
+from qtrace.analysis.held import in_words
+from qtrace.analysis.late_replies import late_replies
+from qtrace.analysis.lint import LintResult
+from qtrace.analysis.lints import choose, run_lints
+from qtrace.analysis.losses import losses_of
+from qtrace.analysis.report_types import (
+    BottomHalf,
+    Held,
+    LintAnswer,
+    Report,
+    ThreadAway,
+    TraceFacts,
+    VerdictFinding,
+)
+from qtrace.analysis.selection import select_names
+from qtrace.analysis.stacks import frames_of, functions, judge_wait
 from qtrace.analysis.statistics import summarize
-from qtrace.analysis.stranded import Proof, proofs
-from qtrace.analysis.traces import AnalysedTrace, Source, Traces, open_traces
-from qtrace.analysis.verdicts import FINDINGS, SILENT, losses_of, worst
+from qtrace.analysis.stuck import COMPUTES, Away, doubt, is_proven_stuck
+from qtrace.analysis.traces import Source, Trace, open_traces
+from qtrace.analysis.verdicts import FINDINGS, SILENT, worst
 from qtrace.errors import ExitStatus
-from qtrace.trace.reader import Trace
+from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.trace.reader import TraceFile
+
+# The lints that are asked without being named: what they find is told wherever a verdict is.
+ALWAYS = ("long-command",)
+NOT_SEEN = "not-seen"
 
 
 def judge(
@@ -29,11 +45,11 @@ def judge(
     only: Collection[str] | None = None,
     lints: Collection[str] | None = (),
     thresholds: Mapping[str, float | str] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """The verdict over all traces; pairs are made inside each of them.
 
     Args:
-        traces: whatever ``open_traces`` takes; with ``only`` what ``load`` does.
+        traces: whatever ``open_traces`` takes; what is open already is read as it was opened.
         patterns: globs of bottom halves to judge, instead of those the recordings watched.
         only: read no events of other bottom halves than these (`--all` records millions).
         strict: a ``nested-poll`` for a device's access is a finding too.
@@ -42,70 +58,136 @@ def judge(
         thresholds: of lints, see ``run_lints``.
 
     Returns:
-        JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``,
-        ``bottom_halves``, ``calls``, ``late_replies``, ``statistics`` (of each trace; empty
-        unless it has every bottom half), ``lints`` (a result of each lint and trace),
-        ``traces``, ``warnings``. Times are nanoseconds.
+        JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``, ``stuck``
+        (threads that did not come back, proven), ``computing`` (those that were busy in one
+        callback), ``held`` (when somebody held the target), ``notes`` (why the verdict may not
+        be all, in words), ``bottom_halves``, ``calls``, ``late_replies``, ``statistics`` (of each
+        trace; empty unless it has every bottom half), ``lints`` (a result of each lint and trace),
+        ``traces``, ``warnings``. Their keys and types: analysis/report_types.py.
 
     Raises:
-        TraceUnreadable: see ``load``.
+        TraceUnreadable: see ``open_traces``.
         NoMatch: a pattern matches no bottom half of these traces.
         NoSuchLint, BadThreshold: see ``run_lints``.
     """
     choose(lints)  # A wrong name is refused before anything is read.
-    if only is None or isinstance(traces, Traces | AnalysedTrace):
-        analysed: Sequence[AnalysedTrace] = open_traces(traces)
-    else:
-        analysed = [AnalysedTrace(trace) for trace in load(traces, only)]
-    return judge_analysed(analysed, patterns, strict, only, lints, thresholds)
+    return judge_opened(open_traces(traces, only), patterns, strict, only, lints, thresholds)
 
 
-def judge_analysed(
-    analysed: Sequence[AnalysedTrace],
+def judge_opened(
+    traces: Sequence[Trace],
     patterns: Iterable[str] = (),
     strict: bool = False,
     only: Collection[str] | None = None,
     lints: Collection[str] | None = (),
     thresholds: Mapping[str, float | str] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """``judge`` of traces that are open already: what they have computed is not done again."""
     asked = choose(lints)
-    loaded = [one.trace for one in analysed]
-    parts = [trace.instances.assign(trace=number) for number, trace in enumerate(analysed)]
-    names = names_of(loaded, list(patterns)) if only is None else list(only)
-    halves = [_bottom_half(name, loaded, parts, strict) for name in names]
+    loaded = [trace.file for trace in traces]
+    parts = [trace.instances.assign(trace=number) for number, trace in enumerate(traces)]
+    names = select_names(loaded, list(patterns)) if only is None else list(only)
+    halves = [_bottom_half(name, traces, parts, strict) for name in names]
+    stuck, computing, notes = _threads(traces)
+    held = [one for trace in traces for one in _held(trace)]
+    found = [half["verdict"] for half in halves]
+    if notes or (held and worst(found) == NOT_SEEN):
+        found.append("inconclusive")
+    told = [lint.name for lint in asked]
     return {
-        "verdict": worst(half["verdict"] for half in halves),
+        "verdict": worst([*found, *(["stuck"] if stuck else [])]),
         "complete": all(trace.complete for trace in loaded),
         "lost_events": sum(trace.lost_events for trace in loaded),
         "target": loaded[0].header["target"] if loaded else {},
+        "stuck": stuck,
+        "computing": computing,
+        "held": held,
+        "notes": notes,
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
-        "late_replies": late_replies(analysed),
-        "statistics": [summarize(one) if one.every and only is None else [] for one in analysed],
+        "late_replies": late_replies(traces),
+        "statistics": [summarize(one) if one.every and only is None else [] for one in traces],
         "lints": [
-            {"asked": lints is not None, **result.as_dict()}
-            for result in run_lints(analysed, [lint.name for lint in asked], thresholds)
+            _lint(result, asked=lints is not None and result.lint in told)
+            for result in run_lints(traces, [*told, *ALWAYS], thresholds)
         ],
         "traces": [_describe(trace) for trace in loaded],
         "warnings": [f"{trace.path}: {text}" for trace in loaded for text in trace.warnings],
     }
 
 
-def exit_status(report: dict[str, Any]) -> ExitStatus:
+def exit_status(report: Report) -> ExitStatus:
     """A proven finding wins over what stays open. Of lints only those count that were asked for."""
     halves = report["bottom_halves"]
     answers = {lint["result"] for lint in report["lints"] if lint["asked"]}
-    if any(half["findings"] for half in halves) or "finding" in answers:
+    if report["stuck"] or any(half["findings"] for half in halves) or "finding" in answers:
         return ExitStatus.FINDING
-    if "inconclusive" in answers or any(
+    if "inconclusive" in {*answers, report["verdict"]} or any(
         "inconclusive" in (half["verdict"], *half["verdicts"]) for half in halves
     ):
         return ExitStatus.INCONCLUSIVE
     return ExitStatus.OK
 
 
-def _describe(trace: Trace) -> dict[str, Any]:
+def _threads(
+    traces: Sequence[Trace],
+) -> tuple[list[ThreadAway], list[ThreadAway], list[str]]:
+    """Who was stuck, who computed, and what looks at threads leave open."""
+    stuck: list[ThreadAway] = []
+    computing: list[ThreadAway] = []
+    notes: list[str] = []
+    for trace in traces:
+        told = {proof.tid for proof in trace.proofs.values()}
+        for one in trace.away:
+            if is_proven_stuck(one, told):
+                stuck.append(_away(one, trace))
+            elif one.kind == COMPUTES:
+                computing.append(_away(one, trace))
+            if why := doubt(one, told):
+                notes.append(why)
+    return stuck, computing, notes
+
+
+def _away(one: Away, trace: Trace) -> ThreadAway:
+    return {
+        "tid": one.tid,
+        "thread": one.thread,
+        "role": one.role,
+        "sentence": one.sentence,
+        "waits": list(one.waits),
+        "command": one.command or None,
+        "polls": one.polls or None,
+        "first_ns": one.first_ns,
+        "last_ns": one.last_ns,
+        "at_least_ns": one.at_least_ns,
+        "over_ns": one.over_ns,
+        "came_back": one.came_back,
+        "stack": functions(one.stack),
+        "evidence": {"trace": str(trace.path), "rows": list(one.rows)},
+    }
+
+
+def _held(trace: Trace) -> list[Held]:
+    return [
+        {
+            "why": one["why"],
+            "since_ns": one["since_ns"],
+            "at_least_ns": one["at_least_ns"],
+            "released_ns": one["released_ns"],
+            "sentence": f"the target {in_words(one)}",
+            "evidence": {"trace": str(trace.path), "rows": one["rows"]},
+        }
+        for one in trace.held
+    ]
+
+
+def _lint(result: LintResult, asked: bool) -> LintAnswer:
+    found: Any = {"asked": asked, **result.as_dict()}
+    answer: LintAnswer = found
+    return answer
+
+
+def _describe(trace: TraceFile) -> TraceFacts:
     return {
         "path": str(trace.path),
         "target": trace.header["target"],
@@ -119,14 +201,15 @@ def _describe(trace: Trace) -> dict[str, Any]:
 
 
 def _bottom_half(
-    name: str, traces: list[Trace], parts: list[pd.DataFrame], strict: bool
-) -> dict[str, Any]:
+    name: str, traces: Sequence[Trace], parts: list[pd.DataFrame], strict: bool
+) -> BottomHalf:
+    files = [one.file for one in traces]
     own = [part[(part["name"] == name).to_numpy()] for part in parts]
     counts: dict[str, int] = {}
     reasons: dict[str, int] = {}
     notes: list[str] = []
     verdicts: list[str] = []
-    for part, trace in zip(own, traces, strict=True):
+    for part, trace in zip(own, files, strict=True):
         _count(counts, part["verdict"])
         _count(reasons, part.loc[part["reason"] != "", "reason"])
         scheduled, runs = part["scheduled_ns"].notna().sum(), (part["end"] == "run").sum()
@@ -139,9 +222,11 @@ def _bottom_half(
                 f"{unseen} of its runs were scheduled before the recording, or elsewhere than "
                 "where it is watched"
             )
-    if not counts and any(_lost(name, trace) for trace in traces):
-        notes.append("no event of it was recorded, but events were lost")
+    if not counts and (why := _why_not_seen(name, traces)):
+        notes.append(f"no event of it was recorded, but {why}")
         verdicts.append("inconclusive")
+    elif not counts and (called := _other_way(name, files)):
+        notes.append(called)
     notes += [f"{count} inconclusive: {reason}" for reason, count in reasons.items()]
     findings = [
         finding
@@ -158,11 +243,32 @@ def _bottom_half(
     }
 
 
-def _lost(name: str, trace: Trace) -> bool:
+def _why_not_seen(name: str, traces: Sequence[Trace]) -> str:
+    """Why that nothing was seen shows nothing; empty when it does."""
+    for trace in traces:
+        if _lost(name, trace.file):
+            return "events were lost"
+        if trace.held:
+            return f"the target {in_words(trace.held[0])}"
+        if not trace.complete and trace.exit is None:
+            return "the trace was cut off"
+    return ""
+
+
+def _other_way(name: str, traces: list[TraceFile]) -> str:
+    """That what a job's bottom half would do was done without the job."""
+    call = SNAPSHOT_JOBS.get(name)
+    rows = [(trace.frame["event"] == "call") & (trace.frame["name"] == call) for trace in traces]
+    count = int(sum(own.sum() for own in rows)) if call else 0
+    times = "once" if count == 1 else f"{count:,} times"
+    return f"{call}() was called {times}, but not by this job: as by HMP" if count else ""
+
+
+def _lost(name: str, trace: TraceFile) -> bool:
     return bool(losses_of(trace, _is_watched(name, trace))["count"].sum())
 
 
-def _is_watched(name: str, trace: Trace) -> bool:
+def _is_watched(name: str, trace: TraceFile) -> bool:
     return any(item["name"] == name for item in trace.header["watched"])
 
 
@@ -171,24 +277,23 @@ def _count(counts: dict[str, int], values: pd.Series) -> None:
         counts[str(value)] = counts.get(str(value), 0) + int(count)
 
 
-def _findings(part: pd.DataFrame, trace: Trace, strict: bool) -> list[dict[str, Any]]:
+def _findings(part: pd.DataFrame, trace: Trace, strict: bool) -> list[VerdictFinding]:
     """The findings of one bottom half in one trace, in time order."""
     found = part["verdict"].isin(FINDINGS).to_numpy()
     if strict:
         nested = (part["verdict"] == "nested-poll").to_numpy()
-        found = found | (nested & (part["device_frame"] >= 0).to_numpy())
+        found = found | (nested & part["device_frame"].notna().to_numpy())
     rows = part[found].sort_values("ended_ns", kind="stable")
     rows = rows.astype(object).where(rows.notna(), None).assign(instance=rows.index)
-    shown = proofs(part, trace)
     return [
-        _finding(dict(zip(map(str, rows.columns), row, strict=True)), trace, shown)
+        _finding(dict(zip(map(str, rows.columns), row, strict=True)), trace)
         for row in rows.to_numpy()
     ]
 
 
-def _finding(row: dict[str, Any], trace: Trace, shown: dict[int, Proof]) -> dict[str, Any]:
+def _finding(row: dict[str, Any], trace: Trace) -> VerdictFinding:
     numbers = [number for number in (row["scheduled_row"], row["ended_row"]) if number is not None]
-    proof = shown.get(row["instance"])
+    proof = trace.proofs.get(row["instance"])
     if proof is not None:
         numbers += proof.rows
         row |= {
@@ -198,9 +303,11 @@ def _finding(row: dict[str, Any], trace: Trace, shown: dict[int, Proof]) -> dict
             "context": row["context"] or proof.pending_in,
             "ended_ns": proof.time_ns,
             "stack": proof.stack,
-            "deciding_frame": judge_wait(proof.stack),
         }
-    finding = {
+    _chain, deciding, device = frames_of(row)
+    if proof is not None:
+        deciding = judge_wait(proof.stack)
+    finding: dict[str, Any] = {
         "verdict": row["verdict"],
         "instance": row["instance"],
         "thread": row["thread"],
@@ -215,12 +322,14 @@ def _finding(row: dict[str, Any], trace: Trace, shown: dict[int, Proof]) -> dict
         "scheduled_by_role": row["scheduled_by_role"],
         "scheduled_stack": functions(row["scheduled_stack"]),
         "stack": functions(row["stack"]),
-        "deciding_frame": row["deciding_frame"],
-        "device_frame": row["device_frame"] if row["device_frame"] >= 0 else None,
+        "deciding_frame": deciding,
+        "device_frame": device if device >= 0 else None,
         **({"polls": proof.polls or None, "sentence": proof.sentence} if proof is not None else {}),
         "evidence": {"trace": str(trace.path), "rows": numbers},
     }
-    return {key: _plain(value) for key, value in finding.items()}
+    found: Any = {key: _plain(value) for key, value in finding.items()}
+    plain: VerdictFinding = found
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,8 @@
-"""Runs of bottom halves with their ends, and the run inside which each was scheduled."""
+"""Runs of bottom halves: their ends, the runs around them, and those that did not come to an end.
+
+The detach row's ``until_ns`` is the last moment of which all probes tell (trace/edges.py): of a run
+without a return nothing is known beyond.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.loss import disturbed
+from qtrace.analysis.arrays import Numbers, filled, find_rows, nullable
+from qtrace.analysis.losses import disturbed
+from qtrace.analysis.qemu_facts import MAIN_CONTEXTS
 from qtrace.analysis.stacks import stack_facts
-from qtrace.analysis.verdicts import LOST, MAIN_CONTEXTS
+from qtrace.analysis.verdicts import LOST
+from qtrace.trace.details import detail_column
+from qtrace.trace.reader import TraceFile
 
-Numbers = npt.NDArray[np.int64]
+NEVER = np.iinfo(np.int64).max
 
 COLUMNS = ["time_ns", "row", "tid", "thread", "role", "name", "context", "callback", "opaque",
            "stack"]  # fmt: skip
@@ -21,13 +29,14 @@ COLUMNS = ["time_ns", "row", "tid", "thread", "role", "name", "context", "callba
 def runs_of(
     events: pd.DataFrame, durations: pd.DataFrame, instances: pd.DataFrame, losses: pd.DataFrame
 ) -> pd.DataFrame:
-    """The runs of one trace in time order, with:
+    """The runs of one trace in time order, with (Int64, absent where it is not known):
 
-    * ``end_ns`` (int64): when the callback returned, -1 when no row tells;
-    * ``instance`` (int64): its index in ``instances``, -1 for none;
-    * ``scheduled_ns`` (int64), -1 when that was not recorded or may have been lost;
-    * ``outer`` (int64): the outermost run that it is known to lie in, as an index into this frame;
-    * ``parent`` (int64): the run that the scheduling thread was in then, likewise; -1 for none, or
+    * ``end_ns``: when the callback returned;
+    * ``instance``: its index in ``instances``;
+    * ``scheduled_ns``; absent also where it may have been lost;
+    * ``outer``: the outermost run that it is known to lie in, as an index into this frame; absent
+      for none;
+    * ``parent``: the run that the scheduling thread was in then, likewise; absent for none, and
       where events were lost since that run began: it may have been in another one.
     """
     runs = events.loc[(events["event"] == "run").to_numpy(), COLUMNS].reset_index(drop=True)
@@ -38,26 +47,27 @@ def runs_of(
     end[at] = time[at] + durations["duration_ns"].to_numpy(np.int64)[found]
     instance = np.full(len(runs), -1, np.int64)
     ran = np.flatnonzero((instances["end"] == "run").to_numpy())
-    at, found = find_rows(rows, whole(instances["ended_row"].take(ran)))
+    at, found = find_rows(rows, filled(instances["ended_row"].take(ran)))
     instance[at] = ran[found]
     # Of these the schedule may be another's.
     sure = (instances["reason"].take(ran[found]) != LOST).to_numpy()
     at, found = at[sure], found[sure]
     scheduled = np.full(len(runs), -1, np.int64)
     by = np.full(len(runs), -1, np.int64)
-    scheduled[at] = whole(instances["scheduled_ns"].take(ran))[found]
-    by[at] = whole(instances["scheduled_by_tid"].take(ran))[found]
-    runs["end_ns"], runs["instance"], runs["scheduled_ns"] = end, instance, scheduled
-    outer = _outermost(runs)
-    runs["outer"] = outer
-    runs["parent"] = moment(runs, by, scheduled, losses)
-    return runs
+    scheduled[at] = filled(instances["scheduled_ns"].take(ran))[found]
+    by[at] = filled(instances["scheduled_by_tid"].take(ran))[found]
+    outer = _outermost(runs, end)
+    parent = _surely_inside(runs, end, outer, by, scheduled, losses)
+    return runs.assign(
+        end_ns=nullable(end), instance=nullable(instance), scheduled_ns=nullable(scheduled),
+        outer=nullable(outer), parent=nullable(parent),
+    )  # fmt: skip
 
 
-def _outermost(runs: pd.DataFrame) -> Numbers:
+def _outermost(runs: pd.DataFrame, ended: Numbers) -> Numbers:
     """For each run the outermost one that it lies in, -1 where it lies in none."""
     found = np.full(len(runs), -1, np.int64)
-    began, ended = runs["time_ns"].to_numpy(np.int64), runs["end_ns"].to_numpy(np.int64)
+    began = runs["time_ns"].to_numpy(np.int64)
     runner = runs["tid"].to_numpy(np.int64)
     for thread in np.unique(runner):
         own = np.flatnonzero(runner == thread)
@@ -69,14 +79,16 @@ def _outermost(runs: pd.DataFrame) -> Numbers:
     return found
 
 
-def _inside(runs: pd.DataFrame, outer: Numbers, tid: Numbers, time: Numbers) -> Numbers:
+def _inside(
+    runs: pd.DataFrame, ended: Numbers, outer: Numbers, tid: Numbers, time: Numbers
+) -> Numbers:
     """For each moment of a thread the run that it was in, -1 for none.
 
     The one that began last, if it had not ended, else the outermost one: a moment between two
     inner runs of a third, deeper level counts as the outermost's.
     """
     found = np.full(len(tid), -1, np.int64)
-    began, ended = runs["time_ns"].to_numpy(np.int64), runs["end_ns"].to_numpy(np.int64)
+    began = runs["time_ns"].to_numpy(np.int64)
     runner = runs["tid"].to_numpy(np.int64)
     for thread in np.unique(tid[tid > 0]):
         own, asked = np.flatnonzero(runner == thread), np.flatnonzero(tid == thread)
@@ -93,7 +105,7 @@ def _inside(runs: pd.DataFrame, outer: Numbers, tid: Numbers, time: Numbers) -> 
 def self_made(runs: pd.DataFrame, generations: int) -> npt.NDArray[np.bool_]:
     """Which runs were scheduled inside a run of the same callback and argument, or, with more
     generations, inside one that was itself scheduled in such a run."""
-    parent = ancestor = runs["parent"].to_numpy(np.int64)
+    parent = ancestor = filled(runs["parent"])
     callback, opaque = runs["callback"].to_numpy(), runs["opaque"].to_numpy()
     found = np.zeros(len(runs), np.bool_)
     for _generation in range(generations):
@@ -103,10 +115,18 @@ def self_made(runs: pd.DataFrame, generations: int) -> npt.NDArray[np.bool_]:
     return found
 
 
-def moment(runs: pd.DataFrame, tid: Numbers, time: Numbers, losses: pd.DataFrame) -> Numbers:
+def run_at(runs: pd.DataFrame, tid: Numbers, time: Numbers, losses: pd.DataFrame) -> Numbers:
     """For each moment of a thread the run that it was in, as an index into ``runs``; -1 for none,
     or where a run inside that one may have been lost."""
-    found = _inside(runs, runs["outer"].to_numpy(np.int64), tid, time)
+    ended, outer = filled(runs["end_ns"]), filled(runs["outer"])
+    return _surely_inside(runs, ended, outer, tid, time, losses)
+
+
+def _surely_inside(
+    runs: pd.DataFrame, ended: Numbers, outer: Numbers, tid: Numbers, time: Numbers,
+    losses: pd.DataFrame,
+) -> Numbers:  # fmt: skip
+    found = _inside(runs, ended, outer, tid, time)
     at = np.flatnonzero(found >= 0)
     began = runs["time_ns"].to_numpy(np.int64)[found[at]]
     found[at[disturbed(began, time[at], losses)]] = -1
@@ -142,7 +162,7 @@ def in_the_way(
         role: see ``keep_busy``.
     """
     own = keep_busy(runs, tid, role) & (runs["time_ns"] < until).to_numpy()
-    own = own & ((runs["end_ns"] > since).to_numpy())
+    own = own & (filled(runs["end_ns"]) > since)
     if context is not None:
         own = own & ((runs["context"] == context).to_numpy())
     busy = runs[own]
@@ -154,21 +174,6 @@ def in_the_way(
         return None
     row = busy.iloc[longest]
     return {str(key): row[key] for key in runs.columns}
-
-
-def find_rows(rows: Numbers, wanted: Numbers) -> tuple[Numbers, Numbers]:
-    """Where in ``rows`` each wanted number is: positions there, and which ones were found."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    at = ordered.searchsorted(wanted)
-    there = np.flatnonzero(at < len(rows))
-    there = there[ordered[at[there]] == wanted[there]]
-    return order[at[there]], there
-
-
-def whole(values: pd.Series) -> Numbers:
-    """Integers that may be absent, as int64 with -1 for these."""
-    return np.asarray(values.to_numpy(np.int64, na_value=-1), np.int64)
 
 
 def on_vcpus(runs: pd.DataFrame) -> pd.DataFrame:
@@ -184,3 +189,69 @@ def on_vcpus(runs: pd.DataFrame) -> pd.DataFrame:
     return polled.assign(
         poll=facts["deciding_frame"].to_numpy(), device=facts["device_frame"].to_numpy()
     )
+
+
+def latest_ends(runs: pd.DataFrame, trace: TraceFile) -> Numbers:
+    """For each run of ``Frames.runs`` when it ended, or, where no row tells, when it had
+    ended at the latest: when its thread ran something that lies no deeper in the stack; ``NEVER``
+    where it did not.
+    """
+    time, tid = runs["time_ns"].to_numpy(np.int64), runs["tid"].to_numpy(np.int64)
+    found = filled(runs["end_ns"]).copy()
+    unknown = found < 0
+    found[unknown] = NEVER
+    depth = _depths(trace)
+    for thread in np.unique(tid[unknown]):
+        own = np.flatnonzero(tid == thread)
+        for level in np.unique(depth[own[unknown[own]]]):
+            outside = np.append(time[own[depth[own] <= level]], NEVER)
+            asked = own[unknown[own] & (depth[own] == level)]
+            found[asked] = outside[outside.searchsorted(time[asked], side="right")]
+    return found
+
+
+def unfinished(
+    runs: pd.DataFrame, ends: Numbers, trace: TraceFile, losses: pd.DataFrame
+) -> pd.Series:
+    """The runs of ``Frames.runs`` whose return would have been recorded, and was not.
+
+    Left out are those whose thread ran something outside of them later, and those around which
+    events were lost: their return was missed.
+
+    Args:
+        ends: what ``latest_ends`` gives.
+
+    Returns:
+        By the run's index, for how many nanoseconds (int64) it provably had not returned; 0 when
+        the recording does not tell.
+    """
+    recorded = "all" in trace.header or runs["name"].isin(trace.header.get("returns", []))
+    at = np.flatnonzero((ends == NEVER) & np.asarray(recorded))
+    began = runs["time_ns"].to_numpy(np.int64)[at]
+    until = watched_until(trace)
+    kept = ~disturbed(began, np.maximum(began, until), losses)
+    return pd.Series(np.maximum(until - began, 0)[kept], index=at[kept], dtype=np.int64)
+
+
+def watched_until(trace: TraceFile) -> int:
+    """The last moment at which a return would surely have been recorded, 0 when that is unknown."""
+    every = trace.detach.get("all")
+    dropped = every.get("dropped_ns") if isinstance(every, dict) else None
+    known = dropped if type(dropped) is int else trace.detach.get("until_ns")
+    times = trace.frame["time_ns"].to_numpy(np.int64)
+    if trace.exit is not None:
+        # The end of the process was noticed some time after it.
+        own = times[(trace.frame["tid"] != 0).to_numpy()]
+        return int(own[-1]) if len(own) else 0
+    if type(known) is int:
+        return known
+    # Of an older recording: as long as there are returns of others.
+    returns = times[(trace.frame["event"] == "return").to_numpy()]
+    return int(returns[-1]) if len(returns) else 0
+
+
+def _depths(trace: TraceFile) -> Numbers:
+    """How many runs lie around each one; 0 where that was not recorded."""
+    runs = (trace.frame["event"] == "run").to_numpy()
+    depths: Numbers = detail_column(trace.frame["detail"][runs], "depth", 0)
+    return depths

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,7 @@ class StackFacts:
     """One stack, judged. Indexes count frames from the leaf; -1 where there is none.
 
     Attributes:
+        depth: how many frames it has.
         dispatcher: "poll", "loop", or "" when the stack does not show it.
         deciding_frame: the innermost dispatcher's frame.
         device_frame: the innermost frame towards the root, seen from there, that shows a
@@ -46,6 +49,7 @@ class StackFacts:
         problem: why there is no dispatcher, in words.
     """
 
+    depth: int
     dispatcher: str
     deciding_frame: int
     device_frame: int
@@ -57,6 +61,15 @@ class StackFacts:
 def functions(stack: str) -> list[str]:
     """A folded stack (``root;...;leaf``) to its functions, leaf first, offsets stripped."""
     return [OFFSET.sub("", frame) for frame in reversed(stack.split(";"))] if stack else []
+
+
+def frames_of(one: Mapping[Any, Any]) -> tuple[list[str], int, int]:
+    """Of a row of ``instances`` the functions of its stack, leaf first, and where in these its
+    ``deciding_frame`` and its ``device_frame`` are; -1 for none."""
+    chain = functions(one["stack"])
+    places = (one.get("deciding_frame"), one.get("device_frame"))
+    deciding, device = (-1 if pd.isna(at) else len(chain) - 1 - int(at) for at in places)
+    return chain, deciding, device
 
 
 def poll_caller(chain: list[str], poll: int) -> str:
@@ -81,6 +94,7 @@ def judge_stack(stack: str) -> StackFacts:
         device = next((i for i in range(deciding, len(names)) if DEVICE.match(names[i])), -1)
     dispatcher = "" if problem else "loop" if names[deciding] in LOOPS else "poll"
     return StackFacts(
+        depth=len(names),
         dispatcher=dispatcher,
         deciding_frame=deciding,
         device_frame=device,

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.arrays import code_of
 from qtrace.analysis.brackets import Mask, Positions, numbered, stable_order, starts_of
-from qtrace.analysis.instances import code_of
-from qtrace.analysis.spread import spread
+from qtrace.analysis.frames import Frames
+from qtrace.analysis.report_types import LongRun, Scheduler, Statistics
 from qtrace.analysis.stacks import ENDS, functions
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.timing import percentiles
 from qtrace.analysis.verdicts import LOST
 
 # The longest runs, and the commonest schedulers, of each bottom half.
 LONGEST, SCHEDULERS = 3, 5
 
 
-def summarize(trace: AnalysedTrace) -> list[dict[str, Any]]:
+def summarize(trace: Frames) -> list[Statistics]:
     """Statistics of one trace, the busiest bottom half first.
 
     Returns:
@@ -69,7 +68,7 @@ class _Work:
         self.wait = np.where(ran & sure, wait, np.nan)
 
 
-def _one(work: _Work, rows: Positions) -> dict[str, Any]:
+def _one(work: _Work, rows: Positions) -> Statistics:
     """The rows of one bottom half in one context."""
     first = work.instances.iloc[rows[0]]
     runs = rows[work.ran[rows]]
@@ -81,8 +80,8 @@ def _one(work: _Work, rows: Positions) -> dict[str, Any]:
         "ran": len(runs),
         "cancelled": int(work.cancelled[rows].sum()),
         "coalesced": int(work.coalesced[rows].sum()),
-        "wait": spread(work.wait[rows]),
-        "duration": spread(work.took[runs]),
+        "wait": percentiles(work.wait[rows]),
+        "duration": percentiles(work.took[runs]),
         "roles": {str(role): int(count) for role, count in roles.items() if count},
         "scheduled_by": _schedulers(work, rows[work.opened[rows]]),
         "longest": _longest(work, runs),
@@ -95,7 +94,7 @@ def _caller(stack: str) -> str:
     return caller[0] if caller and caller[0] not in ENDS else ""
 
 
-def _schedulers(work: _Work, rows: Positions) -> list[dict[str, Any]]:
+def _schedulers(work: _Work, rows: Positions) -> list[Scheduler]:
     """The functions and threads that scheduled most, of those that are known."""
     instances, caller = work.instances, work.caller[rows]
     columns = [instances[f"scheduled_by_{column}"].iloc[rows] for column in ("role", "thread")]
@@ -122,7 +121,7 @@ def _schedulers(work: _Work, rows: Positions) -> list[dict[str, Any]]:
     ]
 
 
-def _longest(work: _Work, runs: Positions) -> list[dict[str, Any]]:
+def _longest(work: _Work, runs: Positions) -> list[LongRun]:
     known = runs[~np.isnan(work.took[runs])]
     if len(known) > LONGEST:
         known = known[np.argpartition(-work.took[known], LONGEST)[:LONGEST]]

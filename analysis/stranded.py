@@ -12,12 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from qtrace.trace import details
-from qtrace.trace.reader import Trace
-
-# Looks closer than this to each other are one.
-APART_NS = 100_000_000
-TEXTS = ("pending_in", "sentence")
+from qtrace.analysis.looks import APART_NS, looks_of, same_wait
+from qtrace.trace.reader import TraceFile
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,13 @@ class Proof:
     rows: tuple[int, int]
 
 
-def proofs(instances: pd.DataFrame, trace: Trace) -> dict[int, Proof]:
+def proofs(instances: pd.DataFrame, trace: TraceFile) -> dict[int, Proof]:
     """The proof for each instance of a trace that has one, by its index in ``instances``.
 
     Of several instances that are alike, the youngest come first, each with a bottom half of
     its own.
     """
-    looks = _looks(trace)
+    looks = looks_of(trace)
     if not looks:
         return {}
     found: dict[int, Proof] = {}
@@ -70,7 +66,9 @@ def _prove(looks: list[dict[str, Any]]) -> Proof | None:
     for last in (look for look in looks if look["end"]):
         for first in looks:
             apart = last["time_ns"] - first["time_ns"] >= APART_NS
-            if apart and first["bh"] == last["bh"] and _same_wait(first, last):
+            # Neither it nor those whom it waits for have moved.
+            same = all(first[key] == last[key] for key in ("bh", "behind"))
+            if apart and same and same_wait(first, last):
                 return Proof(
                     bh=last["bh"],
                     time_ns=last["time_ns"],
@@ -84,34 +82,3 @@ def _prove(looks: list[dict[str, Any]]) -> Proof | None:
                     rows=(first["row"], last["row"]),
                 )
     return None
-
-
-def _same_wait(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """The same place of the same stack, behind threads that have not moved either; and it
-    polls, or has not run at all in between."""
-    keys = ("tid", "stack", "waits_at", "context", "behind")
-    same = all(one[key] == other[key] for key in keys)
-    unmoved = bool(one["cpu_ns"]) and one["cpu_ns"] == other["cpu_ns"]
-    return same and bool(one["stack"]) and (unmoved or one["context"] != "")
-
-
-def _looks(trace: Trace) -> list[dict[str, Any]]:
-    """The blocked rows in time order, with what their details say."""
-    rows = trace.frame[trace.frame["event"] == "blocked"]
-    looks = []
-    for values in rows.astype(object).to_numpy():
-        look = dict(zip(map(str, rows.columns), values, strict=True))
-        facts = details.parse(trace.path, str(look["detail"]), int(look["row"]))
-        look |= {key: facts.get(key, "") for key in (*TEXTS, "waits_at", "behind")}
-        look["cpu_ns"] = facts.get("cpu_ns", 0)
-        look["end"] = facts.get("end") is True
-        look["pending_ctx"] = _address(facts.get("pending_ctx"))
-        looks.append(look)
-    return looks
-
-
-def _address(text: object) -> int:
-    try:
-        return int(str(text), 16)
-    except ValueError:
-        return 0

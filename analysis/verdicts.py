@@ -9,23 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.instances import UNSEEN, code_of
-from qtrace.analysis.loss import disturbed
+from qtrace.analysis.arrays import code_of, nullable
+from qtrace.analysis.instances import UNSEEN
+from qtrace.analysis.losses import disturbed, losses_of
+from qtrace.analysis.qemu_facts import MAIN_CONTEXTS
 from qtrace.analysis.stacks import PROBLEMS, facts_by_code
 from qtrace.analysis.stranded import proofs
-from qtrace.trace.reader import Trace
+from qtrace.knowledge import WITHOUT_MAIN_LOOP
+from qtrace.trace.reader import TraceFile
 
-# Worst first.
+# Worst first. ``stuck`` is a thread's, ``request-stuck`` a block request's, no instance's.
 SEVERITY = (
-    "stranded", "vcpu-poll", "foreign-poll", "inconclusive", "pending", "nested-poll",
-    "iothread", "main-loop", "cancelled", "deleted", "not-seen",
+    "stuck", "request-stuck", "stranded", "vcpu-poll", "foreign-poll", "inconclusive", "pending",
+    "nested-poll", "iothread", "main-loop", "cancelled", "deleted", "not-seen",
 )  # fmt: skip
 FINDINGS = frozenset({"stranded", "vcpu-poll", "foreign-poll"})
 
-# Their main thread polls instead of running a main loop: there is no nesting to speak of.
-WITHOUT_MAIN_LOOP = frozenset({"qemu-img", "qemu-nbd", "qemu-io"})
-# Contexts that only the main loop should run.
-MAIN_CONTEXTS = ("main", "iohandler")
 # As many events of one kind without its counterpart show that a probe is silent.
 SILENT = 2
 SILENT_RUN = "the probe on its run never fired"
@@ -44,13 +43,13 @@ def worst(verdicts: Iterable[str]) -> str:
     return min(verdicts, key=SEVERITY.index, default="not-seen")
 
 
-def main_tid(trace: Trace) -> int | None:
+def main_tid(trace: TraceFile) -> int | None:
     """The main thread's id, which is the process's; None when the header does not tell."""
     pid = trace.header["target"].get("pid")
     return pid if isinstance(pid, int) else None
 
 
-def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, trace: Trace) -> Any:
+def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, trace: TraceFile) -> Any:
     """The recorder's role, or a better one where the stack or the thread id shows it."""
     categories = role.cat.categories.union(["main", "vcpu", ""], sort=False)
     codes = role.cat.set_categories(categories).array.codes.copy()
@@ -61,12 +60,13 @@ def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, trace: Tr
     return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(categories))
 
 
-def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
+def classify(instances: pd.DataFrame, trace: TraceFile) -> pd.DataFrame:
     """Add to each instance of ``trace`` its verdict and what that rests on.
 
     New columns: ``verdict``; ``reason`` (why it is inconclusive, else empty); ``role`` is
-    made more exact where the stack shows it; ``deciding_frame`` and ``device_frame`` (int16,
-    frames from the leaf, -1 where there is none). What proves a stranded one: ``proofs``.
+    made more exact where the stack shows it; ``deciding_frame`` and ``device_frame`` (Int16,
+    positions in ``stack.split(";")``, absent where there is none). What
+    proves a stranded one: ``proofs``.
     """
     stranded = instances.index.isin(list(proofs(instances, trace)))
     facts = facts_by_code(instances["stack"])
@@ -74,6 +74,12 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
 
     def fact(values: pd.Series, dtype: type) -> npt.NDArray[Any]:
         return np.asarray(values.to_numpy(dtype)[stack])
+
+    def frame_column(name: str) -> pd.arrays.IntegerArray:
+        """From the leaf as the facts count, to a position in the text."""
+        from_leaf = facts[name].to_numpy(np.int64)
+        place = np.where(from_leaf < 0, -1, facts["depth"].to_numpy(np.int64) - 1 - from_leaf)
+        return nullable(place.astype(np.int16)[stack])
 
     end = code_of(instances["end"], ("run", "cancel", "delete"))
     ran = end == 0
@@ -110,8 +116,8 @@ def classify(instances: pd.DataFrame, trace: Trace) -> pd.DataFrame:
             verdict, dtype=pd.CategoricalDtype(list(SEVERITY), ordered=True)
         ),
         reason=pd.Categorical.from_codes(reason, dtype=pd.CategoricalDtype(list(REASONS))),
-        deciding_frame=fact(facts["deciding_frame"], np.int16),
-        device_frame=fact(facts["device_frame"], np.int16),
+        deciding_frame=frame_column("deciding_frame"),
+        device_frame=frame_column("device_frame"),
     )
 
 
@@ -133,7 +139,7 @@ def finding_rows(instances: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
 
 def _doubts(
     instances: pd.DataFrame,
-    trace: Trace,
+    trace: TraceFile,
     ran: Mask,
     role: Any,
     owned_by_main: Mask,
@@ -167,19 +173,12 @@ def _doubts(
     return reason
 
 
-def losses_of(trace: Trace, watched: bool) -> pd.DataFrame:
-    """The losses that concern a bottom half: a watched one has probes of its own."""
-    if not watched or "every" not in trace.losses:
-        return trace.losses
-    return trace.losses[~trace.losses["every"].to_numpy(np.bool_)]
-
-
-def _is_watched(instances: pd.DataFrame, trace: Trace) -> Mask:
+def _is_watched(instances: pd.DataFrame, trace: TraceFile) -> Mask:
     names = tuple(dict.fromkeys(item["name"] for item in trace.header.get("watched", [])))
     return np.asarray(code_of(instances["name"], names) >= 0)
 
 
-def _lost(instances: pd.DataFrame, trace: Trace) -> Mask:
+def _lost(instances: pd.DataFrame, trace: TraceFile) -> Mask:
     if trace.losses.empty:
         return np.zeros(len(instances), np.bool_)
     # Unknown ends reach to infinity.
@@ -191,7 +190,7 @@ def _lost(instances: pd.DataFrame, trace: Trace) -> Mask:
     return np.where(_is_watched(instances, trace), own, every)
 
 
-def _dropped(instances: pd.DataFrame, trace: Trace) -> Mask:
+def _dropped(instances: pd.DataFrame, trace: TraceFile) -> Mask:
     """Which of them only the probes of `--all` could have seen run, and these were taken off."""
     every = trace.detach.get("all")
     dropped = isinstance(every, dict) and "dropped" in every

@@ -14,6 +14,7 @@ from benchmarks import (
     gdb_recorder,
     growth,
     inspect,
+    pictures,
     watching,
 )
 from benchmarks.pairs import Row
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "all": all_events.run,
     "growth": growth.run,
     "analysis": analysis.run,
+    "pictures": pictures.run,
 }
 
 

@@ -29,7 +29,7 @@ EPILOGUE = (
 PROGRAMS = {
     "ours": """
 from qtrace.analysis import open_traces
-from qtrace.analysis.lint import choose
+from qtrace.analysis.lints import choose
 choose(None)
 began = time.perf_counter()
 (trace,) = open_traces(path)
@@ -121,7 +121,7 @@ def _table(files: dict[tuple[int, str], Path], rounds: int) -> list[Row]:
     peaks: dict[tuple[str, int, str], float] = dict.fromkeys(wanted, 0.0)
     for _ in range(rounds):
         for key in wanted:
-            seconds, peak, _rows = _measure(key[0], files[key[1], key[2]])
+            seconds, peak, _rows = measure(PROGRAMS[key[0]], files[key[1], key[2]])
             times[key].append(seconds)
             peaks[key] = max(peaks[key], peak)
     took = {key: statistics.median(found) for key, found in times.items()}
@@ -149,10 +149,10 @@ def _table(files: dict[tuple[int, str], Path], rounds: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _measure(program: str, path: Path) -> tuple[float, float, int]:
-    """Seconds, the peak in MB, rows."""
+def measure(program: str, path: Path) -> tuple[float, float, int]:
+    """Seconds, the peak in MB, rows, of a program that sets ``began`` and ``rows``."""
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + PROGRAMS[program] + EPILOGUE, str(path)],
+        [sys.executable, "-c", PRELUDE + program + EPILOGUE, str(path)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     seconds, peak, rows = json.loads(done.stdout.splitlines()[-1])

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 from benchmarks.pairs import Row, interval, qemus, ratios
 from qtrace.lab.guest import Guest
-from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 
 WATCH = ("--watch", "0.1")
 # Long enough for five looks: one is due at once, as the watch was held.
@@ -103,7 +103,7 @@ def _watcher(pid: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
 
 
 def _sweep(version: str, pid: int) -> Row:
-    looker = Looker(LiveSource(Process(pid)))
+    looker = Looker(LiveQemu(Process(pid)))
     threads = len(looker.look().threads)
     took = []
     for _ in range(SWEEPS):

@@ -15,13 +15,16 @@ from pathlib import Path
 
 from benchmarks.qemu_img import seconds
 from qtrace.recorder.launch import launch
+from qtrace.recorder.options import RecordingOptions
 
 
 def record(folder: Path, command: list[str]) -> dict[str, float]:
     """Events and how many were lost; seconds; megabytes, at most, while recording and after."""
     raw, output = folder / "recording.raw", folder / "output"
     fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    recording, child = launch(command, output=raw, force=True, everything=True, output_fd=fd)
+    recording, child = launch(
+        command, RecordingOptions(raw, force=True, everything=True), output_fd=fd
+    )
     began = time.process_time()
     with recording:
         while not recording.ended:

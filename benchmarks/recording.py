@@ -22,6 +22,7 @@ from qtrace.lab.block_load import bench_command
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
 from qtrace.recorder.all_recorder import Counts
+from qtrace.recorder.options import RecordingOptions
 from qtrace.recorder.start import start_recording
 from qtrace.trace.convert import convert
 
@@ -40,7 +41,7 @@ def record(load: Load, events: int, output: Path, stacks_every: int = 0) -> Coun
     raw = output.with_name(f"{output.name}.raw")
     with _daemon() if load == "daemon" else _pflash() as pid:
         with start_recording(
-            pid, output=raw, force=True, everything=True, stacks_every=stacks_every
+            pid, RecordingOptions(raw, force=True, everything=True, stacks_every=stacks_every)
         ) as recording:
             assert recording.everything is not None
             while recording.everything.counts.produced < events and not recording.ended:
@@ -91,7 +92,7 @@ def _pflash() -> Iterator[int]:
 @click.argument("load", type=click.Choice(["daemon", "pflash"]))
 @click.argument("events", type=int)
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--stacks-every", type=int, default=0, help="Whole stacks of every so manieth event.")
+@click.option("--stacks-every", type=int, default=0, help="Whole stacks of every Nth event.")
 def main(load: Load, events: int, output: Path, stacks_every: int) -> None:
     """Record EVENTS events of LOAD into OUTPUT."""
     counts = record(load, events, output, stacks_every)

@@ -50,7 +50,7 @@ class _Watch:
         self._plan = plan_watch(scan_module(module), module, patterns)
         program = load_watch()
         uprobes = Uprobes(program.library, pid, process.exe, module.elf.offset_of)
-        self._probes = EbpfProbes(uprobes, program)
+        self._probes = EbpfProbes(uprobes, program, pid)
         self.hits = 0
 
     def __call__(self, measure: Callable[[], float]) -> float:

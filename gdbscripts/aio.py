@@ -60,12 +60,13 @@ def _register() -> None:
             )
         )
     _import_package()
-    from qtrace.gdbscripts import breakpoints, lists, waits
+    from qtrace.gdbscripts import blocks, breakpoints, lists, waits
 
     Aio()
     for command in (
         lists.Contexts, lists.BottomHalves, lists.Handlers, lists.Threads, lists.Jobs,
-        waits.Coroutine, waits.Why, breakpoints.Break,
+        blocks.Nodes, blocks.Requests, blocks.Coroutines, waits.Coroutine, waits.Why,
+        breakpoints.Break,
     ):  # fmt: skip
         command()
 

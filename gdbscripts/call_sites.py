@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 
 from qtrace.target.aio.instructions import Program
+from qtrace.target.arch_x86_64 import CALLEE_SAVED_NAMES
 
 # The function, and the registers of the arguments `name` and `cb` in it.
 SCHEDULES = {"aio_bh_schedule_oneshot_full": ("rcx", "rsi")}
@@ -23,7 +24,6 @@ REACH, STEPS = 256, 64
 _NAME = re.compile(rb"[A-Za-z_]\w{0,63}\0")
 # Instructions whose first operand is only read.
 _READS = frozenset({"cmp", "test", "push", "nop", "nopw", "nopl"})
-_KEPT_BY_CALLS = frozenset({"rbx", "rbp", "r12", "r13", "r14", "r15"})
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class CallSites:
                 return holders
             following = i.address + i.size
             if i.is_call:
-                holders &= _KEPT_BY_CALLS
+                holders &= frozenset(CALLEE_SAVED_NAMES)
             elif i.mnemonic == "jmp" and i.target > i.address:
                 following = i.target
             elif i.mnemonic in ("jmp", "ret", "ud2"):

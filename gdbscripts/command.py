@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import gdb
 
-from qtrace.gdbscripts.target import is_core, require_target, selection_kept
+from qtrace.gdbscripts.files import begin, files
+from qtrace.gdbscripts.tables import tell
+from qtrace.gdbscripts.target import file_code, is_core, require_target, selection_kept
 from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.walk import Missing
 
@@ -35,9 +38,12 @@ class AioCommand(gdb.Command):
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
         require_target()
+        begin()
         try:
-            with selection_kept():
+            with selection_kept(), file_code() if is_core() else nullcontext():
                 self.run(gdb.string_to_argv(argument))
+            if files().met:
+                tell(files().complaint())
         except gdb.error as error:
             raise gdb.GdbError(f"aio {self.name}: {error}") from None
         except Missing as error:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import gdb
 
 from qtrace.gdbscripts.command import AioCommand
+from qtrace.gdbscripts.files import NAMELESS
 from qtrace.gdbscripts.look import Qemu, disagreements
-from qtrace.gdbscripts.stacks import code_name
+from qtrace.gdbscripts.stacks import Stack, code_name
 from qtrace.gdbscripts.tables import say, table, tell
+from qtrace.target.aio.mechanics import TOLD
 from qtrace.target.aio.model import Context, Look, Thread
 from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.waits import TOLD, named_frames, polled_context, wait_of
+from qtrace.target.aio.waits import in_words, named_frames, polled_context
 from qtrace.target.aio.walk import Missing
 
 # poll(2); the rest of the mask is printed as a number.
@@ -52,9 +54,7 @@ class Contexts(AioCommand):
             ("CONTEXT", "ADDRESS", "BH", "FD", "CO", "THREAD"), rows,
             "this QEMU has not made its AioContexts yet", qemu.dark(),
         )  # fmt: skip
-        missing = qemu.layout.missing()
-        if missing:
-            say(f"not shown by the code of this QEMU: {', '.join(missing)}")
+        tell_missing(qemu)
         if disagreements():
             say(f"debug info, not the code, is believed on: {', '.join(disagreements())}")
 
@@ -80,7 +80,7 @@ class BottomHalves(AioCommand):
         found, unread = qemu.each(qemu.contexts, qemu.reader.bottom_halves)
         rows = [
             (
-                half.name or "?", context.label, code_name(half.cb), f"{half.opaque:#x}",
+                half.name or "?", context.label, code_name(half.cb), _hex(half.opaque),
                 half.flag_names + ("|SLICE" if half.in_slice else ""), f"{half.address:#x}",
             )
             for context, half in found
@@ -91,6 +91,7 @@ class BottomHalves(AioCommand):
             f"{name} is not pending" if name else "no bottom half is pending",
             unread + qemu.dark(),
         )  # fmt: skip
+        tell_missing(qemu, "bh_", "ctx_bh_")
 
 
 class Handlers(AioCommand):
@@ -115,7 +116,7 @@ class Handlers(AioCommand):
             (
                 context.label, "-" if handler.fd < 0 else handler.fd, _events(handler.events),
                 code_name(handler.io_read), code_name(handler.io_write),
-                f"{handler.opaque:#x}", "deleted" if handler.deleted else "",
+                _hex(handler.opaque), {None: "?", True: "deleted"}.get(handler.deleted, ""),
             )
             for context, handler in found
         ]  # fmt: skip
@@ -123,6 +124,7 @@ class Handlers(AioCommand):
             ("CONTEXT", "FD", "EVENTS", "READ", "WRITE", "OPAQUE", ""), rows, "no fd handlers",
             unread if name else unread + qemu.dark(),
         )  # fmt: skip
+        tell_missing(qemu, "handler_")
 
 
 class Threads(AioCommand):
@@ -170,11 +172,35 @@ class Jobs(AioCommand):
             say("no jobs")
         for job in jobs:
             coroutine = f"coroutine {job.co:#x}" if job.co else "no coroutine"
-            tell(f"{job.id or '(internal)'}  {job.kind}  {job.status}  {coroutine}")
-            stack = qemu.stacks.of_coroutine(job.co) if job.co else None
+            coroutine = "coroutine ?" if job.co is None else coroutine
+            stack, tid = _coroutine(qemu, job.co) if job.co else (None, None)
+            awake = "" if tid is None else f"  {where_awake(stack, tid)}"
+            facts = f"{job.kind or '?'}  {job.status or '?'}"
+            tell(f"{job.id or '(internal)'}  {facts}  {coroutine}{awake}")
             if stack is not None:
                 functions = (name.partition("+")[0] for name in stack.names)
-                tell("    " + " < ".join(name.replace("?@", "") for name in functions))
+                tell("    " + " < ".join(NAMELESS.sub("0x", name) for name in functions))
+
+
+def tell_missing(qemu: Qemu, *kinds: str) -> None:
+    """Say which facts of the layout are not known: all, or those whose names begin so."""
+    missing = [fact for fact in qemu.layout.missing() if fact.startswith(kinds or ("",))]
+    if missing:
+        tell(f"not shown by the code of this QEMU: {', '.join(missing)}")
+
+
+def _coroutine(qemu: Qemu, co: int) -> tuple[Stack | None, int | None]:
+    try:
+        return qemu.stack_of(co)
+    except Torn:
+        return None, None
+
+
+def where_awake(stack: Stack | None, tid: int) -> str:
+    """Where a coroutine is that does not sleep."""
+    if not tid:
+        return "is awake: its stack is its thread's"
+    return f"{'has entered another' if stack else 'runs now'} in thread {tid}"
 
 
 def pending_names() -> Iterable[str]:
@@ -205,12 +231,16 @@ def state(look: Look, thread: Thread) -> str:
     if thread.kernel:
         return "the kernel's own"
     if thread.blocked_in:
-        return wait_of(look, thread)
+        return in_words(look, thread)
     frames = named_frames(thread)[:TOLD]
     polls = polled_context(look, thread)
     return (f"runs in {' < '.join(frames)}" if frames else "runs") + (
         f", polling {polls.quoted}" if polls else ""
     )
+
+
+def _hex(value: int | None) -> str:
+    return "?" if value is None else f"{value:#x}"
 
 
 def _events(mask: int) -> str:

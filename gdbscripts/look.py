@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TypeVar
 
 import gdb
 
 from qtrace.gdbscripts.debug_info import with_debug_info
+from qtrace.gdbscripts.files import files
 from qtrace.gdbscripts.stacks import Stack, Stacks
 from qtrace.gdbscripts.target import PROOF, GdbMemory, GdbProgram, file_code, is_core, register
-from qtrace.roles import Role, role_of_functions, role_of_name
+from qtrace.roles import Roles
+from qtrace.target.aio.awake import Awake, awake, entered
 from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import guard_of_thread
 from qtrace.target.aio.ending import ABORT_MESSAGE, FATAL, SENT, read_abort_message
-from qtrace.target.aio.gather import Gathering
+from qtrace.target.aio.futex import read_futex
+from qtrace.target.aio.gather import take_look
 from qtrace.target.aio.layout import Layout
-from qtrace.target.aio.model import Context, Ending, Look, Thread, has_main_loop
+from qtrace.target.aio.model import Context, Ending, Look, Thread
 from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.walk import AioReader, Missing
-from qtrace.target.arch_x86_64 import SYSCALL_INSTRUCTION
-from qtrace.target.memory import read_word
+from qtrace.target.aio.walk import AioReader
+from qtrace.target.arch_x86_64 import SYSCALL_ARGUMENTS, SYSCALL_INSTRUCTION
 from qtrace.target.syscalls import RUNNING_GUEST, restarted, sleeps, syscall_name
 
 T = TypeVar("T")
@@ -61,7 +62,8 @@ class Qemu:
         self.thread_pointers = self._thread_pointers()
         # The same in every thread, but a core may lack some.
         guards = (guard_of_thread(self.memory, at) for at in self.thread_pointers.values())
-        self.stacks = Stacks(self.reader, next((g for g in guards if g is not None), None))
+        self.guard = next((g for g in guards if g is not None), None)
+        self.stacks = Stacks(self.reader, self.guard)
 
     @property
     def pid(self) -> int:
@@ -69,8 +71,10 @@ class Qemu:
 
     @cached_property
     def contexts(self) -> list[Context]:
-        """Raises ``Torn`` when the main loop's cannot be read."""
-        return self.reader.contexts(self.pid, self.thread_pointers, self._names())
+        """Raises ``Torn`` when the main loop's cannot be read, ``Missing`` when the code does not
+        show where they are."""
+        self.reader.main()
+        return self.reader.contexts(self.pid, self.thread_pointers, self.present())
 
     def each(
         self, contexts: Iterable[Context], read: Callable[[int], list[T]]
@@ -87,11 +91,15 @@ class Qemu:
 
     def dark(self) -> list[str]:
         """Where there may be a context more, which cannot be read."""
+        if self.layout.context_tls is None:
+            return ["the AioContexts of IOThreads, which the code of this QEMU does not show"]
         return [f"thread {tid}" for tid in self.reader.dark(self.pid, self.thread_pointers)]
 
     def threads(self, contexts: Iterable[Context]) -> list[Thread]:
         """All threads with their stacks, in the order in which gdb numbers them."""
-        owners = {context.tid for context in contexts}
+        owners = {c.tid for c in contexts if c.name.startswith("iothread:")}
+        roles = Roles(self.pid)
+        roles.present(self.present())
         found = []
         for thread in self._by_number():
             thread.switch()
@@ -104,56 +112,71 @@ class Qemu:
             frame = gdb.newest_frame()
             at = register(frame, "rsp") or 0, register(frame, "rip") or 0
             name = thread.name or ""
+            shown = tid in self.thread_pointers and self.layout.context_tls is not None
+            owns = tid in owners or (False if shown else None)
+            role = roles.role(tid, name, stack.names, whole=stack.whole, owns_context=owns)
+            blocked_in, arguments = _system_call(self.memory, stack)
             found.append(
                 Thread(
-                    tid, name, self._role(tid, name, stack, owners),
-                    _system_call(self.memory, stack), stack.names, stack.whole, stack.polls, at,
-                    kernel=kernel,
+                    tid, name, role, blocked_in, stack.names,
+                    stack.whole, stack.polls, at, kernel=kernel, arguments=arguments,
+                    futex=read_futex(self.memory, blocked_in, arguments),
                 )
             )  # fmt: skip
         return found
 
     def current_coroutine(self, tid: int) -> int:
         """The coroutine that a thread is in, 0 for none."""
-        offset, pointer = self.layout.coroutine_tls, self.thread_pointers.get(tid)
-        current = read_word(self.memory, pointer + offset) if pointer and offset else None
-        if not current:
-            return 0
-        try:
-            # Outside any coroutine the variable holds the thread's own leader: nobody entered it.
-            return current if self.reader.coroutine(current).caller else 0
-        except (Missing, Torn):
-            return 0
+        pointer = self.thread_pointers.get(tid)
+        return next(iter(entered(self.memory, self.layout, pointer) if pointer else ()), 0)
+
+    @cached_property
+    def awake(self) -> Awake:
+        return awake(self.memory, self.layout, self.thread_pointers)
+
+    def stack_of(self, co: int) -> tuple[Stack | None, int | None]:
+        """As ``coroutine``, with all that is known of the frames."""
+        tid = self.awake.threads.get(co)
+        caller = self.reader.coroutine(co).caller
+        if tid is None and caller:
+            tid = 0
+        runs = co in self.awake.running or tid == 0 or caller is None
+        return None if runs else self.stacks.of_coroutine(co), tid
+
+    def coroutine(self, co: int) -> tuple[tuple[str, ...], int | None]:
+        """As ``Shown.coroutine``."""
+        stack, tid = self.stack_of(co)
+        return stack.names if stack else (), tid
 
     def look(self) -> Look:
         """Everything at once; what cannot be read is named."""
-        reader, lists = self.reader, Gathering(self.reader, self.layout.missing())
-        contexts = lists.contexts(self.pid, self.thread_pointers, self._names())
-        jobs = tuple(lists.one(reader.jobs) or ())
-        frames = {job.co: self.stacks.of_coroutine(job.co) for job in jobs if job.co}
-        return Look(
-            time_ns=time.monotonic_ns(),
-            contexts=contexts,
-            bottom_halves=lists.bottom_halves(contexts),
-            handlers=lists.each(contexts, reader.handlers),
-            scheduled=lists.each(contexts, reader.scheduled_coroutines),
-            jobs=jobs,
-            threads=tuple(self.threads(contexts)),
-            bql_holder=lists.one(reader.bql_holder),
-            ending=ending(),
-            main_loop=has_main_loop(self._program()),
-            torn=tuple(lists.torn),
-            missing=tuple(sorted(lists.missing)),
-            unread=tuple(lists.unread),
-            dark=tuple(lists.dark),
-            coroutine_frames={co: stack.names for co, stack in frames.items() if stack},
-        )
+        return take_look(self)
 
-    def _program(self) -> str:
+    def pointers(self) -> dict[int, int]:
+        return self.thread_pointers
+
+    def outer_tid(self, tid: int) -> int:
+        return tid
+
+    def ending(self) -> Ending | None:
+        return ending()
+
+    def differing(self) -> list[str]:
+        return disagreements()
+
+    def held(self, threads: Sequence[Thread]) -> str:
+        """gdb holds it, and everybody knows."""
+        return ""
+
+    def absent(self) -> list[str]:
+        return [f"gdb does not have {path}" for path in sorted(files().met)]
+
+    @property
+    def program(self) -> str:
         # Of a live process gdb may have /proc/PID/exe.
         return os.path.basename(os.path.realpath(str(gdb.current_progspace().filename)))
 
-    def _names(self) -> dict[int, str]:
+    def present(self) -> dict[int, str]:
         return {thread.ptid[1]: thread.name or "" for thread in self._inferior.threads()}
 
     def _by_number(self) -> list[gdb.InferiorThread]:
@@ -169,14 +192,6 @@ class Qemu:
             if pointer and frame.pc():
                 pointers[thread.ptid[1]] = pointer
         return pointers
-
-    def _role(self, tid: int, name: str, stack: Stack, owners: set[int]) -> Role:
-        if tid == self.pid:
-            return "main"
-        if tid in owners:
-            return "iothread"
-        functions = [frame.split("+0x")[0] for frame in stack.names]
-        return role_of_name(name) or role_of_functions(functions) or "other"
 
 
 def ending() -> Ending | None:
@@ -200,15 +215,18 @@ def ending() -> Ending | None:
     return Ending(signal.Signals(number).name, first.ptid[1], outside, message)
 
 
-def _system_call(memory: GdbMemory, stack: Stack) -> str:
-    """The system call that the selected thread sleeps in, empty when it runs."""
+def _system_call(memory: GdbMemory, stack: Stack) -> tuple[str, tuple[int, ...]]:
+    """The system call that the selected thread sleeps in, empty when it runs, and its arguments."""
     frame = gdb.newest_frame()
     number, pc = register(frame, "orig_rax"), register(frame, "rip")
     if number is None or pc is None or number >> 63:
-        return ""
+        return "", ()
     with file_code():
-        code = memory.read(pc - 2, 2)
-    if code != SYSCALL_INSTRUCTION or not sleeps(register(frame, "rax") or 0):
-        return ""
-    name = restarted(syscall_name(number, register(frame, "rsi") or 0), stack.names)
-    return "" if name == RUNNING_GUEST else name
+        code = b"" if files().foreign(pc) else memory.read(pc - 2, 2)
+    arguments = tuple(register(frame, name) or 0 for name in SYSCALL_ARGUMENTS)
+    # Code that cannot be read (a core without its libraries) cannot speak against the number.
+    in_call = code in (SYSCALL_INSTRUCTION, b"")
+    if not in_call or not sleeps(number, register(frame, "rax") or 0, arguments):
+        return "", ()
+    name = restarted(syscall_name(number, arguments[1]), stack.names)
+    return "" if name == RUNNING_GUEST else name, arguments

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-import gdb
-
-from qtrace.gdbscripts.stops import Channel, Plan, Stop, now_ns, registers
+from qtrace.gdbscripts.stops import Channel, ContextChosen, Plan, now_ns
 
 
-class Chosen(Stop):
-    """The context has just been returned, in rax, and will be handed on."""
+class Chosen(ContextChosen):
+    """The bottom half is about to be scheduled."""
 
-    def __init__(self, address: int, rerouting: Rerouting) -> None:
-        super().__init__(address)
+    def __init__(self, chosen: dict[str, Any], rerouting: Rerouting) -> None:
+        super().__init__(chosen)
         self._rerouting = rerouting
 
     def reached(self, tid: int) -> bool:
-        self._rerouting.chosen(tid)
+        self._rerouting.chosen(tid, self)
         return False
 
 
 class Rerouting(Plan):
-    """Config: ``schedules`` (addresses), ``to`` (the AioContext), ``count`` (0: no end)."""
+    """Config: ``schedules`` (see ``ContextChosen``), ``to`` (the AioContext), ``count`` (0: no
+    end)."""
 
     def __init__(self, channel: Channel, config: dict[str, Any]) -> None:
         super().__init__(channel, config)
         self._done = 0
 
     def arm(self) -> None:
-        self.stops += [Chosen(address, self) for address in self.config["schedules"]]
+        self.stops += [Chosen(chosen, self) for chosen in self.config["schedules"]]
 
-    def chosen(self, tid: int) -> None:
+    def chosen(self, tid: int, place: Chosen) -> None:
         count = self.config["count"]
         if self.ending or (count and self._done >= count):
             return
         self._done += 1
-        ctx = registers(("rax",))["rax"]
-        gdb.execute(f"set $rax = {self.config['to']:#x}")
+        ctx = place.context()
+        place.change(self.config["to"])
         self.channel.send({
             "kind": "reroute", "time_ns": now_ns(), "tid": tid,
             "thread": self.target.thread_name(tid), "ctx": ctx,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import gdb
 
 from qtrace.gdbscripts.coroutine import presented
+from qtrace.gdbscripts.files import files
+from qtrace.gdbscripts.static_names import static_names
 from qtrace.gdbscripts.target import GdbMemory, register
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.model import Poll
@@ -25,7 +27,7 @@ PROLOGUE, FIRST_ARGUMENT = 32, "rdi"
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame: run-time pc, and ``name+0xoffset``, or ``?@pc`` where there is no symbol.
+    """One frame: run-time pc, and ``name+0xoffset``, or ``file@pc`` where there is no symbol.
 
     ``ctx`` is the context that a frame of aio_poll() polls (0 when it cannot be told), None for
     any other frame. ``source`` is ``file:line`` where debug info tells it.
@@ -111,6 +113,9 @@ class Stacks:
         younger = gdb.INLINE_FRAME
         while frame is not None and len(found) < MAX_FRAMES:
             pc = frame.pc()
+            if files().foreign(pc):
+                # Neither its names nor its rules are those of what is mapped.
+                return Stack((*found, Frame(pc, files().nameless(pc))), False), False
             # Of neighbours of these types, the older one's pc is a return address.
             returned_to = younger == frame.type() == gdb.NORMAL_FRAME
             if returned_to and self._is_trampoline(pc):
@@ -159,7 +164,10 @@ class Stacks:
 
 def _name(frame: gdb.Frame, name: str | None, pc: int) -> str:
     if name is None:
-        return f"?@{pc:#x}"
+        # A return address may be the next function's.
+        static, offset = static_names().around(pc - (frame.level() > 0))
+        offset += frame.level() > 0
+        return f"{static}+{offset:#x}" if static and offset else static or files().nameless(pc)
     if frame.type() == gdb.INLINE_FRAME:
         return name
     function = frame.function()
@@ -175,6 +183,8 @@ def symbol_start(pc: int) -> int | None:
 
 def symbol_at(address: int) -> tuple[str, int]:
     """The symbol around an address and the offset in it; empty without one."""
+    if files().foreign(address):
+        return "", 0
     words = gdb.execute(f"info symbol {address:#x}", to_string=True).partition(" in section")
     if not words[1]:
         return "", 0
@@ -182,9 +192,13 @@ def symbol_at(address: int) -> tuple[str, int]:
     return (name, int(offset)) if name else (words[0], 0)
 
 
-def code_name(address: int) -> str:
-    """A function pointer for people: its symbol, else the address."""
-    symbol, offset = symbol_at(address) if address else ("", 0)
+def code_name(address: int | None) -> str:
+    """A function pointer for people: its symbol, else the address; ``?`` for one not known."""
+    if address is None:
+        return "?"
+    if not address:
+        return "-"
+    symbol, offset = symbol_at(address)
     if symbol and not offset:
         return symbol
-    return f"{address:#x}" if address else "-"
+    return static_names().names.get(address) or f"{address:#x}"

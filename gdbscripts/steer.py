@@ -17,23 +17,24 @@ from typing import Any
 
 import gdb
 
-from qtrace.gdbscripts.stops import Channel, Plan, Stop, go_on, registers
+from qtrace.gdbscripts.stops import Channel, ContextChosen, Plan, Stop, go_on
 from qtrace.target.aio.layout import Layout
 from qtrace.target.aio.settled import Torn
 from qtrace.target.aio.walk import AioReader
+from qtrace.target.unstoppable import unstoppable
 
 LOOK_EVERY_S = 0.0001
 
 
-class Schedule(Stop):
-    """Where the context is chosen: the bottom half is about to be scheduled."""
+class Schedule(ContextChosen):
+    """The bottom half is about to be scheduled."""
 
-    def __init__(self, address: int, steering: Steering) -> None:
-        super().__init__(address)
+    def __init__(self, chosen: dict[str, Any], steering: Steering) -> None:
+        super().__init__(chosen)
         self._steering = steering
 
     def reached(self, tid: int) -> bool:
-        self._steering.scheduled(registers(("rax",))["rax"])
+        self._steering.scheduled(self.context())
         return False
 
 
@@ -55,7 +56,7 @@ class Steering(Plan):
 
     def arm(self) -> None:
         self.main_loop = MainLoop(self.config["unlock"], self)
-        self.stops += [Schedule(address, self) for address in self.config["schedules"]]
+        self.stops += [Schedule(chosen, self) for chosen in self.config["schedules"]]
         self.stops += [self.main_loop, Run(self.config["run"], self)]
 
     def scheduled(self, ctx: int) -> None:
@@ -145,7 +146,9 @@ class ToMain(Steering):
         self._held_since = 0.0
 
     def unlocks(self) -> bool:
-        return True
+        """Where a thread does not stop, gdb would hold the others until it does."""
+        self.limit = bool(unstoppable(self.target.pid))
+        return not self.limit
 
     def ran(self, tid: int) -> bool:
         if self._held_since:

@@ -106,6 +106,30 @@ class Stop(gdb.Breakpoint):
         raise NotImplementedError
 
 
+class ContextChosen(Stop):
+    """Where the context that a bottom half will go into can be seen and changed.
+
+    ``chosen``: ``address`` and ``register``, which holds the context; with ``offset`` it points to
+    the QEMUBH, where the context lies so far in (``qtrace.experiment.places.Chosen``).
+    """
+
+    def __init__(self, chosen: dict[str, Any]) -> None:
+        super().__init__(chosen["address"])
+        self._register, self._offset = chosen["register"], chosen["offset"]
+
+    def context(self) -> int:
+        value = registers((self._register,))[self._register]
+        return value if self._offset is None else plan.target.word(value + self._offset)
+
+    def change(self, ctx: int) -> None:
+        """Let it go into that one instead."""
+        if self._offset is None:
+            gdb.execute(f"set ${self._register} = {ctx:#x}")
+        else:
+            bh = registers((self._register,))[self._register]
+            plan.target.write(bh + self._offset, ctx.to_bytes(8, "little"))
+
+
 def registers(names: Iterable[str]) -> dict[str, int]:
     """Those of the stopped thread."""
     frame = gdb.newest_frame()

@@ -84,7 +84,8 @@ class GdbProgram:
 def file_code() -> Iterator[None]:
     """Let gdb take code from the file and print it in the syntax that we read.
 
-    In memory an eBPF probe replaces an instruction's first byte, and a core file has no code.
+    In memory an eBPF probe replaces an instruction's first byte. A core file has neither code nor
+    constants: gdb looks for them in the file of that path, which may be another one here.
     """
     with setting("trust-readonly-sections", "on"), setting("disassembly-flavor", "att"):
         yield

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 import gdb
 
 from qtrace.gdbscripts.command import AioCommand
-from qtrace.gdbscripts.lists import pending_names
+from qtrace.gdbscripts.files import NAMELESS
+from qtrace.gdbscripts.lists import pending_names, where_awake
 from qtrace.gdbscripts.look import Qemu
 from qtrace.gdbscripts.stacks import Stack, code_name
 from qtrace.gdbscripts.tables import say, tell
 from qtrace.gdbscripts.target import is_core, setting
 from qtrace.target.aio.model import Look
 from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.unclear import unclear
+from qtrace.target.aio.unclear import unclear, unclear_in_core
 from qtrace.target.aio.why import confirm, explain
 
 
@@ -42,14 +43,13 @@ class Coroutine(AioCommand):
         with setting("may-call-functions", "off"):
             address = int(gdb.parse_and_eval(" ".join(arguments))) & (1 << 64) - 1
         qemu = Qemu()
-        inside = [t for t in qemu.thread_pointers if qemu.current_coroutine(t) == address]
-        if inside:
-            raise gdb.GdbError(f"coroutine {address:#x} is awake: thread {inside[0]} is in it")
         try:
             coroutine = qemu.reader.coroutine(address)
+            stack, tid = qemu.stack_of(address)
         except Torn:
             raise gdb.GdbError(f"there is no memory at {address:#x}") from None
-        stack = qemu.stacks.of_coroutine(address)
+        if tid and stack is None:
+            raise gdb.GdbError(f"coroutine {address:#x} is awake: thread {tid} is in it")
         if stack is None or "qemu_coroutine_switch" not in stack.names[0]:
             raise gdb.GdbError(
                 f"{address:#x} is no coroutine that sleeps; aio jobs shows those of jobs"
@@ -57,7 +57,8 @@ class Coroutine(AioCommand):
         named = {context.address: context.label for context in qemu.contexts}
         ctx = coroutine.ctx or 0
         line = f"coroutine {address:#x}, entry {code_name(coroutine.entry)}"
-        say(line + (f", runs in {named.get(ctx, hex(ctx))}" if ctx else ""))
+        line += f", runs in {named.get(ctx, hex(ctx))}" if ctx else ""
+        say(line + (f", {where_awake(stack, tid)}" if tid else ""))
         _print(stack)
 
 
@@ -92,7 +93,7 @@ class Why(AioCommand):
             tell(moment + finding.sentence)
             if finding.proof:
                 say(f"  {finding.proof}")
-        reasons = unclear(look, name)
+        reasons = (unclear_in_core if is_core() else unclear)(look, name)
         if reasons:
             what = "anything else" if findings else "anything"
             of = f" of {name}" if name else ""
@@ -140,6 +141,6 @@ def nothing_in_the_way(look: Look, name: str) -> str:
 
 def _print(stack: Stack) -> None:
     for number, frame in enumerate(stack.frames):
-        name = "??" if frame.name.startswith("?") else frame.name
+        name = "??" if NAMELESS.match(frame.name) else frame.name
         source = f" at {frame.source}" if frame.source else ""
         say(f"#{number:<3}{frame.pc:#018x} in {name}{source}")

@@ -3,12 +3,14 @@
  * Which registers hold what at a site is the compiler's choice. qtrace/target/all_sites.py
  * finds out and passes it as -D options:
  *
- * ENQUEUES  ENQUEUE(number, bh, new flags, offset of the return address) for each form
+ * ENQUEUES  ENQUEUE(number, bh, new flags, where the return address lies) for each form
+ * CANCELS   CANCEL(number, bh) for each register that holds it
  * ENDED_BH  the register that holds the bottom half after aio_bh_call()
- * BH_*      offsets into QEMUBH; BH_NAME is -1 before 6.2
- * RUN_DEPTH, POLL_CALLER, OUTER_CALLER  offsets from rsp where run() sits
+ * BH_*      offsets into QEMUBH; BH_NAME is -1 where it has no name
+ * RUN_DEPTH  from rsp where run() sits to the stack pointer of aio_bh_poll()
+ * POLL_CALLER, OUTER_CALLER  where run() sits, the return addresses of aio_bh_poll(), aio_poll()
  * CPUS, RING_PAGES
- * STACKS_EVERY  of every so manieth event of a probe the whole stack is copied; 0: of none
+ * STACKS_EVERY  of every Nth event of a probe the whole stack is copied; 0: of none
  */
 #include <uapi/linux/ptrace.h>
 #include "all.h"
@@ -21,6 +23,9 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 BPF_ARRAY_OF_MAPS(rings, "ring", CPUS);
 /* Failed reservations by site. */
 BPF_HASH(lost, u64, u64, 1024);
+/* 1 while the recording lasts. Probes come and go one after the other: what finds no room before
+ * all are there, or when the first has gone, belongs to no recording. */
+BPF_ARRAY(recording, u32, 1);
 
 #if STACKS_EVERY
 #include "stack.h"
@@ -50,6 +55,10 @@ static __always_inline void sample(struct pt_regs *regs, u64 time_ns, int turn)
 
 static __always_inline void count_lost(struct pt_regs *regs)
 {
+    int first = 0;
+    u32 *on = recording.lookup(&first);
+    if (!on || !*on)
+        return;
     u64 ip = regs->ip, zero = 0;
     u64 *count = lost.lookup_or_try_init(&ip, &zero);
     if (count)
@@ -102,14 +111,14 @@ static __always_inline void read_bottom_half(struct all_event *event, u64 bh)
 #endif
 }
 
-static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, u32 caller,
+static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, u64 caller,
                                    int turn)
 {
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
     read_bottom_half(event, bh);
-    event->caller[0] = read_word(regs->sp + caller);
+    event->caller[0] = read_word(caller);
     event->caller[1] = 0;
     /* After cmpxchg succeeded, rax still holds what was there before. */
     event->flags = (regs->ax & 0xffff) | new_flags << 16;
@@ -133,8 +142,8 @@ int run(struct pt_regs *regs)
     if (!event)
         return 0;
     read_bottom_half(event, regs->di);
-    event->caller[0] = read_word(regs->sp + POLL_CALLER);
-    event->caller[1] = read_word(regs->sp + OUTER_CALLER);
+    event->caller[0] = read_word(POLL_CALLER);
+    event->caller[1] = read_word(OUTER_CALLER);
     event->flags = 0;
     event->stack = regs->sp + RUN_DEPTH;
     sample(regs, event->time_ns, RUN_TURN);
@@ -157,18 +166,25 @@ int ended(struct pt_regs *regs)
     return 0;
 }
 
-/* A call to qemu_bh_cancel(bh), or its first instruction. */
-int cancel(struct pt_regs *regs)
+/* A call to qemu_bh_cancel(bh), or behind the atomic AND in it. */
+static __always_inline int cancel(struct pt_regs *regs, u64 bh)
 {
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
-    read_bottom_half(event, regs->di);
+    read_bottom_half(event, bh);
     event->caller[0] = event->caller[1] = 0;
     event->flags = event->stack = 0;
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
+
+#define CANCEL(number, bh)                  \
+    int cancel_##number(struct pt_regs *regs) \
+    {                                         \
+        return cancel(regs, bh);              \
+    }
+CANCELS
 
 /* aio_co_schedule(ctx, co), at its first instruction. */
 int co_schedule(struct pt_regs *regs)

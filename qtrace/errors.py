@@ -47,11 +47,37 @@ class NoSuchProcess(TargetError):
         super().__init__(f"no process with pid {pid}", "qtrace ps lists the QEMU processes here")
 
 
+class HasChanged(NoSuchProcess):
+    """What was being looked at is no more, though its pid is."""
+
+    def __init__(self, pid: int) -> None:
+        TargetError.__init__(
+            self,
+            f"process {pid} is another one by now: it has ended, or runs another program",
+            "qtrace ps lists the QEMU processes here",
+        )
+
+
 class HasEnded(TargetError):
     def __init__(self, pid: int) -> None:
         super().__init__(
             f"process {pid} has ended",
             "qtrace ps lists the QEMU processes here",
+        )
+
+
+class NoSuchGuest(TargetError):
+    """No QEMU here has a guest of that name, or several have."""
+
+    def __init__(self, name: str, pids: list[int], known: Iterable[str]) -> None:
+        if pids:
+            message = f"{len(pids)} guests are called {name!r}: {', '.join(map(str, pids))}"
+            super().__init__(message, "name one by --pid")
+            return
+        near = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"the nearest is {near[0]}; " if near else ""
+        super().__init__(
+            f"no guest is called {name!r}", f"{hint}qtrace ps lists the QEMU processes here"
         )
 
 
@@ -132,8 +158,19 @@ class TraceUnreadable(QtraceError):
     """A file that is no trace, or a broken or foreign one."""
 
 
+class AutopsyUnreadable(QtraceError):
+    """A file that is no autopsy, or a broken one, or of another version."""
+
+
 class QmpFailed(QtraceError):
     """The QMP socket does not answer as one."""
+
+
+class ExtraMissing(QtraceError):
+    """A library that only some commands need is not installed."""
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(what, f"pip install 'qtrace[{extra}]'")
 
 
 class LabFailed(QtraceError):

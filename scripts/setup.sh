@@ -44,6 +44,7 @@ find_missing() { # prints the Debian packages of what this machine lacks
     has_command gdb || echo gdb
     has_command bpftrace || echo bpftrace # benchmarks stand beside it
     has_command strace || echo strace     # a test lets it play an older kernel
+    has_command fusermount3 || echo fuse3 # tests let a file system die
     has_command gcc || echo gcc
     has_command ld || echo binutils
     has_command make || echo make

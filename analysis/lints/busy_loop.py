@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.fastest import fastest
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.lint_groups import busiest, place_of
 from qtrace.analysis.lints.storm import WINDOW_NS
-from qtrace.analysis.normal import COMPLETIONS
-from qtrace.analysis.occurrences import busiest, thread_of, where
+from qtrace.analysis.qemu_facts import COMPLETIONS
 from qtrace.analysis.runs import self_made
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.timing import busiest_window
+from qtrace.analysis.wording import thread_of
 
 SHARE = 0.9
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """A context's busiest 0.1 s in which nine runs of ten were self-made.
 
     Self-made is a run that was scheduled inside a run of the same bottom half, or of one that
@@ -32,7 +33,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     for key, part in runs[own].groupby(["context", "tid"], observed=True):
         context, tid = str(key[0]), int(str(key[1]))
         time = part["time_ns"].to_numpy(np.int64)
-        at, count, rate = fastest(time, WINDOW_NS)
+        at, count, rate = busiest_window(time, WINDOW_NS)
         if rate < threshold.value:
             continue
         same = (runs["tid"] == tid).to_numpy() & (runs["context"] == context).to_numpy()
@@ -49,7 +50,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 trace,
                 f"{thread_of(one)} spun in `{context or '?'}`: {count / held:.0%} of its"
                 f" {held:,} runs in 0.1 s were {' and '.join(names[:2])} scheduling themselves",
-                **where(one) | {"name": names[0]},
+                **place_of(one) | {"name": names[0]},
                 **busiest(trace.instances, part, at, rate),
                 facts={"share": round(float(count / held), 4), "names": names},
             )
@@ -66,4 +67,5 @@ LINT = Lint(
     evidence="the first schedules and runs of the busiest moment",
     source="21891a5a30 (QEMU's own warning, dropped because it named no cause); b7a745dc33",
     check=check,
+    qmp=False,
 )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
-from qtrace.analysis.loss import disturbed
-from qtrace.analysis.occurrences import times, where
-from qtrace.analysis.runs import on_vcpus, whole
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.lint_groups import place_of
+from qtrace.analysis.losses import disturbed
+from qtrace.analysis.runs import on_vcpus
+from qtrace.analysis.wording import times
 from qtrace.units import show
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Watched instances that ran on the main thread, beside the polls of vCPU threads.
 
     Two things are told apart. A near miss: while it was pending, a vCPU thread ran a bottom
@@ -30,22 +32,22 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     watched = instances["name"].isin(trace.watched).to_numpy()
     safe = watched & (instances["context"] == "main").to_numpy()
     safe = safe & (instances["verdict"].isin(("main-loop", "nested-poll")).to_numpy())
-    scheduled, ended = whole(instances["scheduled_ns"]), whole(instances["ended_ns"])
+    scheduled, ended = filled(instances["scheduled_ns"]), filled(instances["ended_ns"])
     safe = safe & ((scheduled >= 0) & ~disturbed(scheduled, ended, trace.losses))
-    crossed = np.zeros(len(instances), np.bool_)
-    within = (runs["parent"] >= 0).to_numpy() & (runs["instance"] >= 0).to_numpy()
-    crossed[runs["instance"].to_numpy(np.int64)[within]] = True
-    crossed = crossed & ((instances["verdict"] == "main-loop").to_numpy())
+    across = np.zeros(len(instances), np.bool_)
+    within = (runs["parent"].notna() & runs["instance"].notna()).to_numpy()
+    across[filled(runs["instance"])[within]] = True
+    across = across & ((instances["verdict"] == "main-loop").to_numpy())
     columns = ["name", "context", "tid", "thread", "role", "scheduled_ns", "ended_ns", "wait_ns",
                "scheduled_row", "ended_row"]  # fmt: skip
-    found = instances.loc[safe, columns].assign(crossed=crossed[safe])
-    first = polls.searchsorted(whole(found["scheduled_ns"]), side="right")
-    found["misses"] = polls.searchsorted(whole(found["ended_ns"])) - first
+    found = instances.loc[safe, columns].assign(across=across[safe])
+    first = polls.searchsorted(filled(found["scheduled_ns"]), side="right")
+    found["misses"] = polls.searchsorted(filled(found["ended_ns"])) - first
     found["first"] = first
     findings = []
     for name, part in found.groupby("name", observed=True):
         misses = part[(part["misses"] > 0).to_numpy()]
-        opened = part[part["crossed"].to_numpy()]
+        opened = part[part["across"].to_numpy()]
         if misses.empty and (opened.empty or rate < threshold.value):
             continue
         shown = (opened if misses.empty else misses).nlargest(SHOWN, "wait_ns")
@@ -68,7 +70,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f"the race of {name} is open: it ran on the main thread {times(len(part))}, was"
                 f" pending across the main loop's ppoll() in {len(opened):,} of them"
                 f" ({show(pending, 'ns')} in all), and {missed}",
-                **where(one),
+                **place_of(one),
                 time_ns=int(one["ended_ns"]),
                 value=rate,
                 unit="/s",
@@ -96,4 +98,5 @@ LINT = Lint(
     evidence="its schedules and runs, and a vCPU thread's run of another one beside each",
     source="issue 2111; d759c951f3",
     check=check,
+    qmp=False,
 )

@@ -7,19 +7,21 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.fastest import fastest
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import SHOWN, Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import instance_of, where, who
+from qtrace.analysis.lint_groups import instance_of, place_of
 from qtrace.analysis.runs import on_vcpus
 from qtrace.analysis.stacks import functions, poll_caller
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.timing import busiest_window
+from qtrace.analysis.wording import who
 from qtrace.trace.schema import PARTIAL
 from qtrace.units import show
 
 WINDOW_NS = 1_000_000_000
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Runs of the contexts of main inside aio_poll() on vCPU threads, in the busiest second.
 
     Each is a moment in which the guest waits, the BQL is held, and the main loop's bottom
@@ -31,12 +33,12 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     for tid in polled["tid"].unique().tolist():
         part = polled[(polled["tid"] == tid).to_numpy()]
         time = part["time_ns"].to_numpy(np.int64)
-        at, _count, rate = fastest(time, WINDOW_NS)
+        at, _count, rate = busiest_window(time, WINDOW_NS)
         if rate < threshold.value:
             continue
-        ended = part["end_ns"].to_numpy(np.int64)
+        ended = filled(part["end_ns"])
         # Runs inside others would be counted twice.
-        alone = (ended >= 0) & (part["outer"] < 0).to_numpy()
+        alone = (ended >= 0) & part["outer"].isna().to_numpy()
         spent = int((ended - time)[alone].sum())
         callers = _callers(part)
         paths = _paths(part)
@@ -50,7 +52,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f"{who('vcpu', one['thread'], tid)} ran {len(part):,} bottom halves of the"
                 f" main loop inside aio_poll(), up to {rate:,.0f}/s, {show(spent, 'ns')} in"
                 f" all{way}",
-                **where(one) | {"name": "", "context": "main", "role": "vcpu"},
+                **place_of(one) | {"name": "", "context": "main", "role": "vcpu"},
                 time_ns=int(one["time_ns"]),
                 value=rate,
                 unit="/s",
@@ -100,4 +102,5 @@ LINT = Lint(
     evidence="the first runs of the busiest second; whole stacks show the device",
     source="the thread of April 2023 (aio_poll() in a vCPU thread); issue 2111",
     check=check,
+    qmp=False,
 )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.lint_groups import grouped, place_of
 from qtrace.analysis.lints.starvation import waiting
-from qtrace.analysis.occurrences import grouped, thread_of, times, where
+from qtrace.analysis.qemu_facts import is_one_task
 from qtrace.analysis.runs import in_the_way
-from qtrace.analysis.tools import is_tool
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.wording import thread_of, times
 from qtrace.units import show
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Instances that waited longer than the threshold, most of it for one run of their context."""
-    if is_tool(trace.header):
+    if is_one_task(trace.header):
         return Seen(facts={"tool": True})
     found = waiting(trace, threshold)
     findings = []
@@ -33,7 +34,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f"{one['name']} waited {show(until - since, 'ns')} in `{one['context']}`"
                 f" ({times(group.count)} over {threshold}) behind {first['name']}, which"
                 f" {thread_of(one)} ran for {show(first['end_ns'] - first['time_ns'], 'ns')}",
-                **where(one),
+                **place_of(one),
                 time_ns=until,
                 value=until - since,
                 unit="ns",
@@ -55,4 +56,5 @@ LINT = Lint(
     evidence="the schedule and the late run of what waited, and the run in front of it",
     source="effd60c878, and the late reply that the RFC of 5 June 2024 describes",
     check=check,
+    qmp=False,
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.lint_groups import grouped, instance_of, place_of
 from qtrace.analysis.lints.starvation import waiting
-from qtrace.analysis.occurrences import grouped, instance_of, times, where
-from qtrace.analysis.qmp_rows import LEFT_OUT_NS, replies
+from qtrace.analysis.qemu_facts import is_one_task
+from qtrace.analysis.qmp_commands import LEFT_OUT_NS, answered
 from qtrace.analysis.runs import in_the_way
-from qtrace.analysis.tools import is_tool
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.wording import times
 from qtrace.units import show
 
 # do_qmp_dispatch_bh() carries the command out and wakes the dispatcher's coroutine, which sends
@@ -19,13 +21,13 @@ from qtrace.units import show
 COMMAND, REPLY = "do_qmp_dispatch_bh", "co_schedule_bh_cb"
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Answers that existed and were sent later than the threshold.
 
     By the rows of QMP where the recording has them: they name the command. Else by the wake-up
     of the dispatcher from inside do_qmp_dispatch_bh().
     """
-    if is_tool(trace.header):
+    if is_one_task(trace.header):
         return Seen(facts={"tool": True})
     if {"end", "reply"} <= set(trace.header.get("qmp", [])):
         found = _by_steps(trace, threshold)
@@ -57,7 +59,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f" after the command was"
                 f" done ({times(group.count)} over {threshold}): {behind}"
                 f" (`{blocker['context']}`) ran first, for {took}",
-                **where(one) | {"context": ""},
+                **place_of(one) | {"context": ""},
                 time_ns=until,
                 value=until - since,
                 unit="ns",
@@ -70,13 +72,13 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     return Seen(findings, doubts, {"late": len(found)})
 
 
-def _by_steps(trace: AnalysedTrace, threshold: Threshold) -> pd.DataFrame:
-    found = replies(trace.events).rename(
+def _by_steps(trace: Frames, threshold: Threshold) -> pd.DataFrame:
+    found = answered(trace.commands, trace.qmp_losses).rename(
         columns={
             "ended_ns": "scheduled_ns",
             "replied_ns": "ended_ns",
-            "end_row": "scheduled_row",
-            "reply_row": "ended_row",
+            "ended_row": "scheduled_row",
+            "replied_row": "ended_row",
         }
     )
     wait = found["ended_ns"] - found["scheduled_ns"]
@@ -84,15 +86,15 @@ def _by_steps(trace: AnalysedTrace, threshold: Threshold) -> pd.DataFrame:
     return found[(wait >= max(threshold.value, 1)).to_numpy()]
 
 
-def _by_wakeups(trace: AnalysedTrace, threshold: Threshold) -> pd.DataFrame:
+def _by_wakeups(trace: Frames, threshold: Threshold) -> pd.DataFrame:
     runs = trace.runs
-    parent = runs["parent"].to_numpy(np.int64)
+    parent = filled(runs["parent"])
     command = (runs["name"] == COMMAND).to_numpy()
     reply = (runs["name"] == REPLY).to_numpy() & (parent >= 0) & command[parent]
     woken = runs[reply].set_index("instance")
     found = waiting(trace, threshold)
     found = found[found.index.isin(woken.index)]
-    row = runs["row"].to_numpy(np.int64)[woken["parent"].reindex(found.index)]
+    row = runs["row"].to_numpy(np.int64)[filled(woken["parent"].reindex(found.index))]
     return found.assign(row=row, name="")
 
 

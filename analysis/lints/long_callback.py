@@ -7,29 +7,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qtrace.analysis.arrays import filled, find_rows, nullable
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import grouped, instance_of, thread_of, times, where
-from qtrace.analysis.runs import find_rows, whole
-from qtrace.analysis.tools import is_tool
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.lint_groups import grouped, instance_of, place_of
+from qtrace.analysis.qemu_facts import MAIN_CONTEXTS, is_one_task
+from qtrace.analysis.qmp_commands import longest_inside
+from qtrace.analysis.wording import thread_of, times
 from qtrace.units import show
 
-# The contexts whose bottom halves run with the BQL held.
-BQL = ("main", "iohandler")
 # Taking the probes off takes a fifth of a second: what is older than that did not end with them.
 DISARMING_NS = 2_000_000_000
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Runs that took longer than the threshold, with what waited for their end.
 
     One that had not returned when the recording ended counts for as long as that is certain
-    (analysis/unfinished.py).
+    (analysis/runs.py).
     """
-    if is_tool(trace.header):
+    if is_one_task(trace.header):
         return Seen(facts={"tool": True})
     runs = trace.runs
-    end = runs["end_ns"].to_numpy(np.int64)
+    end = filled(runs["end_ns"])
     took = end - runs["time_ns"].to_numpy(np.int64)
     open_still = trace.unfinished
     took[open_still.index] = open_still.to_numpy()
@@ -41,13 +41,17 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     for group in grouped(found, ("name", "context", "tid"), "took", ("row", "end_row")):
         one = group.worst
         behind = _behind(trace.instances, one)
-        holds = " with the BQL" if one["context"] in BQL else ""
-        waited = (
-            f"; {behind['count']:,} bottom halves waited for its end, {behind['name']}"
-            f" {show(behind['wait_ns'], 'ns')} long"
-            if behind
-            else ""
-        )
+        command = longest_inside(trace.carried_out, one)
+        ran = f": it ran QMP {command['name']}" if command else ""
+        holds = " with the BQL" if one["context"] in MAIN_CONTEXTS else ""
+        waited = ""
+        if behind:
+            several = behind["count"] > 1
+            most = f", the longest of {behind['count']:,} bottom halves" if several else ""
+            waited = (
+                f"; {behind['name']} (`{behind['context'] or '?'}`) waited"
+                f" {show(behind['wait_ns'], 'ns')} for {one['name']} to return{most}"
+            )
         open_end = f" or longer: it had not returned when {_last(trace)}"
         findings.append(
             Finding(
@@ -55,15 +59,19 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 trace,
                 f"{one['name']} (`{one['context'] or '?'}`) kept {thread_of(one)}{holds} for"
                 f" {show(one['took'], 'ns')}{'' if one['returned'] else open_end}"
-                f" ({times(group.count)} over {threshold}){waited}",
-                **where(one),
+                f" ({times(group.count)} over {threshold}){ran}{waited}",
+                **place_of(one),
                 time_ns=int(one["time_ns"]),
                 value=int(one["took"]),
                 unit="ns",
                 rows=group.rows,
                 count=group.count,
                 instance=instance_of(one),
-                facts={"behind": behind, "returned": bool(one["returned"])},
+                facts={
+                    "behind": behind,
+                    "returned": bool(one["returned"]),
+                    "command": command["name"] if command else None,
+                },
             )
         )
     known = int((end >= 0).sum())
@@ -71,7 +79,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     return Seen(findings, _doubts(trace, threshold), facts)
 
 
-def _doubts(trace: AnalysedTrace, threshold: Threshold) -> list[str]:
+def _doubts(trace: Frames, threshold: Threshold) -> list[str]:
     """What an older recording, which does not say when its probes went off, leaves open."""
     open_still = trace.unfinished
     at = open_still.index.to_numpy(np.int64)
@@ -85,27 +93,31 @@ def _doubts(trace: AnalysedTrace, threshold: Threshold) -> list[str]:
     return [f"whether {name} was still running at the end is not known"]
 
 
-def _last(trace: AnalysedTrace) -> str:
+def _last(trace: Frames) -> str:
     return "the recording ended" if trace.exit is None else "the target ended"
 
 
-def _ends(trace: AnalysedTrace, runs: pd.DataFrame) -> Any:
+def _ends(trace: Frames, runs: pd.DataFrame) -> Any:
     """The rows at which these runs end; for one that did not return the recording's last row."""
     events = trace.events
-    until = runs["end_ns"].to_numpy(np.int64)
+    until = filled(runs["end_ns"])
     ended = events[((events["event"] == "return") & events["time_ns"].isin(until)).to_numpy()]
     at, found = find_rows(ended["time_ns"].to_numpy(np.int64), until)
     rows = np.where(until < 0, int(events["row"].iloc[-1]), -1)
     rows[found] = ended["row"].to_numpy(np.int64)[at]
-    return rows
+    return nullable(rows)
 
 
 def _behind(instances: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any] | None:
     """What was scheduled before this run's end and ran after it on the same thread, for the same
     loop: how many, and which waited longest meanwhile."""
     context = instances["context"]
-    same = context.isin(BQL) if run["context"] in BQL else context == run["context"]
-    scheduled, ended = whole(instances["scheduled_ns"]), whole(instances["ended_ns"])
+    same = (
+        context.isin(MAIN_CONTEXTS)
+        if run["context"] in MAIN_CONTEXTS
+        else context == run["context"]
+    )
+    scheduled, ended = filled(instances["scheduled_ns"]), filled(instances["ended_ns"])
     waited = same.to_numpy() & (scheduled >= 0) & (scheduled < run["end_ns"])
     waited = waited & ((ended >= run["end_ns"]) & (instances["end"] == "run").to_numpy())
     if not waited.any():
@@ -116,6 +128,7 @@ def _behind(instances: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any] | No
     return {
         "count": len(at),
         "name": str(instances["name"].iloc[at[most]]),
+        "context": str(instances["context"].iloc[at[most]]),
         "wait_ns": int(wait[most]),
     }
 

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import grouped, thread_of, times, where
-from qtrace.analysis.runs import moment, whole
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.lint_groups import grouped, place_of
+from qtrace.analysis.runs import run_at
+from qtrace.analysis.wording import thread_of, times
 
 BECAME = {"run": "one run", "cancel": "a cancel", "delete": "a delete"}
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """One pending bottom half that swallowed more further schedules than the threshold, or as
     many schedules of one bottom half that other threads cancelled.
 
@@ -33,7 +35,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     return Seen(findings, (), facts)
 
 
-def _coalesced(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
+def _coalesced(trace: Frames, threshold: Threshold) -> Iterator[Finding]:
     instances = trace.instances
     many = (instances["coalesced"] >= threshold.value).to_numpy()
     many = many & ((instances["verdict"] != "inconclusive").to_numpy())
@@ -51,7 +53,7 @@ def _coalesced(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
             f"{one['name']} (`{one['context'] or '?'}`) was scheduled"
             f" {int(one['coalesced']) + 1:,} times for {became}"
             f" ({times(group.count)} over {threshold})",
-            **where(one),
+            **place_of(one),
             time_ns=ended,
             value=int(one["coalesced"]),
             rows=group.rows,
@@ -60,15 +62,15 @@ def _coalesced(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
         )
 
 
-def _cancelled(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
+def _cancelled(trace: Frames, threshold: Threshold) -> Iterator[Finding]:
     instances, runs = trace.instances, trace.runs
     taken = (instances["verdict"] == "cancelled").to_numpy()
-    taken = taken & (whole(instances["scheduled_by_tid"]) != whole(instances["tid"]))
+    taken = taken & (filled(instances["scheduled_by_tid"]) != filled(instances["tid"]))
     columns = ["name", "context", "tid", "thread", "role", "callback", "ended_ns", "scheduled_row",
                "ended_row", "scheduled_by_tid", "wait_ns"]  # fmt: skip
     found = instances.loc[taken, columns]
-    found = found[whole(found["scheduled_by_tid"]) > 0]
-    at = moment(runs, whole(found["tid"]), whole(found["ended_ns"]), trace.all_losses)
+    found = found[filled(found["scheduled_by_tid"]) > 0]
+    at = run_at(runs, filled(found["tid"]), filled(found["ended_ns"]), trace.all_losses)
     own = runs["callback"].to_numpy()[at] == found["callback"].to_numpy() if len(runs) else False
     # Where a run may have been lost, it may have been its own.
     sure = (at >= 0) if trace.lost_events else np.ones(len(at), np.bool_)
@@ -83,7 +85,7 @@ def _cancelled(trace: AnalysedTrace, threshold: Threshold) -> Iterator[Finding]:
             trace,
             f"{thread_of(one)} cancelled {one['name']}"
             f" (`{one['context'] or '?'}`) {times(group.count)} that another thread had scheduled",
-            **where(one),
+            **place_of(one),
             time_ns=int(one["ended_ns"]),
             value=group.count,
             rows=group.rows,
@@ -102,4 +104,5 @@ LINT = Lint(
     evidence="the schedule that became the instance, and its end",
     source="7838c67f22, b7a745dc33, ccb9dc1012",
     check=check,
+    qmp=False,
 )

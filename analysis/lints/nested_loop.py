@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.normal import AWAITED, COMPLETIONS, GRAPH
-from qtrace.analysis.occurrences import grouped, thread_of, times, where
-from qtrace.analysis.stacks import functions, poll_caller
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.lint_groups import grouped, place_of
+from qtrace.analysis.qemu_facts import AWAITED, COMPLETIONS, GRAPH
+from qtrace.analysis.stacks import frames_of, poll_caller
+from qtrace.analysis.wording import thread_of, times
 
 
-def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
+def check(trace: Frames, _threshold: Threshold) -> Seen:
     """Runs with the verdict ``nested-poll``, less what such a poll waits for.
 
     On an IOThread a poll is nested when its run lies inside another one.
     """
     instances, runs = trace.instances, trace.runs
     nested = (instances["verdict"] == "nested-poll").to_numpy()
-    inner = runs["instance"].to_numpy()[runs["outer"].to_numpy() >= 0]
+    inner = filled(runs["instance"])[runs["outer"].notna().to_numpy()]
     deeper = np.zeros(len(instances), np.bool_)
     deeper[inner[inner >= 0]] = True
     nested = nested | deeper & (instances["verdict"] == "iothread").to_numpy()
@@ -31,12 +34,12 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     rows = ("scheduled_row", "ended_row")
     for group in grouped(found, ("name", "context", "tid", "stack"), "worst", rows):
         one = group.worst
-        chain, poll = functions(one["stack"]), int(one["deciding_frame"])
+        chain, poll, _device = frames_of(one)
         waits = poll_caller(chain, poll) or "an unknown caller"
         if waits in AWAITED.get(one["name"], ()):
             continue
         run = runs[(runs["instance"] == one["index"]).to_numpy()].iloc[0]
-        outer = "" if run["outer"] < 0 else runs["name"].iloc[int(run["outer"])]
+        outer = "" if pd.isna(run["outer"]) else runs["name"].iloc[int(run["outer"])]
         inside = f", inside {outer}" if outer else ""
         findings.append(
             Finding(
@@ -44,7 +47,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
                 trace,
                 f"{one['name']} (`{one['context'] or '?'}`) ran {times(group.count)} in a nested"
                 f" event loop of {thread_of(one)} while {waits} waits{inside}",
-                **where(one),
+                **place_of(one),
                 time_ns=int(one["ended_ns"]),
                 value=group.count,
                 rows=group.rows,
@@ -65,4 +68,5 @@ LINT = Lint(
     evidence="its schedule and its run, whose stack shows the poll and who waits in it",
     source="effd60c878 (issue 1933), 951702f39c; 6d740fb01b",
     check=check,
+    qmp=False,
 )

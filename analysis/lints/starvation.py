@@ -8,25 +8,27 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.loss import disturbed
-from qtrace.analysis.occurrences import grouped, thread_of, times, where
-from qtrace.analysis.runs import in_the_way, on_vcpus, whole
-from qtrace.analysis.tools import is_tool
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.lint_groups import grouped, place_of
+from qtrace.analysis.losses import disturbed
+from qtrace.analysis.qemu_facts import is_one_task
+from qtrace.analysis.runs import in_the_way, on_vcpus
+from qtrace.analysis.wording import thread_of, times
 from qtrace.units import show
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Instances for which no bottom half of their context ran for longer than the threshold.
 
     One that is behind another of its own context waits for that one (lint head-of-line).
     """
-    if is_tool(trace.header):
+    if is_one_task(trace.header):
         return Seen(facts={"tool": True})
     found = waiting(trace, threshold)
     idle_since = _idle_since(trace, found)
-    found = found.assign(idle_since=idle_since, gap=whole(found["ended_ns"]) - idle_since)
+    found = found.assign(idle_since=idle_since, gap=filled(found["ended_ns"]) - idle_since)
     found = found[(found["gap"] >= threshold.value).to_numpy()]
     polled = on_vcpus(trace.runs)
     findings: list[Finding] = []
@@ -50,7 +52,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 f"`{one['context'] or hex(one['ctx'])}` was not dispatched for"
                 f" {show(until - since, 'ns')} while {one['name']} was pending in it"
                 f" ({times(group.count)} over {threshold}): {cause}",
-                **where(one),
+                **place_of(one),
                 time_ns=until,
                 value=until - since,
                 unit="ns",
@@ -62,9 +64,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     return Seen(findings, doubts, {"waited": len(found)})
 
 
-def _cause(
-    trace: AnalysedTrace, polled: pd.DataFrame, one: dict[str, Any]
-) -> tuple[str, tuple[int, ...]]:
+def _cause(trace: Frames, polled: pd.DataFrame, one: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
     """What kept its context from being dispatched, in words, and the rows that show it."""
     since, until, tid = int(one["idle_since"]), int(one["ended_ns"]), int(one["tid"])
     blocker = in_the_way(trace.runs, tid, since, until)
@@ -87,29 +87,29 @@ def _vcpus(polled: pd.DataFrame, since: int, until: int) -> tuple[str, tuple[int
     return text, (int(polled["row"].iloc[first]), int(polled["row"].iloc[end - 1]))
 
 
-def waiting(trace: AnalysedTrace, threshold: Threshold) -> pd.DataFrame:
+def waiting(trace: Frames, threshold: Threshold) -> pd.DataFrame:
     """The instances that ran later than that, with nothing lost meanwhile."""
     instances = trace.instances
-    wait = whole(instances["wait_ns"])
+    wait = filled(instances["wait_ns"])
     late = (wait >= max(threshold.value, 1)) & (instances["end"] == "run").to_numpy()
     late = late & ((instances["verdict"] != "inconclusive").to_numpy())
     columns = ["name", "context", "ctx", "tid", "thread", "role", "scheduled_ns", "ended_ns",
                "wait_ns", "scheduled_row", "ended_row", "scheduled_by_tid"]  # fmt: skip
     found = instances.loc[late, columns]
-    lost = disturbed(whole(found["scheduled_ns"]), whole(found["ended_ns"]), trace.losses)
+    lost = disturbed(filled(found["scheduled_ns"]), filled(found["ended_ns"]), trace.losses)
     # A bottom half that the recorder only saw pending has no thread that scheduled it.
-    seen = whole(found["scheduled_by_tid"]) > 0
+    seen = filled(found["scheduled_by_tid"]) > 0
     return found[~lost & seen]
 
 
-def _idle_since(trace: AnalysedTrace, found: pd.DataFrame) -> npt.NDArray[np.int64]:
+def _idle_since(trace: Frames, found: pd.DataFrame) -> npt.NDArray[np.int64]:
     """For each of them since when its context had not been dispatched when it ran: since the end
     of the run before it, if that is later than its schedule. Where that end is not known it may
     have been just now."""
     runs = trace.runs
-    since = whole(found["scheduled_ns"]).copy()
+    since = filled(found["scheduled_ns"]).copy()
     contexts = found["context"].astype(object).to_numpy()
-    ended = whole(found["ended_ns"])
+    ended = filled(found["ended_ns"])
     for context in set(contexts):
         own = (runs["context"] == context).to_numpy()
         began = runs["time_ns"].to_numpy(np.int64)[own]
@@ -130,4 +130,5 @@ LINT = Lint(
     evidence="the schedule and the late run of what waited, and the run that was in the way",
     source="Proxmox savevm-async, March 2025; de252f7993; RFC of 5 June 2024",
     check=check,
+    qmp=False,
 )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtrace.analysis.fastest import fastest
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import busiest, thread_of, where
+from qtrace.analysis.lint_groups import busiest, place_of
 from qtrace.analysis.runs import self_made
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.timing import busiest_window
+from qtrace.analysis.wording import thread_of
 
 WINDOW_NS = 100_000_000
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Runs that were scheduled inside a run of the same bottom half, in the busiest 0.1 s.
 
     The same means callback and argument. What schedules itself and takes that back before it
@@ -25,7 +26,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     kept = runs[again]
     findings = []
     for _key, part in kept.groupby(["name", "context", "callback", "opaque"], observed=True):
-        at, _count, rate = fastest(part["time_ns"].to_numpy(np.int64), WINDOW_NS)
+        at, _count, rate = busiest_window(part["time_ns"].to_numpy(np.int64), WINDOW_NS)
         if rate < threshold.value:
             continue
         one = part.iloc[at]
@@ -35,7 +36,7 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
                 trace,
                 f"{one['name']} (`{one['context'] or '?'}`) scheduled itself again {len(part):,}"
                 f" times on {thread_of(one)}, at up to {rate:,.0f}/s",
-                **where(one),
+                **place_of(one),
                 **busiest(trace.instances, part, at, rate),
             )
         )
@@ -51,4 +52,5 @@ LINT = Lint(
     evidence="the first schedules and runs of the busiest moment",
     source="the 10 million rounds of the RFC's thread (June 2024); 7838c67f22, b7a745dc33",
     check=check,
+    qmp=False,
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.traces import AnalysedTrace
 
 
-def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
+def check(trace: Frames, _threshold: Threshold) -> Seen:
     """The verdict ``stranded`` of any bottom half: two looks that show the same wait."""
     instances = trace.instances
     found = instances[(instances["verdict"] == "stranded").to_numpy()]
@@ -41,4 +41,5 @@ LINT = Lint(
     evidence="its schedule, and two looks at the waiting thread that show the same wait",
     source="RFC of 5 June 2024 on qemu-devel (20240605120848.358654-1-f.ebner@proxmox.com)",
     check=check,
+    qmp=False,
 )

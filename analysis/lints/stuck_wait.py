@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import thread_of, where
+from qtrace.analysis.lint_groups import place_of
 from qtrace.analysis.stacks import functions, judge_wait
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.wording import thread_of
+from qtrace.trace.details import detail_column
 from qtrace.units import show
 
 FRAMES = 4
 
 
-def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
+def check(trace: Frames, threshold: Threshold) -> Seen:
     """Looks (``blocked`` rows) at the same thread in the same frames of the same poll.
 
     Whether it returned in between cannot be seen, but the stack pointer and the pc it sleeps
@@ -19,8 +23,8 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
     """
     events = trace.events
     looks = events[((events["event"] == "blocked") & (events["context"] != "")).to_numpy()]
-    place = looks["detail"].astype(str).str.extract(r'"waits_at":(\[[^]]*\])', expand=False)
-    looks = looks.assign(place=place.fillna(""))
+    place = [tuple(map(str, waits)) for waits in detail_column(looks["detail"], "waits_at", [])]
+    looks = looks.assign(place=pd.Series(place, looks.index, dtype=object))
     findings = []
     for _key, part in looks.groupby(["tid", "stack", "place", "context"], observed=True):
         first, last = part.iloc[0], part.iloc[-1]
@@ -29,14 +33,16 @@ def check(trace: AnalysedTrace, threshold: Threshold) -> Seen:
         if lasted < threshold.value or judge_wait(last["stack"]) == 0:
             continue
         waits = " <- ".join(stack[judge_wait(last["stack"]) + 1 :][:FRAMES])
-        names = sorted({str(name) for name in part["name"]})
+        # Rows about the thread alone name none.
+        names = sorted({str(name) for name in part["name"]} - {""})
+        pending = f", while {', '.join(names)} waited for it" if names else ""
         findings.append(
             Finding(
                 "stuck-wait",
                 trace,
                 f"{thread_of(last)} polled `{last['context']}` for {show(lasted, 'ns')} or longer"
-                f" in {waits}, while {', '.join(names)} waited for it",
-                **where(last) | {"name": names[0]},
+                f" in {waits}{pending}",
+                **place_of(last) | {"name": names[0] if names else ""},
                 time_ns=int(last["time_ns"]),
                 value=lasted,
                 unit="ns",
@@ -58,4 +64,5 @@ LINT = Lint(
     evidence="the first and the last look at the thread, with its whole stack",
     source="4720cbeea1, 6690302b84, 91ba0e1c38; Proxmox savevm-async, March 2025",
     check=check,
+    qmp=False,
 )

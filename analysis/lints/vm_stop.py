@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.occurrences import grouped, instance_of, thread_of, times, where
-from qtrace.analysis.qmp_rows import qmp_rows
+from qtrace.analysis.lint_groups import grouped, instance_of, place_of
+from qtrace.analysis.qmp_commands import qmp_rows
 from qtrace.analysis.stacks import stack_facts
-from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import effective_role
+from qtrace.analysis.wording import thread_of, times
 from qtrace.units import show
 
 JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh")
@@ -18,7 +20,7 @@ STOPPED = 0.1
 STOPPERS = ("vm_stop", "save_snapshot", "load_snapshot")
 
 
-def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
+def check(trace: Frames, _threshold: Threshold) -> Seen:
     """Calls of functions that need the guest stopped, below an aio_poll() of a vCPU thread.
 
     Without one it is the vCPU's own loop, which does stop (an internal error of KVM).
@@ -27,7 +29,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     calls = events[((events["event"] == "call") & events["name"].isin(STOPPERS)).to_numpy()]
     facts = stack_facts(calls["stack"])
     vcpu_frames = facts["vcpu"].to_numpy(np.bool_)
-    role = effective_role(calls["role"], calls["tid"], vcpu_frames, trace.trace)
+    role = effective_role(calls["role"], calls["tid"], vcpu_frames, trace.file)
     inside = (role == "vcpu") & facts["in_poll"].to_numpy(np.bool_)
     found = calls.assign(role=role, worst=-calls["time_ns"])[inside]
     findings = []
@@ -45,7 +47,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
                 f"{one['name']}() was called {times(group.count)} inside an aio_poll() of"
                 f" {thread_of(one)}: there vm_stop() only asks for the stop and returns, the guest"
                 " runs on",
-                **where(one) | {"context": ""},
+                **place_of(one) | {"context": ""},
                 time_ns=int(one["time_ns"]),
                 value=group.count,
                 rows=group.rows,
@@ -58,7 +60,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     return Seen([*findings, *gaps], doubts, {"calls": len(calls)})
 
 
-def _gaps(trace: AnalysedTrace) -> tuple[list[Finding], list[str]]:
+def _gaps(trace: Frames) -> tuple[list[Finding], list[str]]:
     """Saves and loads that resumed a guest which had been stopped for a small part of them.
 
     vm_start() at their end finds the request that vm_stop() has posted, and sends STOP and
@@ -67,11 +69,11 @@ def _gaps(trace: AnalysedTrace) -> tuple[list[Finding], list[str]]:
     rows = qmp_rows(trace.events)
     rows = rows[(rows["step"] == "event").to_numpy()]
     runs = trace.runs
-    jobs = runs[(runs["name"].isin(JOBS) & (runs["end_ns"] >= 0)).to_numpy()]
+    jobs = runs[(runs["name"].isin(JOBS) & runs["end_ns"].notna()).to_numpy()]
     # Of thousands of jobs few resumed the guest: only these are looked at one by one.
     resumes = rows.loc[(rows["name"] == "RESUME").to_numpy(), "time_ns"].to_numpy()
     before = resumes.searchsorted(jobs["time_ns"].to_numpy(), "left")
-    until = resumes.searchsorted(jobs["end_ns"].to_numpy(), "right")
+    until = resumes.searchsorted(filled(jobs["end_ns"]), "right")
     jobs = jobs[until > before]
     findings, doubts = [], []
     for one in (dict(zip(map(str, jobs.columns), job, strict=True)) for job in jobs.to_numpy()):
@@ -97,7 +99,7 @@ def _gaps(trace: AnalysedTrace) -> tuple[list[Finding], list[str]]:
                 "vm-stop",
                 trace,
                 f"{one['name']} took {show(took, 'ns')} on {thread_of(one)}, but {stood}",
-                **where(one),
+                **place_of(one),
                 time_ns=int(one["time_ns"]),
                 value=gap,
                 unit="ns",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.normal import COMPLETIONS, MUST_BE_MAIN
-from qtrace.analysis.occurrences import grouped, thread_of, times, where
-from qtrace.analysis.stacks import functions, poll_caller
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.lint_groups import grouped, place_of
+from qtrace.analysis.qemu_facts import COMPLETIONS, MUST_BE_MAIN
+from qtrace.analysis.stacks import frames_of, poll_caller
+from qtrace.analysis.wording import thread_of, times
 
 
-def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
+def check(trace: Frames, _threshold: Threshold) -> Seen:
     """Runs with the verdict ``vcpu-poll`` or ``foreign-poll``, less what polls are there for."""
     instances = trace.instances
     ran = (instances["end"] == "run").to_numpy()
@@ -30,7 +31,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
     rows = ("scheduled_row", "ended_row")
     for group in grouped(found, ("name", "context", "tid"), "worst", rows):
         one = group.worst
-        chain, poll = functions(one["stack"]), int(one["deciding_frame"])
+        chain, poll, _device = frames_of(one)
         caller = poll_caller(chain, poll) or "an unknown caller"
         findings.append(
             Finding(
@@ -39,7 +40,7 @@ def check(trace: AnalysedTrace, _threshold: Threshold) -> Seen:
                 f"{one['name']} (`{one['context'] or '?'}`) ran on {thread_of(one)}"
                 f" {times(group.count)} of {total[one['name']]:,}: in"
                 f" {chain[poll] if poll >= 0 else '?'}() of {caller}",
-                **where(one),
+                **place_of(one),
                 time_ns=int(one["ended_ns"]),
                 value=group.count,
                 rows=group.rows,
@@ -62,4 +63,5 @@ LINT = Lint(
     evidence="its schedule and its run, whose stack shows the poll",
     source="issues 2111, 780 and 1933; effd60c878, 680f200217",
     check=check,
+    qmp=False,
 )

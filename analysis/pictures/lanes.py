@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.pictures.style import (
     COLOURS,
     INK,
@@ -22,7 +24,6 @@ from qtrace.analysis.pictures.style import (
     unit,
 )
 from qtrace.analysis.stacks import functions, stack_facts
-from qtrace.analysis.traces import AnalysedTrace
 from qtrace.analysis.verdicts import SEVERITY
 
 # More of them would hide what they point at.
@@ -41,7 +42,7 @@ LETTER = 0.0105
 HEIGHT = 0.66
 
 
-def swim_lanes(trace: AnalysedTrace) -> Figure:
+def swim_lanes(trace: Frames) -> Figure:
     """Above: each run of the recording as a dot on its thread, a finding as a diamond. Below: the
     first finding that ran (or the first run), from its schedule to its end, as in ``window``."""
     runs = _known(trace, trace.runs)
@@ -64,7 +65,7 @@ def swim_lanes(trace: AnalysedTrace) -> Figure:
     return figure
 
 
-def window(trace: AnalysedTrace, since_ns: int, until_ns: int) -> Figure:
+def window(trace: Frames, since_ns: int, until_ns: int) -> Figure:
     """What ran between two times (CLOCK_MONOTONIC).
 
     Each run is a bar, one inside another is stacked on it; a run without a recorded end is a
@@ -77,19 +78,22 @@ def window(trace: AnalysedTrace, since_ns: int, until_ns: int) -> Figure:
     return figure
 
 
-def _known(trace: AnalysedTrace, runs: pd.DataFrame) -> pd.DataFrame:
+def _known(trace: Frames, runs: pd.DataFrame) -> pd.DataFrame:
     """Those of these runs with an instance: its verdict, whether that is a finding of a watched
-    bottom half, and who scheduled it."""
-    runs = runs[(runs["instance"] >= 0).to_numpy()]
-    own = trace.instances.take(runs["instance"].to_numpy())
+    bottom half, and who scheduled it; a time that is not known is -1."""
+    runs = runs[runs["instance"].notna().to_numpy()]
+    runs = runs.assign(**{name: filled(runs[name]) for name in ("end_ns", "scheduled_ns")})
+    own = trace.instances.take(filled(runs["instance"]))
     columns = ["verdict", "scheduled_by_tid", "scheduled_by_thread", "scheduled_by_role"]
-    found = runs["instance"].isin(trace.findings["instance"])
-    return runs.assign(finding=found, **{column: own[column].array for column in columns})
+    found = {column: own[column].array for column in columns}
+    finding = runs["instance"].isin(trace.findings["instance"])
+    return runs.assign(finding=finding, **found)
 
 
 def _overlapping(runs: pd.DataFrame, since: int, until: int) -> pd.DataFrame:
-    ended = runs[["time_ns", "end_ns"]].max(axis=1)
-    return runs[(runs["time_ns"] <= until).to_numpy() & (ended >= since).to_numpy()]
+    ended = np.maximum(runs["time_ns"].to_numpy(np.int64), filled(runs["end_ns"]))
+    near: pd.DataFrame = runs[(runs["time_ns"] <= until).to_numpy() & (ended >= since)]
+    return near
 
 
 def _lanes(runs: pd.DataFrame, since: int) -> pd.DataFrame:

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from qtrace.analysis.latencies import durations, waits
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.pictures.style import INK, OTHER, ROLE_COLOURS, SERIES, WIDTH, plain
-from qtrace.analysis.traces import AnalysedTrace
+from qtrace.analysis.timing import durations, waits
 from qtrace.units import show
 
 POINTS = 4000
@@ -21,14 +21,14 @@ MARKS = {"p50": 0.50, "p99": 0.99}
 Curves = dict[str, npt.NDArray[np.int64]]
 
 
-def by_role(trace: AnalysedTrace, name: str | None = None) -> Figure:
+def by_role(trace: Frames, name: str | None = None) -> Figure:
     """A curve for each kind of thread that ran bottom halves.
 
     Args:
         name: only this one; None for all of the recording.
     """
     sides = {}
-    for what, found in (("wait", waits(trace)), ("duration", durations(trace))):
+    for what, found in (("wait", waits(trace.instances)), ("duration", durations(trace.runs))):
         own = _of(found, name)
         roles = own["role"].astype(object).replace("", "unknown")
         sides[what] = {str(role): own["ns"].to_numpy()[(roles == role).to_numpy()]
@@ -37,12 +37,12 @@ def by_role(trace: AnalysedTrace, name: str | None = None) -> Figure:
     return _figure(sides, colours, name or "every bottom half")
 
 
-def side_by_side(traces: Mapping[str, AnalysedTrace], name: str) -> Figure:
+def side_by_side(traces: Mapping[str, Frames], name: str) -> Figure:
     """A curve of one bottom half for each recording, by what it is called: before and after."""
     sides: dict[str, Curves] = {"wait": {}, "duration": {}}
     for label, trace in traces.items():
-        sides["wait"][label] = _of(waits(trace), name)["ns"].to_numpy()
-        sides["duration"][label] = _of(durations(trace), name)["ns"].to_numpy()
+        sides["wait"][label] = _of(waits(trace.instances), name)["ns"].to_numpy()
+        sides["duration"][label] = _of(durations(trace.runs), name)["ns"].to_numpy()
     return _figure(sides, dict(zip(traces, SERIES, strict=False)), name)
 
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.pictures.style import COLOURS, INK, OTHER, WIDTH, draw_lanes, plain, unit
-from qtrace.analysis.qmp_rows import commands, qmp_rows
-from qtrace.analysis.traces import AnalysedTrace
-from qtrace.trace import details
+from qtrace.analysis.qmp_commands import qmp_rows
 from qtrace.units import show
 
 DONE, WAITS = "#009e73", "#d55e00"
@@ -26,7 +27,7 @@ NAMED = 0.12
 class Story:
     """A command, from when it was taken until all that it set going had run (nanoseconds)."""
 
-    trace: AnalysedTrace
+    trace: Frames
     command: dict[str, Any]
     runs: pd.DataFrame
     taken: int
@@ -41,7 +42,7 @@ class Story:
         return int(self.command["ended_ns"])
 
 
-def reply_timeline(traces: Mapping[str, AnalysedTrace], command: str) -> Figure:
+def reply_timeline(traces: Mapping[str, Frames], command: str) -> Figure:
     """For each recording, by what it is called, the command of that name that took longest.
 
     Lanes: the command itself; the job that was created while it was carried out; the thread that
@@ -65,17 +66,20 @@ def reply_timeline(traces: Mapping[str, AnalysedTrace], command: str) -> Figure:
     return figure
 
 
-def _longest(trace: AnalysedTrace, command: str) -> Story | None:
-    found = commands(trace.events)
+def _longest(trace: Frames, command: str) -> Story | None:
+    found = trace.commands
     found = found[(found["name"] == command).to_numpy()]
     found = found.dropna(subset=["taken_ns", "begun_ns", "ended_ns", "replied_ns"])
-    runs = trace.runs[(trace.runs["end_ns"] >= 0).to_numpy() & (trace.runs["outer"] < 0).to_numpy()]
+    runs = trace.runs
+    runs = runs[(runs["end_ns"].notna() & runs["outer"].isna()).to_numpy()]
+    columns = ("end_ns", "instance", "scheduled_ns")
+    runs = runs.assign(**{name: filled(runs[name]) for name in columns})
     records: list[dict[str, Any]] = found.to_dict("records")  # type: ignore[assignment]
     stories = [_story(trace, one, runs) for one in records]
     return max(stories, key=lambda story: story.until - story.taken, default=None)
 
 
-def _story(trace: AnalysedTrace, command: dict[str, Any], runs: pd.DataFrame) -> Story:
+def _story(trace: Frames, command: dict[str, Any], runs: pd.DataFrame) -> Story:
     taken = int(command["taken_ns"])
     own = runs[(runs["tid"] == command["tid"]).to_numpy()]
     caused = own["scheduled_ns"].between(int(command["begun_ns"]), int(command["ended_ns"]))
@@ -117,23 +121,16 @@ def _draw(axes: Axes, story: Story, span: float, size: float) -> None:
 
 def _job(axes: Axes, story: Story, bar: Any) -> str:
     """Draw the job that began with the command, and for how long the guest stood still."""
-    events = story.trace.events
-    rows = events[(events["event"] == "job").to_numpy()]
-    status = [
-        str(details.parse(story.trace.path, str(text), int(row)).get("status", ""))
-        for text, row in zip(rows["detail"].astype(str), rows["row"], strict=True)
-    ]
-    rows = rows.assign(status=status)
-    within = rows["time_ns"].between(int(story.command["begun_ns"]), story.done)
-    created = rows[(within & (rows["status"] == "created")).to_numpy()]
-    if created.empty:
+    jobs = story.trace.jobs
+    created = jobs["created_ns"].between(int(story.command["begun_ns"]), story.done)
+    own = jobs[created.fillna(value=False).to_numpy(np.bool_)]
+    if own.empty:
         return "no job"
-    name = str(created["name"].iloc[0])
-    own = rows[(rows["name"] == name).to_numpy() & (rows["time_ns"] >= story.taken).to_numpy()]
-    ended = own["time_ns"][(own["status"] == "concluded").to_numpy()]
-    until = int(ended.iloc[0]) if len(ended) else story.until
-    bar(1, int(created["time_ns"].iloc[0]), until, "#dddddd", label="the job", edgecolor="#dddddd")
-    stops = qmp_rows(events)
+    job = own.iloc[0]
+    name, since = str(job["name"]), int(job["created_ns"])
+    until = story.until if pd.isna(job["concluded_ns"]) else int(job["concluded_ns"])
+    bar(1, since, until, "#dddddd", label="the job", edgecolor="#dddddd")
+    stops = qmp_rows(story.trace.events)
     stops = stops[stops["time_ns"].between(story.taken, until).to_numpy()]
     stop, resume = (
         stops["time_ns"][(stops["name"] == one).to_numpy()] for one in ("STOP", "RESUME")

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.pictures.style import COLOURS, OTHER, WIDTH, draw_lanes, plain
 from qtrace.analysis.rates import CONFIDENCE, Count, bursts, hits, say_count
-from qtrace.analysis.traces import AnalysedTrace
 
 
-def shares(traces: Mapping[str, AnalysedTrace], name: str, verdict: str) -> Figure:
+def shares(traces: Mapping[str, Frames], name: str, verdict: str) -> Figure:
     """A lane for each recording, by what it is called: the share, and its interval."""
     figure = Figure(figsize=(WIDTH, 0.9 + 0.55 * max(1, len(traces))), layout="constrained")
     axes = figure.subplots()

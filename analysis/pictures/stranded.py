@@ -6,11 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qtrace.analysis.frames import Frames
 from qtrace.analysis.pictures.style import COLOURS, INK, WIDTH, draw_lanes, plain, unit
-from qtrace.analysis.qmp_rows import commands
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.stranded import Proof
-from qtrace.analysis.traces import AnalysedTrace
 from qtrace.units import show
 
 WAITS = "#e69f00"
@@ -21,7 +20,7 @@ CALLERS = 3
 APART = 0.2
 
 
-def stranded_timeline(trace: AnalysedTrace) -> Figure:
+def stranded_timeline(trace: Frames) -> Figure:
     """What QEMU was told; a lane for each stranded bottom half, with its runs before and since when
     it is known to be pending for good; and the threads that could run them, with the looks that
     show them waiting."""
@@ -53,7 +52,7 @@ def stranded_timeline(trace: AnalysedTrace) -> Figure:
 
 
 def _half(
-    axes: Axes, trace: AnalysedTrace, index: int, proof: Proof, lane: int, start: int, until: int,
+    axes: Axes, trace: Frames, index: int, proof: Proof, lane: int, start: int, until: int,
     size: float,
 ) -> str:  # fmt: skip
     one = trace.instances.iloc[index]
@@ -70,9 +69,7 @@ def _half(
     return f"{plain(str(one['name']))}\nin `{plain(proof.pending_in)}`"
 
 
-def _thread(
-    axes: Axes, trace: AnalysedTrace, proof: Proof, lane: int, start: int, size: float
-) -> str:
+def _thread(axes: Axes, trace: Frames, proof: Proof, lane: int, start: int, size: float) -> str:
     looks = trace.events[(trace.events["event"] == "blocked").to_numpy()]
     looks = looks[(looks["tid"] == proof.tid).to_numpy()]
     times = (np.unique(looks["time_ns"].to_numpy(np.int64)) - start) / size
@@ -86,9 +83,9 @@ def _thread(
     return f"{plain(proof.thread)}\n{proof.role} {proof.tid}{polls}"
 
 
-def _commands(axes: Axes, trace: AnalysedTrace, lane: int, start: int, size: float) -> str:
+def _commands(axes: Axes, trace: Frames, lane: int, start: int, size: float) -> str:
     """What QEMU was told; commands close to each other share one text."""
-    asked = commands(trace.events).dropna(subset=["taken_ns"])
+    asked = trace.commands.dropna(subset=["taken_ns"])
     when = (asked["taken_ns"].to_numpy(np.int64) - start) / size
     axes.plot(when, np.full(len(when), lane), "v", ms=7, color=COLOURS["main-loop"], ls="",
               label="taken by QEMU")  # fmt: skip

@@ -6,6 +6,7 @@ Adding a command is one module with a click command named ``command``, and one l
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import signal
@@ -16,12 +17,17 @@ from typing import Any
 import click
 
 from qtrace import __version__
+from qtrace.cli.signals import BrokenOff
 from qtrace.errors import ExitStatus, QtraceError
+from qtrace.target.unanswered import NoAnswer, watch_over_this_thread
 
 COMMANDS = (
-    "ps", "doctor", "scan", "attach", "run", "analyze", "explain", "diff", "lints", "convert",
-    "inspect", "steer", "reroute", "lab", "gdb-script",
+    "check", "autopsy", "ps", "doctor", "scan", "attach", "run", "analyze", "explain", "diff",
+    "lints", "convert", "export", "report", "inspect", "steer", "reroute", "lab", "gdb-script",
+    "completion",
 )  # fmt: skip
+# Those whose module has another name: report.py prints a verdict.
+MODULES = {"report": "report_page"}
 
 
 class LazyGroup(click.Group):
@@ -33,9 +39,21 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"qtrace.cli.{cmd_name.replace('-', '_')}")
+        name = MODULES.get(cmd_name, cmd_name.replace("-", "_"))
+        module = importlib.import_module(f"qtrace.cli.{name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not (name.startswith("-") or name in COMMANDS or ctx.resilient_parsing):
+            # click knows only commands that are loaded.
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"No such command '{name}'.{hint}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -45,7 +63,23 @@ class LazyGroup(click.Group):
             raise BrokenPipeError from None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+FIRST = """\
+Which thread ran this bottom half of a live QEMU, and inside whose aio_poll()?
+
+My VM is slow or hangs:        qtrace check --host (or --pid PID)
+Which QEMUs are here:          qtrace ps
+Does it have QEMU issue 2111:  qtrace attach --pid PID      Ctrl-C ends it
+See the bug on a stock QEMU:   qtrace lab vcpu-poll
+What is missing for all that:  qtrace doctor
+
+qtrace --help lists every command, qtrace COMMAND --help explains one."""
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="qtrace")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
@@ -53,6 +87,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     """Which thread ran this bottom half of a live QEMU, and inside whose aio_poll()?
 
     \b
+    qtrace check --host                        what is wrong with the QEMUs here
     qtrace ps                                  find the QEMU processes here
     qtrace attach --pid 1234 -o trace.csv      record until Ctrl-C, then the verdict
     qtrace analyze trace.csv                   the same verdict, on any machine
@@ -62,10 +97,14 @@ def cli(ctx: click.Context, debug: bool) -> None:
     4 inconclusive.
     """
     ctx.obj = {"debug": debug}
+    if ctx.invoked_subcommand is None:
+        click.echo(FIRST, err=True)
+        ctx.exit(ExitStatus.USAGE)
 
 
 def main() -> None:
     """Entry point: every error becomes two lines and an exit status."""
+    watch_over_this_thread(_give_up)
     try:
         result = cli.main(prog_name="qtrace", standalone_mode=False)
         sys.stdout.flush()
@@ -74,6 +113,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(ExitStatus.USAGE)
+    except BrokenOff as error:
+        sys.exit(128 + error.number)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
@@ -84,7 +125,17 @@ def main() -> None:
     except QtraceError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        click.echo(f"error: {error.message}", err=True)
-        click.echo(f"remedy: {error.remedy}", err=True)
+        _tell(error)
         sys.exit(error.exit_status)
     sys.exit(result if isinstance(result, int) else ExitStatus.OK)
+
+
+def _tell(error: QtraceError) -> None:
+    click.echo(f"error: {error.message}", err=True)
+    click.echo(f"remedy: {error.remedy}", err=True)
+
+
+def _give_up(error: NoAnswer) -> None:
+    """End at once, as by SIGKILL: nothing else wakes a thread that waits for the kernel."""
+    _tell(error)
+    os._exit(error.exit_status)

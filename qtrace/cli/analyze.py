@@ -32,6 +32,10 @@ from qtrace.cli.output import format_option, print_json, stderr, stdout
     " them.",
 )
 @threshold_option
+@click.option(
+    "--commands", is_flag=True,
+    help="The timeline instead: each QMP command and job, what ran inside, what waited.",
+)  # fmt: skip
 @format_option
 def command(
     traces: tuple[str, ...],
@@ -39,23 +43,31 @@ def command(
     strict: bool,
     lints: tuple[str, ...],
     thresholds: dict[str, str],
+    commands: bool,
     output_format: str,
 ) -> int:
     """The verdict of recorded traces, on any machine.
 
     TRACE is a CSV or Parquet file of `qtrace attach -o`, a folder of them, or a glob. Without
     --lint every lint looks and tells what it found, but the exit status is the verdict's alone.
+    It is the same with --commands.
     """
     # Here and not above: `qtrace --help` needs no pandas.
-    from qtrace.analysis import exit_status, judge
+    from qtrace.analysis import exit_status, open_traces, timelines
+    from qtrace.analysis.report import judge_opened
     from qtrace.cli.lint_report import print_lints
     from qtrace.cli.report import print_report, print_warnings
     from qtrace.cli.statistics import print_statistics
+    from qtrace.cli.timeline import print_timelines
 
-    report = judge(traces, patterns, strict, lints=lints or None, thresholds=thresholds)
+    opened = open_traces(traces)
+    report = judge_opened(opened, patterns, strict, lints=lints or None, thresholds=thresholds)
     print_warnings(stderr(), report)
     if output_format == "json":
-        print_json(report)
+        more = {"timelines": timelines(opened)} if commands else {}
+        print_json({**report, **more})
+    elif commands:
+        print_timelines(stdout(), timelines(opened))
     else:
         console = stdout()
         print_report(console, report)

@@ -8,21 +8,17 @@ from typing import Any
 
 import click
 
-from qtrace.cli.options import DURATION, watch_options
-from qtrace.cli.output import format_option
+from qtrace.cli.options import process_options
 from qtrace.cli.record import (
-    Files,
-    Limits,
-    all_options,
+    Wanted,
     announce,
-    announce_end,
-    check_options,
-    ending,
-    prepare,
-    record,
+    record_until,
+    recording_options,
+    stall_option,
+    stop,
     verdict,
-    warn,
-)  # fmt: skip
+)
+from qtrace.cli.signals import Signals
 
 EXAMPLES = """\b
 Examples:
@@ -34,9 +30,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
-@watch_options
-@all_options
+@process_options(required=True)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "ebpf", "gdb"]),
@@ -45,28 +39,14 @@ Examples:
     help="gdb stops the guest for some milliseconds, eBPF never; auto is eBPF where it works.",
 )
 @click.option(
-    "--stall-after", type=DURATION, default="2s", show_default=True, metavar="TIME",
-    help="Look who is in the way of a bottom half that is pending for longer.",
-)  # fmt: skip
-@click.option("--duration", type=DURATION, help="End after this time: 30s, 10m, 2h.")
-@format_option
-def command(
-    pid: int,
-    patterns: tuple[str, ...],
-    output: Path | None,
-    force: bool,
-    qmp: Path | None,
-    everything: bool,
-    stacks_every: int | None,
-    max_size: int | None,
-    until_finding: bool,
-    max_overhead: float | None,
-    live: bool,
-    backend: Any,
-    stall_after: float,
-    duration: float | None,
-    output_format: str,
-) -> int:
+    "--qmp",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Ask QEMU itself which threads are its vCPUs and IOThreads, by a QMP socket that "
+    "nobody else uses. QMP commands are in the trace without it.",
+)
+@stall_option
+@recording_options
+def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_after: float) -> int:
     """Record which threads run the watched bottom halves of a live QEMU.
 
     Two probes per watched bottom half (where it is scheduled, where it runs), none on a
@@ -78,28 +58,24 @@ def command(
     from qtrace.recorder.program import load_ahead
     from qtrace.target.host import capabilities
 
-    check_options(
-        everything,
-        {"--stacks-every": stacks_every, "--live": live, "--max-overhead": max_overhead},
-    )
+    everything = wanted.everything
     if everything and backend == "gdb":
         raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
     likely = backend == "ebpf" or (backend == "auto" and "CAP_SYS_ADMIN" in capabilities())
     program = load_ahead(everything=everything) if likely or everything else None
     from qtrace.recorder.start import start_recording
 
-    limits = Limits(duration, max_size, until_finding, max_overhead, live)
-    prepare(limits, everything)
-    with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
-        files = Files(output, force, everything, Path(folder))
-        with start_recording(
-            pid, output=files.growing, patterns=patterns, force=force, qmp_socket=qmp,
-            backend=backend, program=program, everything=everything,
-            stacks_every=stacks_every or 0,
-            stall_after_s=stall_after,
-        ) as recording:  # fmt: skip
-            announce(recording, f"process {pid}", duration)
-            recording.stop(record(recording, limits, reasons))
-            warn(recording)
-            announce_end(recording)
-        return verdict(files.settle(), recording, output is not None, output_format)
+    wanted.prepare()
+    with (
+        tempfile.TemporaryDirectory(prefix="qtrace-") as folder,
+        Signals() as signals,
+        wanted.files(folder) as files,
+    ):
+        options = wanted.recording(
+            files, qmp_socket=qmp, backend=backend, stall_after_s=stall_after
+        )
+        with start_recording(pid, options, program) as recording:
+            announce(recording, f"process {pid}", wanted)
+            limits = wanted.limits(recording)
+            stop(recording, record_until(recording, limits, signals, wanted.live), signals)
+        return verdict(files, recording, wanted.output_format)

@@ -11,19 +11,28 @@ from qtrace.cli.output import format_option
 EXAMPLES = """\b
 Examples:
   qtrace convert trace.csv trace.parquet
+  qtrace convert trace.csv --to parquet      the same
   qtrace convert trace.csv.raw trace.csv     after SIGKILL of attach --all"""
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option(
+    "--to", type=click.Choice(["csv", "parquet"]), help="Name TARGET as SOURCE, with this ending."
+)
 @click.option("--force", is_flag=True, help="Overwrite the output file.")
 @format_option
-def command(source: Path, target: Path, force: bool, output_format: str) -> int:
+def command(
+    source: Path, target: Path | None, to: str | None, force: bool, output_format: str
+) -> int:
     """Turn SOURCE (CSV, Parquet, or the raw file of --all) into TARGET (.csv or .parquet).
 
     Memory stays bounded, however long the recording was.
     """
+    if (target is None) == (to is None):
+        raise click.UsageError("name a TARGET, or give its kind by --to")
+    target = target or named(source, str(to))
     from qtrace.cli.output import print_json, stderr, stdout
     from qtrace.cli.progress import converting
     from qtrace.trace.convert import convert
@@ -47,3 +56,11 @@ def command(source: Path, target: Path, force: bool, output_format: str) -> int:
     else:
         stdout().print(f"{target}: {done.rows} rows")
     return 0
+
+
+def named(source: Path, kind: str) -> Path:
+    """The name of a trace of another kind: that of what a recording left is its final one's."""
+    name = source.name
+    for ending in (".raw", ".partial.csv", ".csv", ".parquet"):
+        name = name.removesuffix(ending)
+    return source.with_name(f"{name}.{kind}")

@@ -53,7 +53,7 @@ def command(
     how likely chance alone makes such a difference. Exit status: 1 when a finding came that
     was not there before, 4 when that cannot be told, else 0.
     """
-    from qtrace.analysis.compare import compare, compare_status
+    from qtrace.analysis.comparison import compare, compare_status
     from qtrace.cli.report import inert
 
     comparison = compare(before, after, patterns, lints or None, thresholds)

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from qtrace.cli.options import process_options
 from qtrace.cli.output import format_option, print_json, stdout
 from qtrace.cli.report import inert
 from qtrace.errors import ExitStatus
@@ -20,7 +21,7 @@ COLOURS = {"ok": "green", "missing": "red", "untried": "yellow"}
 
 
 @click.command()
-@click.option("--pid", type=int, help="Also check whether this QEMU process can be recorded.")
+@process_options(required=False, text="Also check whether this QEMU process can be recorded.")
 @format_option
 def command(pid: int | None, output_format: str) -> int:
     """Say what recording needs, what is missing, and the command that mends it.

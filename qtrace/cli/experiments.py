@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import click
 
+from qtrace.cli.signals import Signals
 from qtrace.errors import ExitStatus
 from qtrace.experiment.experiment import Experiment, T
 
 ENDED = "the target has ended"
-
-
-class Interrupts:
-    """Notes what asks the command to end; everything is put back before it does."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
 
 
 def warn(text: str) -> None:
@@ -48,8 +35,7 @@ def run(
     Returns:
         What ended it: ``done``, ``hopeless``, ``time-out``, ``ENDED``, or a signal's name.
     """
-    interrupts = Interrupts()
-    with experiment:
+    with Signals() as signals, signals.held_off(), experiment:
         pause = experiment.ending.paused_ms["attach"]
         click.echo(f"{armed} (the guest was paused for {pause:.1f} ms)", err=True)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -63,8 +49,8 @@ def run(
                 ended_by = ENDED
             elif experiment.hopeless:
                 ended_by = "hopeless"
-            elif interrupts.reason:
-                ended_by = interrupts.reason
+            elif signals.reason:
+                ended_by = signals.reason
             elif deadline is not None and time.monotonic() >= deadline:
                 ended_by = "time-out"
     for problem in experiment.ending.problems:

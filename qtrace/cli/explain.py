@@ -9,7 +9,7 @@ import click
 from qtrace.cli.output import format_option, print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from qtrace.analysis import AnalysedTrace
+    from qtrace.analysis import Trace
 
 EXAMPLES = """\b
 Examples:
@@ -51,14 +51,13 @@ def command(
     bottom half. Exit status: 1 when an instance shown has a finding, else 4 when one is
     inconclusive, else 0.
     """
-    from qtrace.analysis import AnalysedTrace
-    from qtrace.analysis.pick import pick
-    from qtrace.analysis.verdicts import FINDINGS
+    from qtrace.analysis import FINDINGS, Trace
+    from qtrace.analysis.selection import select_instances
     from qtrace.cli.report import inert
     from qtrace.errors import ExitStatus
 
-    one = AnalysedTrace(trace)
-    chosen = pick(one, instances, rows, patterns, every=listed)
+    one = Trace(trace)
+    chosen = select_instances(one, instances, rows, patterns, every=listed)
     for text in one.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))
     found = one.instances.take(chosen)
@@ -82,7 +81,7 @@ def inert_lines(text: str) -> str:
     return "\n".join(inert(line) for line in text.split("\n"))
 
 
-def _plain(trace: AnalysedTrace, index: int, listed: bool) -> dict[str, Any]:
+def _plain(trace: Trace, index: int, listed: bool) -> dict[str, Any]:
     """An instance as JSON has it."""
     import pandas as pd
 
@@ -96,7 +95,7 @@ def _plain(trace: AnalysedTrace, index: int, listed: bool) -> dict[str, Any]:
     return facts if listed else {**facts, "text": trace.explain(index)}
 
 
-def _list(trace: AnalysedTrace, chosen: list[int]) -> None:
+def _list(trace: Trace, chosen: list[int]) -> None:
     import pandas as pd
     from rich.table import Table
     from rich.text import Text

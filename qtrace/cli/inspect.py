@@ -8,23 +8,26 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtrace.cli.options import DURATION
+from qtrace.cli.options import DURATION, process_options
 from qtrace.cli.output import SCHEMA_VERSION, format_option, print_json, stderr, stdout
-from qtrace.errors import ExitStatus, NoSuchProcess
+from qtrace.errors import ExitStatus, HasChanged, NoSuchProcess
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qtrace.inspection.answer import Answer
+    from qtrace.inspection.request_proof import RequestFinding
     from qtrace.target.aio.model import Look
     from qtrace.target.aio.why import Finding
     from qtrace.target.look import Looker
+    from qtrace.target.stopped import HeldLook
 
-# A wait that is still the same after this long is told as a finding.
-APART_S = 0.5
-TRIES_AFTER_HOLD = 4
 YIELDING = 10
 EXAMPLES = """\b
 Examples:
@@ -34,13 +37,21 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--pid", type=int, help="The QEMU process (qtrace ps lists them).")
+@process_options(required=False)
 @click.option(
     "--core", type=click.Path(path_type=Path), help="A core file, of gcore or the kernel."
 )
 @click.option(
+    "--autopsy", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="What qtrace autopsy has captured, on any machine.",
+)  # fmt: skip
+@click.option(
     "--exe", type=click.Path(path_type=Path),
     help="The executable of the core; by default the one at the path where it ran.",
+)  # fmt: skip
+@click.option(
+    "--sysroot", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    help="The folder below which the core's files lie: a chroot's, a container's.",
 )  # fmt: skip
 @click.option("--watch", type=DURATION, metavar="TIME", help="Look again and again: 1s, 100ms.")
 @click.option("--duration", type=DURATION, help="End --watch after this time.")
@@ -56,7 +67,9 @@ Examples:
 def command(
     pid: int | None,
     core: Path | None,
+    autopsy: Path | None,
     exe: Path | None,
+    sysroot: Path | None,
     watch: float | None,
     duration: float | None,
     stop: bool,
@@ -73,12 +86,22 @@ def command(
     waiting; 4 a core, or a process that is stopped, shows it but cannot prove it, or what
     would show it cannot be read.
     """
-    if (pid is None) == (core is None):
-        raise click.UsageError("name a process with --pid, or a core file with --core")
+    if autopsy is not None:
+        if any((pid, core, exe, sysroot, watch, duration, stop, trace)):
+            raise click.UsageError("--autopsy goes with --format alone")
+        from qtrace.cli.autopsied import show
+
+        return show(autopsy, output_format)
+    if pid is not None and core is not None:
+        raise click.UsageError("--pid is a live process, --core one that is dead: give one of them")
+    if pid is None and core is None:
+        raise click.UsageError("name a process with --pid, a core with --core, or an --autopsy")
     if core is not None and (watch or stop or trace):
         raise click.UsageError("--watch, --gdb and --trace are for a live process")
     if exe is not None and core is None:
         raise click.UsageError("--exe belongs to --core")
+    if sysroot is not None and core is None:
+        raise click.UsageError("--sysroot belongs to --core")
     if watch and stop:
         raise click.UsageError("--gdb stops the guest for one look: leave out --watch")
     if duration and not watch:
@@ -86,92 +109,74 @@ def command(
     from qtrace.target.look import Looker
 
     if core is not None:
-        return _inspect_core(core, exe, output_format)
-    from qtrace.target.live import LiveSource
+        return _inspect_core(core, exe, sysroot, output_format)
+    from qtrace.inspection.inspector import Inspector
     from qtrace.target.process import Process
+    from qtrace.target.qemu import LiveQemu
 
     assert pid is not None
     process = Process(pid)
-    looker = Looker(LiveSource(process))
+    looker = Looker(LiveQemu(process))
     if watch is not None:
         return _watch(looker, watch, duration, trace, output_format)
-    paused_ms = None
+    held = None
     if stop:
         from qtrace.target.stopped import look_while_stopped
 
-        look, paused_ms = look_while_stopped(process)
-    else:
-        look = looker.look()
-    findings, reasons = _prove(looker, look, held=stop)
-    ages = _ages(trace, look)
-    _show(looker, look, findings, reasons, ages, output_format, paused_ms=paused_ms)
-    return _status(findings, reasons)
+        held = look_while_stopped(process)
+    look = held.look if held else looker.look()
+    found = Inspector(looker).ask(look, held=stop)
+    # A held look shows more stacks; else the last one is what the findings are about.
+    shown = look if held else found.look
+    _show(looker, shown, found.answer, _ages(trace, shown), output_format, held=held)
+    return status(found.answer.findings, found.answer.reasons)
 
 
-def _status(findings: Sequence[Finding], reasons: Sequence[str]) -> ExitStatus:
-    """A finding without proof is inconclusive, and so is none where one may not be seen."""
-    if any(finding.proof for finding in findings):
+def status(findings: Sequence[Finding | RequestFinding], reasons: Sequence[str]) -> ExitStatus:
+    """A finding without proof is inconclusive, and so is none where one may not be seen; of who
+    computes nobody can tell whether he comes back."""
+    from qtrace.target.aio.why import COMPUTES
+
+    if any(finding.proof and finding.kind != COMPUTES for finding in findings):
         return ExitStatus.FINDING
     return ExitStatus.INCONCLUSIVE if findings or reasons else ExitStatus.OK
 
 
-def _prove(looker: Looker, first: Look, *, held: bool) -> tuple[list[Finding], list[str]]:
-    """What a look finds, and leaves open, that a second one shows too.
-
-    Of a process that is stopped it is what one look shows, without proof.
-
-    Args:
-        held: the process was for the look. Whatever slept has run since, to sleep again, and on
-            a busy host it may not have come to that yet.
-    """
-    from qtrace.target.aio.unclear import still_unclear, unclear
-    from qtrace.target.aio.why import confirm, explain
-
-    findings, reasons = explain(first), unclear(first)
-    if first.stopped or not (findings or reasons):
-        return findings, reasons
-    before = looker.look() if held else first
-    for _ in range(TRIES_AFTER_HOLD if held else 1):
-        time.sleep(APART_S)
-        now = looker.look()
-        if now.stopped:
-            return explain(now), unclear(now)
-        findings, reasons = confirm(before, now), still_unclear(before, now)
-        if findings or not explain(now):
-            break
-        before = now
-    return findings, reasons
-
-
-def _inspect_core(core: Path, exe: Path | None, output_format: str) -> int:
-    from qtrace.target.aio.unclear import unclear
+def _inspect_core(core: Path, exe: Path | None, sysroot: Path | None, output_format: str) -> int:
+    from qtrace.cli.report import inert
+    from qtrace.inspection.answer import answer
+    from qtrace.inspection.request_proof import Requests, shown_by
+    from qtrace.target.aio.unclear import unclear_in_core
     from qtrace.target.aio.why import explain
     from qtrace.target.core import CoreSource
     from qtrace.target.core_file import CoreFile
     from qtrace.target.look import Looker
+    from qtrace.target.qemu import Qemu
 
     file = CoreFile(core)
-    source = CoreSource(file, exe)
+    source = CoreSource(file, exe, sysroot)
     if file.truncated:
         stderr().print(f"warning: {core} is truncated: {file.truncated}")
     if not source.checked:
         stderr().print(f"warning: {core} has no build id to compare with the executable's")
-    looker = Looker(source)
+    looker = Looker(Qemu(source))
     look = looker.look()
-    findings, reasons = explain(look), unclear(look)
-    for path in sorted(source.space.unmatched):
-        stderr().print(f"warning: {path} is not the file that was mapped: not used")
-    _show(looker, look, findings, reasons, {}, output_format, core=core)
-    return _status(findings, reasons)
+    findings, reasons = explain(look), unclear_in_core(look)
+    for one in look.absent:
+        stderr().print(f"warning: {inert(one)}")
+    if look.absent:
+        stderr().print("hint: name the folder below which the core's files lie with --sysroot")
+    told = answer(look, findings, reasons, shown_by([Requests(looker).look(look)]))
+    _show(looker, look, told, {}, output_format, core=core)
+    return status(findings, reasons)
 
 
 def _watch(
     looker: Looker, every: float, duration: float | None, trace: Path | None, output_format: str
 ) -> int:
-    """Looks at a steady pace; a line each. The findings compare looks ``APART_S`` apart."""
+    """Looks at a steady pace; a line each."""
     from qtrace.cli.look import finding_json, look_json, summary
-    from qtrace.target.aio.unclear import still_unclear
-    from qtrace.target.aio.why import confirm
+    from qtrace.target.proof import ENOUGH_NS, proven_again
 
     # Where processors are scarce the guest comes first: a look takes a free one, or waits until
     # somebody sleeps, but interrupts nobody.
@@ -185,11 +190,9 @@ def _watch(
         while ends is None or at < ends:
             # A line shows neither handlers nor stacks.
             look = looker.look(details=output_format == "json")
-            while len(looks) > 1 and look.time_ns - looks[1].time_ns >= APART_S * 1e9:
+            while len(looks) > 1 and look.time_ns - looks[1].time_ns >= ENOUGH_NS:
                 looks.popleft()
-            old_enough = looks and look.time_ns - looks[0].time_ns >= APART_S * 1e9
-            findings = confirm(looks[0], look) if old_enough else []
-            reasons = still_unclear(looks[0], look) if old_enough else []
+            findings, reasons = proven_again(looker, looks, look)
             looks.append(look)
             found = found or bool(findings)
             if output_format == "json":
@@ -209,6 +212,8 @@ def _watch(
             time.sleep(max(0.0, at - time.monotonic()))
     except KeyboardInterrupt:
         pass
+    except HasChanged:
+        raise
     except NoSuchProcess:
         click.echo(f"process {looker.source.pid} has ended", err=True)
     if found:
@@ -219,53 +224,80 @@ def _watch(
 def _show(
     looker: Looker,
     look: Look,
-    findings: Sequence[Finding],
-    reasons: Sequence[str],
+    answer: Answer,
     ages_ns: dict[int, int],
     output_format: str,
     *,
     core: Path | None = None,
-    paused_ms: float | None = None,
+    held: HeldLook | None = None,
 ) -> None:
-    from qtrace.cli.look import finding_json, look_json, print_look, print_verdict, say, verdict
-
-    target = _target(looker, core)
+    target = target_of(looker, core)
     if output_format == "json":
-        print_json(
-            {
-                "verdict": verdict(findings, reasons),
-                "target": target,
-                "paused_ms": paused_ms,
-                "findings": [finding_json(finding) for finding in findings],
-                "unclear": list(reasons),
-                **look_json(look, looker.name, ages_ns),
-            }
-        )
-        return
-    console = stdout()
-    where = f"core {core}" if core else f"pid {target['pid']}"
+        print_json(document(looker, look, answer, ages_ns, target, held))
+    else:
+        print_all(stdout(), looker, look, answer, ages_ns, target, held)
+
+
+def document(
+    looker: Looker,
+    look: Look,
+    answer: Answer,
+    ages_ns: dict[int, int],
+    target: dict[str, Any],
+    held: HeldLook | None = None,
+) -> dict[str, Any]:
+    """All of it, JSON-able."""
+    from qtrace.cli.block_look import answer_findings_json, blocks_json
+    from qtrace.cli.look import look_json, verdict
+    from qtrace.cli.report import inert
+
+    return {
+        "verdict": verdict(answer.findings, answer.reasons),
+        "target": target,
+        "paused_ms": held.paused_ms if held else None,
+        "did_not_stop": [asdict(thread) for thread in held.awake] if held else [],
+        "findings": answer_findings_json(answer),
+        "unclear": list(answer.reasons),
+        "remarks": [inert(remark) for remark in answer.remarks],
+        **look_json(look, looker.name, ages_ns),
+        "block": blocks_json(answer.requests.blocks) if answer.requests else None,
+    }
+
+
+def print_all(
+    console: Console,
+    looker: Looker,
+    look: Look,
+    answer: Answer,
+    ages_ns: dict[int, int],
+    target: dict[str, Any],
+    held: HeldLook | None = None,
+) -> None:
+    """All of it, for people."""
+    from qtrace.cli.block_look import print_blocks
+    from qtrace.cli.look import print_answer, print_look, say
+
+    where = f"core {target['core']}" if target["core"] else f"pid {target['pid']}"
     version = f" {target['version']}" if target["version"] else ""
     build_id = str(target["build_id"])[:12]
     say(console, f"{target['program']}{version}, {where}, build id {build_id or 'none'}")
-    print_look(console, look, looker.name, ages_ns)
-    if paused_ms is not None:
-        say(console, f"the guest was paused for {paused_ms:.1f} ms at most")
+    print_look(console, look, looker.name, looker.qemu.shown, ages_ns)
+    if answer.requests is not None:
+        print_blocks(console, answer.requests.blocks, looker.qemu.shown)
+    if held is not None:
+        say(console, f"the guest was paused for {held.paused_ms:.1f} ms at most")
+        for thread in held.awake:
+            say(console, f"did not stop, and is shown as it was: {thread.sentence}")
     console.print()
-    print_verdict(console, findings, reasons)
+    print_answer(console, answer)
 
 
-def _target(looker: Looker, core: Path | None) -> dict[str, Any]:
+def target_of(looker: Looker, core: Path | None = None) -> dict[str, Any]:
     from qtrace.cli.report import inert
-    from qtrace.target.process import read_version
 
-    elf = looker.source.binary.elf
-    return {
-        "pid": looker.source.pid,
-        "core": inert(core) if core else None,
-        "program": inert(looker.source.program),
-        "version": read_version(elf),
-        "build_id": elf.build_id,
-    }
+    target = looker.qemu.describe()
+    target["program"] = inert(target["program"])
+    return {"pid": target["pid"], "core": inert(core) if core else None, **target}
 
 
 def _ages(trace: Path | None, look: Look) -> dict[int, int]:

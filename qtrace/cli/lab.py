@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
+from qtrace.cli.files import Files
 from qtrace.cli.options import DURATION
 from qtrace.cli.output import format_option, print_json, stderr, stdout
-from qtrace.cli.record import Files
+from qtrace.cli.signals import Signals
 from qtrace.lab.guest import DEFAULT_QEMU, find_qemu
 from qtrace.lab.scenario import Scenario, Setup, run_scenario
 from qtrace.lab.scenarios import SCENARIOS
@@ -80,14 +80,21 @@ def command(
     chosen = SCENARIOS[scenario]
     if steer and not chosen.steerable:
         raise click.UsageError(f"{scenario} leaves nothing to chance: --steer is for vcpu-poll")
-    ended_by = _note_signals()
-    with work_folder() as folder, _progress(chosen, rounds or chosen.rounds) as show:
-        files = Files(output, force, everything, folder)
+    with (
+        work_folder() as folder,
+        Signals() as signals,
+        Files(output, force, everything, folder) as files,
+        _progress(chosen, rounds or chosen.rounds) as show,
+    ):
 
         def progress(done: int) -> None:
-            if ended_by:
-                sys.exit(128 + ended_by[0])
+            if signals.reason:
+                sys.exit(128 + signal.Signals[signals.reason])
             show(done)
+
+        def settle() -> Path:
+            signals.no_loop()
+            return files.settle()
 
         result = run_scenario(
             chosen,
@@ -102,7 +109,7 @@ def command(
                 steer=steer,
                 everything=everything,
             ),
-            files.settle,
+            settle,
         )
     if output is None:
         from qtrace.cli.report import forget_paths
@@ -113,24 +120,6 @@ def command(
     else:
         _print_result(result)
     return 0 if result["shown"] else 1
-
-
-def _note_signals() -> list[int]:
-    """What asked the command to end; looked at between two rounds.
-
-    An exception from a signal handler could come up inside one of bcc's callbacks, where
-    ctypes drops it. Whoever asks twice gets it at once.
-    """
-    noted: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        noted.append(number)
-        if len(noted) > 1:
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, note)
-    return noted
 
 
 @contextmanager

@@ -15,7 +15,7 @@ def command(output_format: str) -> None:
     docs/lints.md has a section about each.
     """
     # Here and not above: `qtrace --help` needs no pandas.
-    from qtrace.analysis.lint import choose
+    from qtrace.analysis.lints import choose
 
     rows = [
         {

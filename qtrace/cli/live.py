@@ -1,4 +1,4 @@
-"""What a recording of --all does, while it does it: a line, or a table of the busiest."""
+"""What a recording does, while it does it: a line, and of --all a table of the busiest."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from qtrace.trace.schema import escape
 from qtrace.units import show
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from qtrace.recorder.all_recorder import AllRecorder
     from qtrace.recorder.busiest import Busy
     from qtrace.recorder.session import Recording
 
@@ -35,9 +39,9 @@ def load() -> None:
 
 
 class LiveView:
-    """A line on a terminal's stderr, rewritten once a second; with ``table`` a table.
+    """A line on a terminal's stderr, rewritten once a second; with ``table`` a table of --all.
 
-    Without a terminal, or without --all, nothing is shown.
+    Without a terminal nothing is shown.
     """
 
     def __init__(self, recording: Recording, table: bool) -> None:
@@ -45,10 +49,11 @@ class LiveView:
         self._table = table
         self._stack = ExitStack()
         self._live: Any = None
-        self._produced, self._at = 0, time.monotonic()
+        self._began = self._at = time.monotonic()
+        self._produced = 0
 
     def __enter__(self) -> LiveView:
-        if self._recording.everything is not None and sys.stderr.isatty():
+        if sys.stderr.isatty():
             from rich.live import Live
 
             from qtrace.cli.output import stderr
@@ -56,7 +61,10 @@ class LiveView:
             self._live = self._stack.enter_context(
                 Live(console=stderr(), transient=True, auto_refresh=False)
             )
-            self._recording.everything.sampling = True
+            if self._recording.everything is not None:
+                self._recording.everything.sampling = True
+            else:
+                self.update()
         return self
 
     def __exit__(
@@ -67,11 +75,30 @@ class LiveView:
     ) -> None:
         self._stack.close()
 
+    def warn(self, sentence: str) -> None:
+        """Say at once what was seen, above the line. Names in it come from the target."""
+        text = f"warning: {escape(sentence)}"
+        if self._live is None:
+            click.echo(text, err=True)
+        else:
+            self._live.console.print(text)
+
     def update(self) -> None:
         """Show the state of now."""
-        every = self._recording.everything
-        if self._live is None or every is None:
+        if self._live is None:
             return
+        from rich.text import Text
+
+        lasted = f"{time.monotonic() - self._began:.0f} s: "
+        every = self._recording.everything
+        if every is None:
+            hits, pending = self._recording.hits, self._recording.pending
+            line = Text(f"{lasted}{hits:,} hits, {pending:,} pending")
+            self._live.update(line, refresh=True)
+        else:
+            self._update_all(every, lasted)
+
+    def _update_all(self, every: AllRecorder, lasted: str) -> None:
         from rich.console import Group
         from rich.text import Text
 
@@ -83,7 +110,7 @@ class LiveView:
         parts += [f"{name or 'unknown'} {share * rate:,.0f}/s" for name, share in contexts]
         if not every.armed:
             parts.append("(its probes are off)")
-        line = Text(", ".join(parts))
+        line = Text(lasted + ", ".join(parts))
         shown = Group(line, _table(rows)) if self._table and rows else line
         self._live.update(shown, refresh=True)
 

@@ -10,18 +10,22 @@ from rich.console import Console
 from rich.text import Text
 
 from qtrace.cli.report import inert
-from qtrace.target.aio.model import BottomHalf, Context, Ending, Look, Thread
-from qtrace.target.aio.waits import named_frames
-from qtrace.target.aio.why import STRANDED, Finding
+from qtrace.inspection.answer import Answer
+from qtrace.inspection.request_proof import RequestFinding
+from qtrace.target.aio.model import BottomHalf, Context, Ending, Job, Look, Thread
+from qtrace.target.aio.waits import asleep_ns, named_frames
+from qtrace.target.aio.why import SEVERITY, Finding
 
 Name = Callable[[int], str]
+Shown = Callable[[str], str]
 Document = dict[str, Any]
 
 FINDING, NOTE = "bold red", "yellow"
 
 
 def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
-    """Everything of a look; addresses in hex, stacks from the leaf.
+    """Everything of a look; addresses in hex, stacks from the leaf. What is not known, because a
+    fact of the layout is missing or a list cannot be read, is null, never empty.
 
     Args:
         name: the name of an address in the target.
@@ -30,28 +34,35 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
     return {
         "time_ns": look.time_ns,
         "stopped": look.stopped,
+        "held": inert(look.held) or None,
         "contexts": [
             {
                 "name": inert(context.name),
                 "ctx": f"{context.address:#x}",
                 "tid": context.tid or None,
-                "bottom_halves": [
+                "bottom_halves": None
+                if context.address in look.unread
+                else [
                     _bottom_half(half, name, ages_ns)
                     for half in look.bottom_halves
                     if half.ctx == context.address
                 ],
-                "handlers": [
+                "handlers": None
+                if context.address in look.unread_handlers
+                else [
                     {
                         "fd": handler.fd,
-                        "io_read": name(handler.io_read) or None,
-                        "io_write": name(handler.io_write) or None,
-                        "opaque": f"{handler.opaque:#x}",
+                        "io_read": _named(handler.io_read, name),
+                        "io_write": _named(handler.io_write, name),
+                        "opaque": _hex(handler.opaque),
                         "deleted": handler.deleted,
                     }
                     for handler in look.handlers
                     if handler.ctx == context.address
                 ],
-                "scheduled_coroutines": [
+                "scheduled_coroutines": None
+                if context.address in look.unread_coroutines
+                else [
                     {"co": f"{co.address:#x}", "entry": name(co.entry)}
                     for co in look.scheduled
                     if co.ctx == context.address
@@ -60,13 +71,17 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
             for context in look.contexts
         ],
         "threads": [_thread(look, thread) for thread in look.threads],
-        "jobs": [
+        "jobs": None
+        if look.jobs is None
+        else [
             {
                 "id": inert(job.id),
-                "type": job.kind,
-                "status": job.status,
+                "type": job.kind or None,
+                "status": job.status or None,
                 "co": f"{job.co:#x}" if job.co else None,
-                "stack": [inert(f) for f in look.coroutine_frames.get(job.co, ())],
+                "awake": job.co in look.awake,
+                "tid": look.awake.get(job.co or 0) or None,
+                "stack": [inert(f) for f in look.coroutine_frames.get(job.co or 0, ())],
             }
             for job in look.jobs
         ],
@@ -81,6 +96,7 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
         "bql": {"known": look.bql_holder is not None, "holder": look.bql_holder or None},
         "torn": list(look.torn),
         "missing": list(look.missing),
+        "absent_files": [inert(file) for file in look.absent],
         "debug_info_differs": list(look.differing),
     }
 
@@ -91,12 +107,14 @@ def finding_json(finding: Finding) -> Document:
         "verdict": finding.kind,
         "sentence": inert(finding.sentence),
         "context": inert(finding.context.name) or None,
-        "bottom_halves": [inert(half.name or f"{half.cb:#x}") for half in finding.bottom_halves],
+        "bottom_halves": [inert(half.label) for half in finding.bottom_halves],
         "tid": finding.thread.tid,
         "role": finding.thread.role,
         "polls": inert(finding.polls.label) if finding.polls else None,
         "waits_in": [inert(function) for function in finding.waits_in],
+        "command": finding.command or None,
         "looks": finding.looks,
+        "at_least_ns": finding.at_least_ns or None,
         "proof": inert(finding.proof) or None,
     }
 
@@ -105,13 +123,22 @@ def _bottom_half(half: BottomHalf, name: Name, ages_ns: dict[int, int]) -> Docum
     return {
         "name": inert(half.name),
         "bh": f"{half.address:#x}",
-        "callback": f"{half.cb:#x}",
-        "callback_name": name(half.cb),
-        "opaque": f"{half.opaque:#x}",
+        "callback": _hex(half.cb),
+        "callback_name": _named(half.cb, name),
+        "opaque": _hex(half.opaque),
         "flags": half.flag_names.split("|"),
         "in_slice": half.in_slice,
         "pending_ns": ages_ns.get(half.address),
     }
+
+
+def _named(address: int | None, name: Name) -> str | None:
+    """A callback's name; None where there is none, or it is not known."""
+    return name(address) or None if address else None
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"
 
 
 def _thread(look: Look, thread: Thread) -> Document:
@@ -121,6 +148,8 @@ def _thread(look: Look, thread: Thread) -> Document:
         "role": thread.role,
         "kernel": thread.kernel,
         "blocked_in": thread.blocked_in or None,
+        "waits_outside": inert(thread.outside) or None,
+        "asleep_ns": asleep_ns(look, thread) or None,
         "polls": [
             {"context": inert(look.context(p.ctx).label) if p.ctx else None, "frame": p.frame}
             for p in thread.polls
@@ -130,26 +159,35 @@ def _thread(look: Look, thread: Thread) -> Document:
     }
 
 
-def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]) -> None:
-    """All of a look."""
+def print_look(
+    console: Console, look: Look, name: Name, shown: Shown, ages_ns: dict[int, int]
+) -> None:
+    """All of a look.
+
+    Args:
+        name, ages_ns: as those of ``look_json``.
+        shown: a frame as people are shown it, with its likely name.
+    """
     say(console, "contexts", style="bold")
     for context in look.contexts:
         _print_context(console, look, context, name, ages_ns)
     say(console, "threads", style="bold")
     for thread in look.threads:
-        _print_thread(console, look, thread)
+        _print_thread(console, look, thread, shown)
     if look.jobs:
         say(console, "jobs", style="bold")
-    for job in look.jobs:
+    elif look.jobs is None:
+        say(console, "jobs: ? (they cannot be read)", style=NOTE)
+    for job in look.jobs or ():
         facts = " ".join(part for part in (job.kind, job.status) if part)
-        say(console, f"  {job.id}: {facts}, coroutine {job.co:#x}")
-        for frame in look.coroutine_frames.get(job.co, ()):
-            say(console, f"      {frame}")
+        say(console, f"  {job.id}: {facts}, {_coroutine(job.co)}{_awake(look, job)}")
+        for frame in look.coroutine_frames.get(job.co or 0, ()):
+            say(console, f"      {shown(frame)}")
     say(console, _big_lock(look))
     if look.ending:
         say(console, _ended(look.ending))
     if look.stopped:
-        say(console, "the process is stopped: that nothing moves shows nothing", style=NOTE)
+        say(console, f"the process is {look.held}: that nothing moves shows nothing", style=NOTE)
     for what in look.torn:
         say(console, f"not shown, it changes too fast or is not there: {what}", style=NOTE)
     if look.missing:
@@ -160,33 +198,50 @@ def print_look(console: Console, look: Look, name: Name, ages_ns: dict[int, int]
         say(console, f"debug info, not the code, is believed on: {facts}", style=NOTE)
 
 
-def print_verdict(console: Console, findings: Sequence[Finding], reasons: Sequence[str]) -> None:
+def print_answer(console: Console, answer: Answer) -> None:
     """The sentences; what one look alone cannot prove says so, and so does what is not known."""
-    for finding in findings:
-        _judge(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
+    for number in answer.told_apart:
+        finding = answer.findings[number]
+        tell(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
         proof = finding.proof or "one look cannot show whether it stays so"
         say(console, f"  {proof}")
-    if reasons:
-        what = "anything else" if findings else "anything"
-        _judge(console, "inconclusive", NOTE, f"it cannot be told whether {what} is stuck")
-        for reason in reasons:
+        if number in answer.below:
+            say(console, "  it waits for what is in flight:")
+        for line in answer.below.get(number, ()):
+            say(console, f"    {line}")
+    if answer.reasons:
+        what = "anything else" if answer.findings else "anything"
+        tell(console, "inconclusive", NOTE, f"it cannot be told whether {what} is stuck")
+        for reason in answer.reasons:
             say(console, f"  {reason}")
-    elif not findings:
-        say(console, "clear: nothing is stuck", style="green")
+    elif not answer.findings:
+        say(console, f"clear: {clear_words(answer)}", style="green")
+    for remark in answer.remarks:
+        say(console, f"  {remark}")
 
 
-def _judge(console: Console, kind: str, style: str, sentence: str) -> None:
-    text = Text(_folded(console, f"{kind}: {sentence}"))
+def clear_words(answer: Answer) -> str:
+    """What it speaks of: nothing was seen of what could not be read."""
+    look = answer.requests.blocks if answer.requests else None
+    if look is None:
+        return "no event loop is stuck; block requests were not looked at"
+    if look.nodes is None or look.coroutines is None:
+        return "no event loop is stuck; of block requests nothing can be told"
+    return "no event loop is stuck, and no block request"
+
+
+def tell(console: Console, kind: str, style: str, sentence: str) -> None:
+    text = Text(folded(console, f"{kind}: {sentence}"))
     text.stylize(style, 0, len(kind) + 1)
     console.print(text)
 
 
 def say(console: Console, line: str, style: str = "") -> None:
     """A line; names from the target are untrusted."""
-    console.print(Text(_folded(console, line), style=style))
+    console.print(Text(folded(console, line), style=style))
 
 
-def _folded(console: Console, line: str) -> str:
+def folded(console: Console, line: str) -> str:
     """A line for a terminal: what does not fit goes on below, further in."""
     line = inert(line)
     if console.soft_wrap or len(line) <= console.width:
@@ -219,34 +274,48 @@ def _print_context(
     runner = look.thread(context.tid)
     handlers = [h for h in look.handlers if h.ctx == context.address and not h.deleted]
     whose = f", run by {runner.label}" if runner else ""
-    fds = f"{len(handlers)} fd handler{'' if len(handlers) == 1 else 's'}"
+    unread = context.address in look.unread_handlers
+    count = "? (not readable)" if unread else str(len(handlers))
+    fds = f"{count} fd handler{'' if len(handlers) == 1 and not unread else 's'}"
     text = f"  {context.label} {context.address:#x}{whose}, {fds}"
     say(console, text)
+    if context.address in look.unread:
+        say(console, "      ? (its bottom halves cannot be read)", style=NOTE)
+    if context.address in look.unread_coroutines:
+        say(console, "      ? (coroutines that were scheduled there cannot be read)", style=NOTE)
     for half in look.bottom_halves:
         if half.ctx == context.address:
             age = ages_ns.get(half.address)
             since = f", pending for {age / 1e9:.3f} s" if age is not None else ""
-            called = "" if name(half.cb) == half.name else f" calls {name(half.cb)}"
+            callback = name(half.cb) if half.cb else "?"
+            called = "" if callback == half.name else f" calls {callback}"
             line = f"      {half.name or '?'}{called} {half.flag_names}{since}"
             say(console, line, style=NOTE)
     for co in look.scheduled:
         if co.ctx == context.address:
             say(console, f"      coroutine {co.address:#x} of {name(co.entry)}")
     for handler in handlers:
-        called = ", ".join(name(cb) for cb in (handler.io_read, handler.io_write) if cb)
+        callbacks = (handler.io_read, handler.io_write)
+        called = ", ".join(name(cb) if cb else "?" for cb in callbacks if cb != 0)
         say(console, f"      fd {handler.fd}: {called}")
 
 
-def _print_thread(console: Console, look: Look, thread: Thread) -> None:
+def _print_thread(console: Console, look: Look, thread: Thread, shown: Shown) -> None:
     polled = [look.context(poll.ctx).label if poll.ctx else "?" for poll in thread.polls]
     nested = f", polls {' inside '.join(f'`{label}`' for label in polled)}" if polled else ""
     name = f" {thread.name}" if thread.name else ""
     line = f"  {thread.tid}{name} ({thread.role}): {_doing(thread)}{nested}"
     say(console, line, style="bold" if nested and thread.role != "iothread" else "")
     for frame in thread.frames:
-        say(console, f"      {frame}")
+        say(console, f"      {shown(frame)}")
     if thread.frames and not thread.whole:
         say(console, "      ? (the chain breaks off here)")
+
+
+def _coroutine(address: int | None) -> str:
+    if address is None:
+        return "coroutine ?"
+    return f"coroutine {address:#x}" if address else "no coroutine"
 
 
 def _doing(thread: Thread) -> str:
@@ -258,7 +327,20 @@ def _doing(thread: Thread) -> str:
     return f"{thread.blocked_in} in {frames[0]}" if frames else thread.blocked_in
 
 
+def _awake(look: Look, job: Job) -> str:
+    """Where a job's coroutine is when it does not sleep."""
+    if job.co not in look.awake:
+        return ""
+    thread = look.thread(look.awake[job.co])
+    if thread is None:
+        return ", which is awake: its stack is its thread's"
+    does = "has entered another" if look.coroutine_frames.get(job.co) else "runs now"
+    return f", which {does} in thread {thread.label}"
+
+
 def _big_lock(look: Look) -> str:
+    if look.bql == 0:
+        return "BQL: this program has none"
     if look.bql_holder is None:
         return "BQL: its holder does not show"
     holder = look.thread(look.bql_holder)
@@ -274,9 +356,7 @@ def _ended(ending: Ending) -> str:
     return f"ended by {ending.signal} in {ending.tid}"
 
 
-def verdict(findings: Sequence[Finding], reasons: Sequence[str]) -> str:
-    """``crashed``, ``stranded``, ``stuck``; without a finding ``inconclusive`` or ``clear``."""
-    kinds = [finding.kind for finding in findings]
-    if STRANDED in kinds:
-        return STRANDED
+def verdict(findings: Sequence[Finding | RequestFinding], reasons: Sequence[str]) -> str:
+    """The worst finding's kind; without a finding ``inconclusive`` or ``clear``."""
+    kinds = sorted((finding.kind for finding in findings), key=SEVERITY.index)
     return kinds[0] if kinds else "inconclusive" if reasons else "clear"

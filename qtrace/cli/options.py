@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any
 
 import click
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -48,21 +46,30 @@ class Size(click.ParamType[int]):
 SIZE = Size()
 
 
-def watch_options(function: F) -> F:
-    """What to watch, and where the trace goes."""
-    path = click.Path(path_type=Path, dir_okay=False)
-    for option in (
-        click.option(
-            "--qmp", type=path,
-            help="Ask QEMU itself which threads are its vCPUs and IOThreads, by a QMP socket that "
-            "nobody else uses. QMP commands are in the trace without it.",
-        ),
-        click.option("--force", is_flag=True, help="Overwrite the output file."),
-        click.option("-o", "--output", type=path, help="Keep the trace: NAME.csv or NAME.parquet."),
-        click.option(
-            "-b", "--bh", "patterns", multiple=True, metavar="GLOB",
-            help="Watch these bottom halves (repeatable); qtrace scan lists them.",
-        ),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+def process_options(
+    *, required: bool, text: str = "The QEMU process (qtrace ps lists them)."
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """``--pid PID`` and ``--name GUEST``: the function gets ``pid``, None where neither is given.
+
+    Args:
+        required: one of them must be given.
+        text: what the process is for.
+    """
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        @click.option("--pid", type=int, help=text)
+        @click.option("--name", "guest", metavar="GUEST", help="The same by its guest (-name).")
+        @wraps(function)
+        def chosen(*arguments: Any, pid: int | None, guest: str | None, **others: Any) -> int:
+            given = (pid is not None) + (guest is not None)
+            if given > 1 or (required and not given):
+                raise click.UsageError("name a process by --pid, or a guest by --name")
+            if guest is not None:
+                from qtrace.target.listing import find_guest
+
+                pid = find_guest(guest)
+            return function(*arguments, pid=pid, **others)
+
+        return chosen
+
+    return decorate

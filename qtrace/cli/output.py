@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SCHEMA_VERSION = 1
+# 2: with threads that are stuck.
+SCHEMA_VERSION = 2
 
 format_option: Callable[[F], F] = click.option(
     "--format",
@@ -45,6 +46,6 @@ def stderr() -> Console:
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
-def print_json(payload: dict[str, Any]) -> None:
+def print_json(payload: Mapping[str, Any]) -> None:
     """One JSON document on stdout, with its schema version first."""
     print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Report = dict[str, Any]
+from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.units import show
 
-# The three jobs of QEMU issue 2111: they need the guest stopped, on a vCPU it is not.
-SNAPSHOT_JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
+# What ``judge`` returns, or a laboratory's outcome, which has more.
+Report = Mapping[str, Any]
+
 STYLES = {
+    "stuck": "bold red",
     "stranded": "bold red",
     "vcpu-poll": "bold red",
     "foreign-poll": "bold red",
@@ -35,19 +38,6 @@ SCHEDULE_FRAMES = 6
 # So many that were watched and not seen are named, of more (-b '*') the number is told.
 UNSEEN = 5
 
-SENTENCES = {
-    "vcpu-poll": "{name} ran inside a vCPU thread's aio_poll() {times} of {total}",
-    "foreign-poll": "{name} ran on a thread that does not own its context {times} of {total}",
-    "stranded": "{name} cannot run: the only thread that could is blocked ({times} of {total})",
-    "pending": "{name} had not run {times} of {total} when the recording ended",
-    "nested-poll": "{name} ran on the main thread inside a nested aio_poll() {times} of {total}",
-    "iothread": "{name} ran on the IOThread that owns its context {times} of {total}",
-    "main-loop": "{name} ran in the main loop {times} of {total}",
-    "cancelled": "{name} was cancelled before it ran {times} of {total}",
-    "deleted": "{name} was deleted before it ran {times} of {total}",
-    "not-seen": "{name} was not scheduled while the recording ran",
-}
-
 
 def inert(value: object) -> str:
     r"""Text from a trace for a terminal: what could steer it becomes ``\xNN``.
@@ -66,9 +56,12 @@ def forget_paths(report: Report) -> None:
     """The trace is not kept: no path of it in the answer."""
     for trace in report["traces"]:
         trace["path"] = None
-    for half in report["bottom_halves"]:
-        for finding in half["findings"]:
-            finding["evidence"]["trace"] = None
+    findings = [finding for half in report["bottom_halves"] for finding in half["findings"]]
+    findings += [finding for lint in report["lints"] for finding in lint["findings"]]
+    for one in (*findings, *report["stuck"], *report["computing"], *report["held"]):
+        one["evidence"]["trace"] = None
+    for lint in report["lints"]:
+        lint["trace"] = None
 
 
 def print_warnings(console: Console, report: Report) -> None:
@@ -84,12 +77,16 @@ def print_report(console: Console, report: Report) -> None:
     halves = report["bottom_halves"]
     seen = [half for half in halves if half["verdict"] != "not-seen"]
     unseen = len(halves) - len(seen)
-    shown = halves if unseen <= UNSEEN else seen
+    shown = halves if seen and unseen <= UNSEEN else seen
     if shown:
         console.print()
         console.print(_table(shown))
     if seen and len(shown) < len(halves):
         console.print(Text(f"and {unseen} that were not scheduled while the recording ran"))
+    # The cause first: what merely waits behind it comes after.
+    for stuck in report["stuck"]:
+        console.print()
+        _print_stuck(console, stuck)
     for half in halves:
         if half["findings"]:
             console.print()
@@ -101,13 +98,51 @@ def print_report(console: Console, report: Report) -> None:
         console.print(line)
     for line in _gaps(report):
         console.print(line)
-    for half in seen or shown:
-        console.print(_verdict(half))
-    if not shown:
-        text = f"none of {unseen} bottom halves was scheduled while the recording ran"
-        if not unseen:
-            text = "no bottom half was watched: the program has none of those of the snapshot jobs"
-        console.print(Text(f"not-seen: {text}"))
+    for stuck in report["stuck"]:
+        line = Text().append("stuck: ", STYLES["stuck"])
+        console.print(line.append(inert(f"{_loop(stuck)} {_how_long(stuck)}")))
+    if report["notes"] and not report["stuck"]:
+        for note in report["notes"]:
+            console.print(
+                Text().append("inconclusive: ", STYLES["inconclusive"]).append(inert(note))
+            )
+    for half in seen:
+        console.print(_verdict(half, report))
+    if not seen:
+        console.print(_not_seen(report))
+
+
+def _print_stuck(console: Console, stuck: dict[str, Any]) -> None:
+    sentence = f"{stuck['sentence']}, for at least {show(stuck['at_least_ns'], 'ns')}"
+    console.print(Text(inert(sentence), style="bold"))
+    stack = [inert(frame) for frame in stuck["stack"]]
+    for frame in stack[:FRAMES]:
+        console.print(Text(f"  {frame}"))
+    if len(stack) > FRAMES:
+        console.print(Text(f"  ... {len(stack) - FRAMES} more, to the start of the thread"))
+    if stuck["over_ns"] is not None:
+        what = "it came back to its loop" if stuck["came_back"] else "it went on"
+        console.print(Text(f"{what} before the recording ended"))
+    console.print(_evidence(stuck))
+
+
+def _evidence(finding: dict[str, Any]) -> Text:
+    *first, last = map(str, finding["evidence"]["rows"])
+    rows = f"{', '.join(first)} and {last}" if first else last
+    trace = finding["evidence"]["trace"]
+    where = f"row {rows} of {trace}" if trace else "keep the trace with -o"
+    return Text(inert(f"evidence: {where}"))
+
+
+def _loop(away: dict[str, Any]) -> str:
+    """A loop's thread, in the words of a verdict."""
+    own = "the main loop" if away["role"] == "main" else f"the loop of {away['thread']}"
+    return f"{own} ({away['command']})" if away["command"] else own
+
+
+def _how_long(away: dict[str, Any]) -> str:
+    lasted = f"for at least {show(away['at_least_ns'], 'ns')}"
+    return f"did not run {lasted}" + ("" if away["over_ns"] is None else ", then it went on")
 
 
 def _late_replies(report: Report) -> Iterator[Text]:
@@ -182,10 +217,7 @@ def _print_finding(console: Console, name: str, finding: dict[str, Any]) -> None
     if shown < len(stack):
         console.print(Text(f"  ... {len(stack) - shown} more, to the start of the thread"))
     console.print(Text(inert(_scheduled(finding, context))))
-    rows = " and ".join(str(row) for row in finding["evidence"]["rows"])
-    trace = finding["evidence"]["trace"]
-    where = f"row {rows} of {trace}" if trace else "keep the trace with -o"
-    console.print(Text(inert(f"evidence: {where}")))
+    console.print(_evidence(finding))
 
 
 def _thread(role: str, name: str) -> str:
@@ -231,7 +263,8 @@ def _calls(report: Report) -> list[Text]:
 
 
 def _gaps(report: Report) -> list[Text]:
-    lines = []
+    lines = [inert(held["sentence"]) for held in report["held"]]
+    lines += [inert(computing["sentence"]) for computing in report["computing"]]
     if report["lost_events"]:
         lines.append(f"{report['lost_events']} events were lost")
     if not report["complete"]:
@@ -253,17 +286,35 @@ def _exit(facts: dict[str, Any]) -> str:
     return inert(f"exited with status {facts['status']}") if "status" in facts else "exited"
 
 
-def _verdict(half: dict[str, Any]) -> Text:
-    verdict, counts = half["verdict"], half["verdicts"]
+def _verdict(half: dict[str, Any], report: Report) -> Text:
+    # Here and not above: what shows a look at a process has no use for pandas.
+    from qtrace.analysis.wording import verdict_sentence
+
+    verdict = half["verdict"]
+    sentence = verdict_sentence(half, stuck=bool(report["stuck"]))
     if verdict == "inconclusive":
-        sentence = f"what became of {half['name']} is not certain (see above)"
-    else:
-        sentence = SENTENCES[verdict].format(
-            name=half["name"], times=_times(counts.get(verdict, 0)), total=sum(counts.values())
-        )
-    if verdict == "vcpu-poll" and half["name"] in SNAPSHOT_JOBS:
-        sentence += " (QEMU issue 2111)"
+        sentence += " (see above)"
     return Text().append(f"{verdict}: ", STYLES.get(verdict, FINE)).append(inert(sentence))
+
+
+def _not_seen(report: Report) -> Text:
+    """One line for all, when none of those that were watched was scheduled."""
+    names = [half["name"] for half in report["bottom_halves"]]
+    during = "while the recording ran"
+    if not names:
+        text = "no bottom half was watched: the program has none of those of the snapshot jobs"
+    elif len(names) > UNSEEN:
+        text = f"none of {len(names)} bottom halves was scheduled {during}"
+    elif len(names) == 1:
+        text = f"{names[0]} was not scheduled {during}"
+    else:
+        text = f"{', '.join(names[:-1])} and {names[-1]} were not scheduled {during}"
+    if names and report["stuck"]:
+        text += ", for a part of which the main loop or an IOThread was stuck"
+    called = {call["name"] for call in report["calls"]}
+    if called & {SNAPSHOT_JOBS[name] for name in names if name in SNAPSHOT_JOBS}:
+        text += ": the snapshots above had no job, as those of HMP's savevm and loadvm"
+    return Text().append("not-seen: ", FINE).append(inert(text))
 
 
 def _times(count: int) -> str:

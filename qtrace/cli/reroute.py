@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qtrace.cli.options import DURATION
+from qtrace.cli.options import DURATION, process_options
 from qtrace.cli.output import format_option, print_json, stdout
 
 EXAMPLES = """\b
@@ -18,8 +18,8 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
-@click.option("--bh", "name", required=True, help="The bottom half (qtrace scan lists them).")
+@process_options(required=True)
+@click.option("-b", "--bh", "name", required=True, help="The bottom half (qtrace scan lists them).")
 @click.option("--to", type=click.Choice(["iohandler", "main"]), required=True, help="The context.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="End after so many.")
 @click.option("--timeout", type=DURATION, help="End after this time: 30s, 10m.")
@@ -38,13 +38,13 @@ def command(
     """
     from qtrace.cli.experiments import ENDED, exit_status, left, run, warn
     from qtrace.experiment.reroute import Rerouting
-    from qtrace.experiment.subject import Subject
-    from qtrace.target.process import unless_it_ends
+    from qtrace.target.process import Process, unless_it_ends
+    from qtrace.target.qemu import LiveQemu
 
     with unless_it_ends(pid):
-        subject = Subject(pid, name)
-        rerouting = Rerouting(subject, to, count)
-    name = subject.half.name
+        qemu = LiveQemu(Process(pid))
+        rerouting = Rerouting(qemu, name, to, count)
+    name = rerouting.half.name
     warn(f"this changes process {pid}: {name} goes into '{to}', as if QEMU were patched")
     hint = f"{count} times" if count else "until Ctrl-C" if timeout is None else f"{timeout:g} s"
     armed = f"rerouting {name} into {to}, {hint}"
@@ -53,7 +53,7 @@ def command(
         reroutes = [dataclasses.asdict(one) for one in rerouting.seen]
         print_json(
             {
-                "target": subject.describe(),
+                "target": qemu.describe(),
                 "bottom_half": name,
                 "to": to,
                 "count": count,

@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qtrace.cli.options import DURATION, watch_options
-from qtrace.cli.output import format_option
 from qtrace.cli.record import (
-    Files,
-    Limits,
-    all_options,
+    Wanted,
     announce,
-    check_options,
-    ending,
-    prepare,
-    record,
+    record_until,
+    recording_options,
+    stall_option,
+    stop,
     verdict,
-)  # fmt: skip
+)
+from qtrace.cli.signals import Signals
+from qtrace.recorder.options import Limits
+
+if TYPE_CHECKING:
+    from qtrace.recorder.child import Child
+    from qtrace.recorder.session import Recording
+
+# A signal is passed on after as long.
+WAIT_S = 0.1
 
 EXAMPLES = """\b
 Examples:
@@ -29,68 +35,76 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES, context_settings={"ignore_unknown_options": False})
-@watch_options
-@all_options
-@click.option("--duration", type=DURATION, help="End the recording (not the program) then.")
-@format_option
+@stall_option
+@recording_options
 @click.argument("program_and_arguments", metavar="-- COMMAND...", nargs=-1, required=True)
-def command(
-    program_and_arguments: tuple[str, ...],
-    patterns: tuple[str, ...],
-    output: Path | None,
-    force: bool,
-    qmp: Path | None,
-    everything: bool,
-    stacks_every: int | None,
-    max_size: int | None,
-    until_finding: bool,
-    max_overhead: float | None,
-    live: bool,
-    duration: float | None,
-    output_format: str,
-) -> int:
+def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after: float) -> int:
     """Run COMMAND and record it from its very start; judge and exit as attach does.
 
+    COMMAND is a QEMU program, or becomes one by exec: env, chroot, setpriv, a script.
     For bugs at start-up, for short-lived tools (qemu-img) and for benchmarks. Its output
     passes through: to stdout, with --format json to stderr. A signal is passed on; what it
     exits with is reported.
     """
-    check_options(
-        everything,
-        {"--stacks-every": stacks_every, "--live": live, "--max-overhead": max_overhead},
-    )
-    if qmp is not None:
-        raise click.UsageError("--qmp: the program has no socket yet when its recording begins")
     from qtrace.recorder.program import load_ahead
 
-    program = load_ahead(everything=everything)
+    program = load_ahead(everything=wanted.everything)
     from qtrace.recorder.launch import launch
 
-    limits = Limits(duration, max_size, until_finding, max_overhead, live)
-    prepare(limits, everything)
-    with tempfile.TemporaryDirectory(prefix="qtrace-") as folder, ending() as reasons:
-        files = Files(output, force, everything, Path(folder))
+    wanted.prepare()
+    with (
+        tempfile.TemporaryDirectory(prefix="qtrace-") as folder,
+        Signals() as signals,
+        wanted.files(folder) as files,
+    ):
         recording, child = launch(
-            program_and_arguments, output=files.growing, patterns=patterns, force=force,
-            program=program, everything=everything,
-            stacks_every=stacks_every or 0,
-            output_fd=2 if output_format == "json" else None,
-        )  # fmt: skip
+            program_and_arguments,
+            wanted.recording(files, stall_after_s=stall_after),
+            program,
+            output_fd=2 if wanted.output_format == "json" else None,
+            given_up=lambda: bool(signals.reason),
+        )
         try:
             with recording:
-                announce(recording, f"{child.path}, process {child.pid}", duration)
-                reason = record(recording, limits, reasons)
-                if reason.startswith("SIG"):
-                    # The program ends as it would have without us; what it does then counts.
-                    child.pass_on(reason)
-                    reason = record(recording, Limits(), reasons[len(reasons) :])
-                recording.stop(reason)
-            status = child.wait()
+                announce(recording, f"{child.path}, process {child.pid}", wanted)
+                reason = record_until(recording, wanted.limits(recording), signals, wanted.live)
+                if signals.reason:
+                    reason = _end(child, recording, signals)
+                stop(recording, reason, signals)
+            status = _wait(child, signals)
         except BaseException:
             child.kill()
             raise
         click.echo(f"{Path(child.path).name} {describe(status)}", err=True)
-        return verdict(files.settle(), recording, output is not None, output_format)
+        return verdict(files, recording, wanted.output_format)
+
+
+def _end(child: Child, recording: Recording, signals: Signals) -> str:
+    """Pass a signal on, and record how the program ends by it; what ended the recording.
+
+    It ends as it would have without us, and what it does then counts; one that does not is
+    killed at the next signal.
+    """
+    child.pass_on(signals.reason)
+    signals.forget()
+    reason = record_until(recording, Limits(), signals)
+    if signals.reason:
+        child.kill()
+        signals.forget()
+        reason = record_until(recording, Limits(), signals)
+    return reason
+
+
+def _wait(child: Child, signals: Signals) -> int:
+    """The program's wait status. One that goes on gets a signal, and is killed at the next."""
+    signals.forget()
+    while not child.wait_for_end(WAIT_S):
+        if signals.reason:
+            child.pass_on(signals.reason)
+            signals.forget()
+            signals.no_loop()
+    signals.no_loop()
+    return child.wait()
 
 
 def describe(status: int) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from qtrace.cli.report import inert
+from qtrace.cli.report import Report, inert
 from qtrace.units import show
 
 # As many bottom halves, and of these the longest runs, as fit on a page.
@@ -26,7 +26,7 @@ TIMES = ("p50_ns", "p99_ns", "max_ns")
 FIGURES = 1 + COUNT + 2 * len(TIMES) * (1 + TIME)
 
 
-def print_statistics(console: Console, report: dict[str, Any]) -> None:
+def print_statistics(console: Console, report: Report) -> None:
     """Print the ``statistics`` of ``qtrace.analysis.judge``; nothing when there are none."""
     for rows in report["statistics"]:
         if rows:
@@ -62,8 +62,8 @@ def _figures(count: str, times: list[str]) -> str:
     return f" {count:>{COUNT}}" + "".join(f" {text:>{TIME}}" for text in times)
 
 
-def _time(spread: dict[str, int] | None, key: str) -> str:
-    return "" if spread is None else show(spread[key], "ns")
+def _time(times: dict[str, int] | None, key: str) -> str:
+    return "" if times is None else show(times[key], "ns")
 
 
 def _facts(row: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtrace.cli.options import DURATION
+from qtrace.cli.options import DURATION, process_options
 from qtrace.cli.output import format_option, print_json, stdout
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ ROLES = {"vcpu": "a vCPU thread", "main": "the main thread"}
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--pid", type=int, required=True, help="The QEMU process (qtrace ps lists them).")
-@click.option("--bh", "name", required=True, help="The bottom half (qtrace scan lists them).")
+@process_options(required=True)
+@click.option("-b", "--bh", "name", required=True, help="The bottom half (qtrace scan lists them).")
 @click.option("--run-on", type=click.Choice(["vcpu", "main"]), required=True, help="Where.")
 @click.option(
     "--count", type=click.IntRange(min=1), default=1, show_default=True, help="How often."
@@ -57,15 +57,15 @@ def command(
     """
     from qtrace.cli.experiments import exit_status, left, run, warn
     from qtrace.experiment.steer import Steering
-    from qtrace.experiment.subject import Subject
-    from qtrace.target.process import unless_it_ends
+    from qtrace.target.process import Process, unless_it_ends
+    from qtrace.target.qemu import LiveQemu
 
     if hold > LONGEST_HOLD_S:
         raise click.UsageError("--hold is at most 1s: the guest stands still meanwhile")
     with unless_it_ends(pid):
-        subject = Subject(pid, name)
-        steering = Steering(subject, run_on, count, hold)
-    name = subject.half.name
+        qemu = LiveQemu(Process(pid))
+        steering = Steering(qemu, name, run_on, count, hold)
+    name = steering.half.name
     warn(f"this holds threads of process {pid} to decide where {name} runs")
     times = "run" if count == 1 else f"{count} runs"
     armed = f"steering the next {times} of {name} onto {ROLES[run_on]}"
@@ -75,7 +75,7 @@ def command(
         runs = [dataclasses.asdict(one) for one in steering.seen]
         print_json(
             {
-                "target": subject.describe(),
+                "target": qemu.describe(),
                 "bottom_half": name,
                 "run_on": run_on,
                 "count": count,
@@ -112,7 +112,7 @@ def _print(runs: list[Run], run_on: str) -> None:
 
 
 def _why(steering: Steering, run_on: str, ended_by: str) -> str:
-    name = steering.subject.half.name
+    name = steering.half.name
     if ended_by not in ("time-out", "hopeless"):
         return f"ended by {ended_by}"
     if not steering.seen:

@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from qtrace.experiment.subject import Subject
 from qtrace.gdb.channel import Message
 from qtrace.gdb.session import Ending, GdbSession
 from qtrace.target.process import unless_it_ends
+from qtrace.target.qemu import LiveQemu
+from qtrace.target.watch import find_watchable
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread that did something: its role from all the evidence there is."""
+
+    tid: int
+    name: str
+    role: str
+
+
 class Experiment(ABC, Generic[T]):
-    """A gdb on the subject, and what it tells.
+    """A gdb on a QEMU, for one of its bottom halves, and what it tells.
 
     Nothing of the target is touched before the context is entered; afterwards it is as before.
 
     Attributes:
+        half: the bottom half; link-time addresses, which ``qemu.bias`` makes run-time ones of.
         seen: what it has told so far.
         ending: the pauses and, after the context, what was not as before.
         target_gone: the target has ended.
     """
 
-    def __init__(self, subject: Subject, script: str, config: dict[str, Any]) -> None:
-        """``script`` and ``config`` are those of ``GdbSession``."""
-        self.subject = subject
-        self._script, self._config = script, config
+    script: str
+    """Of gdbscripts/, as ``GdbSession`` wants it."""
+
+    def __init__(self, qemu: LiveQemu, name: str) -> None:
+        """``name`` is the bottom half's, or a glob that means one. Raises NoMatch."""
+        self.qemu = qemu
+        self.half = find_watchable(qemu.scan, name)
+        self.config: dict[str, Any] = {}
         self.seen: list[T] = []
 
     def __enter__(self) -> Self:
         """Raises RecorderUnavailable, RecorderFailed, TargetError: see ``GdbSession``."""
-        with unless_it_ends(self.subject.process.pid):
-            self._session = GdbSession(self.subject.process, self._script, self._config)
+        with unless_it_ends(self.qemu.pid):
+            self._session = GdbSession(self.qemu.process, self.script, self.config)
             self._session.attach()
         return self
 
@@ -71,6 +88,9 @@ class Experiment(ABC, Generic[T]):
             RecorderFailed: gdb has died, or somebody has stopped the target.
         """
         return self._take(self._session.receive(timeout_s))
+
+    def thread(self, tid: int, name: str, frames: Sequence[str] = ()) -> Thread:
+        return Thread(tid, name, self.qemu.roles.role(tid, name, frames))
 
     @abstractmethod
     def _read(self, message: Message) -> T | None:

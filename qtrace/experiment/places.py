@@ -7,51 +7,100 @@ so that an experiment stops beside these.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
 
 import capstone
 from capstone import x86
 
 from qtrace.errors import ScanFailed
-from qtrace.target.dataflow import Constant, Function, Returned, direct_target
+from qtrace.target.dataflow import Constant, Fresh, Function, Returned, direct_target
+from qtrace.target.inlined import FreshMemory, stored
 from qtrace.target.maps import Module
-from qtrace.target.scan import BottomHalf
+from qtrace.target.scan import BottomHalf, CallSite
+from qtrace.target.schedules import find_schedules
 
 # qemu_mutex_unlock_iothread() became bql_unlock() in 195801d700 (9.0).
 UNLOCKS = ("bql_unlock", "qemu_mutex_unlock_iothread")
 REMEDY = "try the QEMU of a distribution, or report the binary's build id: qtrace scan shows it"
 
 
-def context_chosen(module: Module, half: BottomHalf) -> list[int]:
-    """Link-time addresses at which rax is the context that a bottom half is about to go into.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A place shortly before a bottom half is scheduled: what holds the context that it goes into.
 
-    One for each of its call sites: the instruction after the call of the function that
-    returns the context (qemu_get_aio_context() and its like). It is as rarely run as the call
-    site itself.
+    ``address`` is a link-time address, ``register`` as debuggers spell it. The context is in that
+    register, or with ``offset`` so far into the QEMUBH that the register points to.
+    """
+
+    address: int
+    register: str
+    offset: int | None = None
+
+    def at(self, bias: int) -> dict[str, Any]:
+        """For the script inside gdb, at its run-time address."""
+        return {**asdict(self), "address": self.address + bias}
+
+
+def context_chosen(module: Module, half: BottomHalf) -> list[Chosen]:
+    """Where the context that a bottom half is about to go into can be seen and changed.
+
+    One for each of its call sites, as rarely run as these. Where a function is called: the
+    instruction after the call of the function that returns the context (qemu_get_aio_context()
+    and its like). Where that is inlined: shortly before the enqueue, the context stored already.
 
     Raises:
         ScanFailed: the context does not come from a call, or not on one straight way.
     """
-    return [_context_chosen(module, half.name, site.address) for site in half.sites]
+    return [
+        _context_stored(module, half.name, site) if site.fields
+        else _context_returned(module, half.name, site)
+        for site in half.sites
+    ]  # fmt: skip
 
 
-def _context_chosen(module: Module, name: str, site: int) -> int:
-    function = _function(module, site)
-    context = function.states().get(site, {}).get("rdi") if function else None
+def _context_returned(module: Module, name: str, site: CallSite) -> Chosen:
+    function = _function(module, site.address)
+    context = function.states().get(site.address, {}).get("rdi") if function else None
     if function is not None and isinstance(context, Returned):
-        entered = _jumped_to(function)
-        addresses = sorted(a for a in function.instructions if a <= site)
-        for before, address in zip(reversed(addresses[:-1]), reversed(addresses), strict=False):
+        for before, address in _straight_way(function, site.address):
             instruction = function.instructions[before]
             if instruction.group(x86.X86_GRP_CALL):
-                if direct_target(instruction) == context.function and address != site:
-                    return int(address)
+                if direct_target(instruction) == context.function and address != site.address:
+                    return Chosen(address, "rax")
                 break
-            if address in entered or instruction.group(x86.X86_GRP_JUMP):
-                break
-    raise ScanFailed(
-        f"the code of {module.name} does not show where the context of {name} is chosen",
-        REMEDY,
+    raise _no_context(module, name)
+
+
+def _context_stored(module: Module, name: str, site: CallSite) -> Chosen:
+    function = _function(module, site.address)
+    if function is not None:
+        states = function.states(FreshMemory())
+        fresh = states[site.address].get("rdi")
+        for address, _next in _straight_way(function, site.address):
+            state = states[address]
+            holders = [r for r, v in state.items() if v == fresh]
+            if isinstance(fresh, Fresh) and holders and stored(state, fresh, site.fields[0]):
+                return Chosen(address, holders[0], site.fields[0])
+    raise _no_context(module, name)
+
+
+def _straight_way(function: Function, site: int) -> Iterator[tuple[int, int]]:
+    """Backwards from a site: each instruction from which control can but come to it, none
+    entering from elsewhere in between; with the one after it."""
+    entered = _jumped_to(function)
+    addresses = sorted((a for a in function.instructions if a <= site), reverse=True)
+    for address, before in pairwise(addresses):
+        if address in entered or function.instructions[before].group(x86.X86_GRP_JUMP):
+            return
+        yield before, address
+
+
+def _no_context(module: Module, name: str) -> ScanFailed:
+    return ScanFailed(
+        f"the code of {module.name} does not show where the context of {name} is chosen", REMEDY
     )
 
 
@@ -61,11 +110,10 @@ def name_argument(module: Module, half: BottomHalf) -> int:
     Raises:
         ScanFailed: the code does not show it.
     """
-    for site in half.sites:
-        function = _function(module, site.address)
-        name = function.states().get(site.address, {}).get("rcx") if function else None
-        if isinstance(name, Constant):
-            return name.value
+    sites = {site.address for site in half.sites}
+    for schedule in find_schedules(module).found:
+        if schedule.address in sites and isinstance(schedule.name, Constant):
+            return schedule.name.value
     raise ScanFailed(f"the code of {module.name} does not show the name of {half.name}", REMEDY)
 
 
@@ -83,7 +131,6 @@ def main_loop_unlock(module: Module) -> Unlock:
     Raises:
         ScanFailed: there is none.
     """
-    unlocks = {a for n in UNLOCKS if (a := module.symbols.address(n)) is not None}
     poll = module.symbols.address("qemu_poll_ns")
     loop = module.symbols.address("main_loop_wait")
     function = _function(module, loop) if loop is not None else None
@@ -92,15 +139,13 @@ def main_loop_unlock(module: Module) -> Unlock:
     candidates += [
         callee
         for caller in candidates
-        for target in _callees(caller)
+        for target in dict.fromkeys(caller.calls().values())
         if (callee := _function(module, target)) is not None
     ]
     for candidate in candidates:
-        calls = _callees(candidate)
-        if poll in calls and not unlocks.isdisjoint(calls):
-            for instruction in candidate.instructions.values():
-                if instruction.id == x86.X86_INS_CALL and direct_target(instruction) in unlocks:
-                    return Unlock(instruction.address, instruction.address + instruction.size)
+        if poll in candidate.calls().values():
+            for instruction in _bql_unlocks(module, candidate):
+                return Unlock(instruction.address, instruction.address + instruction.size)
     raise ScanFailed(
         f"the code of {module.name} does not show where the main loop drops the BQL", REMEDY
     )
@@ -146,20 +191,38 @@ def drops_bql(module: Module) -> bool:
 
     On a vCPU thread that ends in a failed assertion (QEMU issue 2111).
     """
-    unlocks = {a for n in UNLOCKS if (a := module.symbols.address(n)) is not None}
     save = module.symbols.address("save_snapshot")
     function = _function(module, save) if save is not None else None
-    return function is not None and not unlocks.isdisjoint(_callees(function))
+    return function is not None and bool(_bql_unlocks(module, function))
+
+
+def _bql_unlocks(module: Module, function: Function) -> list[capstone.CsInsn]:
+    """The calls that drop the BQL: of its own function or, that inlined, of mutexes."""
+    own = {a for n in UNLOCKS if (a := module.symbols.address(n)) is not None}
+    mutex = module.symbols.address("qemu_mutex_unlock_impl")
+    locks = {
+        state.get("rdi")
+        for address in own
+        if (body := _function(module, address)) is not None
+        for at, state in body.states().items()
+        if body.callee(at) == mutex
+    }
+    locks = {lock for lock in locks if isinstance(lock, Constant)}
+    states = function.states()
+    return [
+        instruction
+        for at, instruction in function.instructions.items()
+        if instruction.id == x86.X86_INS_CALL
+        and (
+            direct_target(instruction) in own
+            or (direct_target(instruction) == mutex and states.get(at, {}).get("rdi") in locks)
+        )
+    ]
 
 
 def _function(module: Module, address: int) -> Function | None:
     extent = module.frames.function(address)
     return None if extent is None else Function(module.elf, *extent)
-
-
-def _callees(function: Function) -> set[int]:
-    calls = (i for i in function.instructions.values() if i.id == x86.X86_INS_CALL)
-    return {target for call in calls if (target := direct_target(call)) is not None}
 
 
 def _jumped_to(function: Function) -> set[int]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qtrace.errors import TargetError
-from qtrace.experiment.experiment import Experiment
+from qtrace.experiment.experiment import Experiment, Thread
 from qtrace.experiment.places import context_chosen
-from qtrace.experiment.subject import Subject, Thread
 from qtrace.gdb.channel import Message
+from qtrace.target.qemu import LiveQemu
 
 To = Literal["iohandler", "main"]
 
@@ -26,7 +26,9 @@ class Reroute:
 class Rerouting(Experiment[Reroute]):
     """Sends a bottom half elsewhere. What has been rerouted stays where it then is."""
 
-    def __init__(self, subject: Subject, to: To, count: int = 0) -> None:
+    script = "reroute"
+
+    def __init__(self, qemu: LiveQemu, name: str, to: To, count: int = 0) -> None:
         """Find all places.
 
         Args:
@@ -35,22 +37,23 @@ class Rerouting(Experiment[Reroute]):
         Raises:
             TargetError: this QEMU has no such context (yet).
             ScanFailed: the code does not show where the context is chosen.
+            NoMatch
         """
-        ctx = subject.contexts.find(to)
+        super().__init__(qemu, name)
+        ctx = qemu.contexts.find(to)
         if not ctx:
             raise TargetError(
-                f"process {subject.process.pid} has no AioContext '{to}'",
+                f"process {qemu.pid} has no AioContext '{to}'",
                 "QEMU makes it for its first monitor or character device",
             )
-        schedules = [a + subject.bias for a in context_chosen(subject.module, subject.half)]
-        config = {
+        schedules = [chosen.at(qemu.bias) for chosen in context_chosen(qemu.binary, self.half)]
+        self.config = {
             "kind": "reroute",
-            "stops": schedules,
+            "stops": [chosen["address"] for chosen in schedules],
             "schedules": schedules,
             "to": ctx,
             "count": count,
         }
-        super().__init__(subject, "reroute", config)
         self._count = count
 
     @property
@@ -63,6 +66,6 @@ class Rerouting(Experiment[Reroute]):
             return None
         return Reroute(
             time_ns=facts["time_ns"],
-            thread=self.subject.thread(facts["tid"], facts["thread"]),
-            came_from=self.subject.contexts.name(facts["ctx"]),
+            thread=self.thread(facts["tid"], facts["thread"]),
+            came_from=self.qemu.contexts.name(facts["ctx"]),
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from qtrace.errors import TargetError
-from qtrace.experiment.experiment import Experiment
+from qtrace.errors import ScanFailed, TargetError
+from qtrace.experiment.experiment import Experiment, Thread
 from qtrace.experiment.places import context_chosen, just_entered, main_loop_unlock
-from qtrace.experiment.subject import Subject, Thread
 from qtrace.gdb.capture import CAPTURE, hit_of
 from qtrace.gdb.channel import Message
+from qtrace.target.aio.layout import Layout
+from qtrace.target.qemu import LiveQemu
+from qtrace.target.stack import CopiedStack
 
 RunOn = Literal["vcpu", "main"]
 # The longest that the main loop, or all others, are held for one run; a vCPU thread that polls
@@ -18,6 +20,8 @@ RunOn = Literal["vcpu", "main"]
 HOLD_S = 0.015
 # So many holds to the end in a row show that nobody will come.
 FRUITLESS = 10
+# What reading a context's list of bottom halves needs.
+LISTS = ("ctx_bh_list", "ctx_bh_slice_list", "bh_next", "bh_flags", "bh_cb", "main_variable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,10 @@ class Run:
 class Steering(Experiment[Run]):
     """Brings about so many runs on the wanted thread, by holding whoever is in the way."""
 
+    script = "steer"
+
     def __init__(
-        self, subject: Subject, run_on: RunOn, count: int = 1, hold_s: float = HOLD_S
+        self, qemu: LiveQemu, name: str, run_on: RunOn, count: int = 1, hold_s: float = HOLD_S
     ) -> None:
         """Find all places.
 
@@ -55,32 +61,33 @@ class Steering(Experiment[Run]):
         Raises:
             TargetError: no vCPU thread can ever run it.
             ScanFailed: the code does not show the places.
+            NoMatch
         """
-        contexts = {site.context for site in subject.half.sites}
+        super().__init__(qemu, name)
+        half, module, bias = self.half, qemu.binary, qemu.bias
+        contexts = {site.context for site in half.sites}
         if run_on == "vcpu" and contexts == {"iohandler"}:
             raise TargetError(
-                f"{subject.half.name} goes into iohandler, which no vCPU thread ever polls",
+                f"{half.name} goes into iohandler, which no vCPU thread ever polls",
                 "qtrace scan shows the context of each bottom half; qtrace reroute changes it",
             )
-        module, bias = subject.module, subject.bias
-        schedules = [address + bias for address in context_chosen(module, subject.half)]
+        schedules = [chosen.at(bias) for chosen in context_chosen(module, half)]
         unlock = main_loop_unlock(module)
         place = unlock.after if run_on == "vcpu" else unlock.before
-        run = just_entered(module, subject.half.callback).address + bias
-        config = {
+        run = just_entered(module, half.callback).address + bias
+        self.config = {
             "kind": run_on,
-            "stops": [*schedules, place + bias, run],
+            "stops": [*(chosen["address"] for chosen in schedules), place + bias, run],
             "schedules": schedules,
             "unlock": place + bias,
             "unlock_byte": module.elf.read(place, 1)[0],
             "run": run,
-            "callback": subject.half.callback + bias,
-            "layout": asdict(subject.layout),
+            "callback": half.callback + bias,
+            "layout": asdict(_layout(qemu)),
             "limit_s": hold_s,
             "count": count,
             "capture": CAPTURE,
         }
-        super().__init__(subject, "steer", config)
         self._run_on, self._count = run_on, count
 
     @property
@@ -96,14 +103,26 @@ class Steering(Experiment[Run]):
         if message.facts["kind"] != "run":
             return None
         facts, hit = message.facts, hit_of(message)
-        frames = self.subject.frames(hit)
-        thread = self.subject.thread(hit.tid, hit.thread, frames)
+        memory, unwinder = CopiedStack(hit.stack_base, hit.stack), self.qemu.unwinder
+        frames = unwinder.names(unwinder.unwind(hit.registers, memory.word))
+        thread = self.thread(hit.tid, hit.thread, frames)
         return Run(
             time_ns=hit.time_ns,
             thread=thread,
             as_wanted=thread.role == self._run_on,
-            context=self.subject.contexts.name(facts["ctx"]),
+            context=self.qemu.contexts.name(facts["ctx"]),
             held_ms=round(facts["held_ms"], 3),
             limit=facts["limit"],
             stack=[frame.split("+0x")[0] for frame in frames],
         )
+
+
+def _layout(qemu: LiveQemu) -> Layout:
+    """Raises ScanFailed when the code does not show where bottom halves are listed."""
+    missing = [fact for fact in LISTS if getattr(qemu.layout, fact) is None]
+    if missing:
+        raise ScanFailed(
+            f"the code of {qemu.binary.name} does not show {', '.join(missing)}",
+            "try the QEMU of a distribution; qtrace inspect says what else is missing",
+        )
+    return qemu.layout

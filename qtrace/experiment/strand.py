@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtrace.errors import ScanFailed
-from qtrace.experiment.experiment import Experiment
+from qtrace.experiment.experiment import Experiment, Thread
 from qtrace.experiment.places import context_chosen, just_entered, name_argument
-from qtrace.experiment.subject import Subject, Thread
 from qtrace.gdb.channel import Message
+from qtrace.target.qemu import LiveQemu
 
 # At a thousand a second this is longer than anybody waits for.
 LIMIT = 100_000
@@ -29,31 +29,33 @@ class Stranding(Experiment[PutOff]):
     Once the main thread polls only the main context, as in its clean-up, it is pending for good.
     """
 
-    def __init__(self, subject: Subject) -> None:
-        """Find all places. Raises ScanFailed when the code does not show them."""
-        half, module, bias = subject.half, subject.module, subject.bias
+    script = "strand"
+
+    def __init__(self, qemu: LiveQemu, name: str) -> None:
+        """Find all places. Raises NoMatch, or ScanFailed when the code does not show them."""
+        super().__init__(qemu, name)
+        half, module, bias = self.half, qemu.binary, qemu.bias
         entered = just_entered(module, half.callback)
         if entered.pushed is None:
             raise ScanFailed(
                 f"the callback of {half.name} begins in an unusual way",
                 "try the QEMU of a distribution",
             )
-        schedules = [address + bias for address in context_chosen(module, half)]
+        schedules = [chosen.at(bias) for chosen in context_chosen(module, half)]
         run = entered.address + bias
-        config = {
+        self.config = {
             "kind": "strand",
-            "stops": [*schedules, run],
+            "stops": [*(chosen["address"] for chosen in schedules), run],
             "schedules": schedules,
-            "to": subject.contexts.find("iohandler"),
+            "to": qemu.contexts.find("iohandler"),
             "count": 0,
             "run": run,
             "pushed": entered.pushed,
-            "scheduler": subject.scan.scheduler + bias,
+            "scheduler": qemu.scan.scheduler + bias,
             "callback": half.callback + bias,
             "name": name_argument(module, half) + bias,
             "limit": LIMIT,
         }
-        super().__init__(subject, "strand", config)
 
     @property
     def done(self) -> bool:
@@ -63,5 +65,5 @@ class Stranding(Experiment[PutOff]):
         facts = message.facts
         if facts["kind"] != "put off":
             return None
-        thread = self.subject.thread(facts["tid"], facts["thread"])
+        thread = self.thread(facts["tid"], facts["thread"])
         return PutOff(facts["time_ns"], thread, facts["times"])

@@ -9,6 +9,7 @@ from qtrace.gdb.state import is_stopped
 from qtrace.target.arch_x86_64 import BREAKPOINT
 from qtrace.target.host import check_gdb, check_ptrace_scope
 from qtrace.target.process import Process
+from qtrace.target.unstoppable import REHEARSAL_S, rehearse
 
 
 def check_usable(process: Process) -> None:
@@ -25,6 +26,17 @@ def check_usable(process: Process) -> None:
         raise TargetError(
             f"process {process.pid} is stopped (SIGSTOP), and gdb would let it run",
             f"kill -CONT {process.pid}, or record it by eBPF",
+        )
+
+
+def refuse_unstoppable(process: Process) -> None:
+    """Raises RecorderUnavailable when a thread does not stop: gdb would hold all others for it."""
+    if thread := rehearse(process.pid):
+        raise RecorderUnavailable(
+            f"gdb would hold process {process.pid} until its last thread has stopped: "
+            f"{thread.sentence}, and did not stop in {REHEARSAL_S:.1f} s",
+            "attach --backend ebpf holds nobody, nor does inspect without --gdb; "
+            "or wait until that thread goes on",
         )
 
 

@@ -26,7 +26,13 @@ class Guard:
     """A watchdog over one gdb and its target."""
 
     def __init__(
-        self, process: Process, target: int, gdb: int, lifeline: int, code: Mapping[int, Breakpoint]
+        self,
+        process: Process,
+        target: int,
+        gdb: int,
+        lifeline: int,
+        code: Mapping[int, Breakpoint],
+        wanted_s: float,
     ) -> None:
         """Start it and wait until it watches.
 
@@ -34,6 +40,7 @@ class Guard:
             target, gdb: pidfds.
             lifeline: from ``Lifeline.create``; gdb has it too.
             code: what is at each run-time address that gdb will set.
+            wanted_s: for how long threads may be held on purpose.
 
         Raises:
             RecorderUnavailable: this kernel does not let code be written through /proc.
@@ -54,7 +61,7 @@ class Guard:
         finally:
             os.close(memory)
         places = {str(a): (b.original.hex(), b.pushes) for a, b in code.items()}
-        self._write(json.dumps({"code": places}) + "\n")
+        self._write(json.dumps({"code": places, "wanted_s": wanted_s}) + "\n")
         assert self._process.stdout is not None
         if self._process.stdout.readline() != b"ready\n":
             self._process.wait()

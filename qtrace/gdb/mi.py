@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -23,10 +22,13 @@ from pygdbmi.gdbmiparser import parse_response
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.gdb.priority import GDB_PRIORITY, hurry
+from qtrace.target.readable import readable
 
 Record = dict[str, Any]
 
 PR_SET_PDEATHSIG = 1
+# A killed gdb is gone within milliseconds, if the kernel does not wait for something itself.
+KILLED_S = 5.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -131,7 +133,7 @@ class Mi:
 
     def read(self) -> list[Record]:
         """The records that are there, without waiting. Raises GdbGone."""
-        if select.select([self._output], [], [], 0)[0]:
+        if readable([self._output], 0):
             self._fill(time.monotonic())
             self._take_lines()
         records = list(self._records)
@@ -147,7 +149,8 @@ class Mi:
     def kill(self) -> None:
         """The last resort: what gdb changed is then the watchdog's to put back."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_S)
 
     def quit(self, timeout_s: float) -> bool:
         """End a gdb that has detached; whether it has ended in time."""
@@ -179,7 +182,7 @@ class Mi:
     def _fill(self, deadline: float) -> None:
         """Read once, waiting until there is something to read."""
         left = max(deadline - time.monotonic(), 0)
-        if not select.select([self._output], [], [], left)[0]:
+        if not readable([self._output], left):
             raise TimeoutError
         data = os.read(self._output.fileno(), 1 << 16)
         if not data:

@@ -27,6 +27,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from qtrace.gdb.trap_action import Helper
+from qtrace.host.thread_files import system_call
 from qtrace.target import ptrace
 
 # The kernel stops a spinning thread of a real-time priority after 0.95 s.
@@ -116,9 +117,9 @@ class Rescue:
             return True
         if state != b"t":
             return None
-        with open(f"/proc/{self._pid}/task/{tid}/syscall", "rb") as file:
-            number, *_, counter = file.read().split()
-        behind = number == b"-1" and int(counter, 16) - 1 in self._code
+        with open(f"/proc/{self._pid}/task/{tid}/syscall") as file:
+            call = system_call(file.read())
+        behind = call is not None and call.number == -1 and call.pc - 1 in self._code
         return awaits == signal.SIGTRAP if behind else None
 
     def _hold(self, tid: int, doomed: bool) -> None:

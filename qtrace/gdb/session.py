@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,17 +20,28 @@ from qtrace.gdb.checks import (
     gdb_unusable,
     original_code,
     ptrace_refused,
+    refuse_unstoppable,
 )
 from qtrace.gdb.guard import Guard, put_back
+from qtrace.gdb.hold import limit_s
 from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdb.mi import GdbGone, Mi, MiError
 from qtrace.gdb.pass_over import LONGEST, describe, pushed_by_a_byte
 from qtrace.gdb.rescue import Breakpoint
 from qtrace.gdb.settings import HANDLE, SETTINGS, STOP_SIGNAL, empty_executable
-from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind
+from qtrace.gdb.state import changed_code, is_traced_or_stopped, left_behind, thread_states
+from qtrace.gdb.watchdog import restore
 from qtrace.target.process import Process
+from qtrace.target.readable import readable
+from qtrace.target.unstoppable import sentence, unstoppable
 
 START_S, STEP_S = 20.0, 5.0
+# The watchdog ends a gdb that holds the target for too long. This much later we do, should it
+# not have.
+LATER_S = 2.0
+# Nobody is in a stop any more when none was seen for so long, which takes no longer than this.
+QUIET_S, QUIET_LIMIT_S = 0.02, 0.5
+GAVE_UP_REMEDY = "what was recorded is kept; attach --backend ebpf holds nobody"
 REMEDY = "what was recorded is kept; see what ended it (memory?), or use eBPF"
 
 
@@ -65,7 +75,7 @@ class GdbSession:
         Args:
             script: the module of qtrace.gdbscripts that has ``KINDS``.
             config: its orders; all need ``kind``, and ``stops``: the run-time addresses that
-                it will set.
+                it will set; and those that hold threads on purpose ``limit_s``.
 
         Raises:
             TargetError: it is being traced, or stopped, or has a probe at one of the stops.
@@ -85,10 +95,12 @@ class GdbSession:
         }
         self._before = changed_code(process)
         self.ending = Ending()
+        self._wanted_s = float(config.get("limit_s", 0.0))
+        self._gave_up = ""
         self._errors: list[str] = []
         self._failure: RecorderFailed | None = None
         self.target_gone = self.stopped_by_user = False
-        self._attached = self._detached = self._closed = self._finished = False
+        self._attached = self._detached = self._closed = self._finished = self._stuck = False
         with ExitStack() as stack:
             self._target = os.pidfd_open(process.pid)
             stack.callback(os.close, self._target)
@@ -103,7 +115,9 @@ class GdbSession:
                 arguments = [word for setting in SETTINGS for word in ("-iex", setting)]
                 self._mi = Mi([*arguments, str(stand_in)], pass_fds=(theirs.fileno(), lifeline))
                 stack.callback(self._mi.close)
-                self._guard = Guard(process, self._target, self._mi.pidfd, lifeline, self._code)
+                self._guard = Guard(
+                    process, self._target, self._mi.pidfd, lifeline, self._code, self._wanted_s
+                )
                 stack.callback(self._finish)
                 try:
                     self._prepare(
@@ -134,24 +148,33 @@ class GdbSession:
         """Attach, arm and let the target run on. Whatever it raises, all is put back before.
 
         Raises:
-            RecorderUnavailable: ptrace is refused.
+            RecorderUnavailable: ptrace is refused, or a thread does not stop.
             TargetError: the target has ended, or somebody else traces it meanwhile.
-            RecorderFailed: gdb does not do as told.
+            RecorderFailed: gdb does not do as told, or held the target for too long.
         """
-        began = time.monotonic()
+        patience_s = self._patience_s()
         try:
-            self._mi.command(f"-target-attach {self._process.pid}", START_S)
+            refuse_unstoppable(self._process)
+            began = time.monotonic()
+            self._mi.command(f"-target-attach {self._process.pid}", patience_s)
             self._attached = True
-            self._mi.wait(lambda r: r["message"] == "stopped", START_S)
+            self._mi.wait(lambda r: r["message"] == "stopped", patience_s)
             for command in HANDLE:
-                self._mi.console(command, STEP_S)
+                self._mi.console(command, patience_s)
             self._python("stops.arm()")
-            self._mi.command("-exec-continue", STEP_S)
+            self._mi.command("-exec-continue", patience_s)
         except (GdbGone, TimeoutError, MiError) as error:
             refused = isinstance(error, MiError) and not self._attached
+            self._stuck = isinstance(error, TimeoutError)
+            waits_for = unstoppable(self._process.pid)
             self.close()
             if self.target_gone:
                 raise HasEnded(self._process.pid) from error
+            if self._stuck and waits_for and not self._gave_up:
+                # gdb waits for the main thread before it stops any other.
+                self._gave_up = f"it had waited for {patience_s:.1f} s: {sentence(waits_for)}"
+            if self._gave_up:
+                raise self._gave_up_error() from error
             if refused:
                 raise ptrace_refused(self._process, str(error)) from error
             what = str(error) or type(error).__name__
@@ -174,14 +197,18 @@ class GdbSession:
         if self._closed:
             return []
         fds: list[Any] = [self._channel, self._mi, self._mi.pidfd, self._target, self._guard]
-        ready = select.select(fds, [], [], max(timeout_s, 0))[0]
+        ready = readable(fds, timeout_s)
         messages = self._messages()
         if self._target in ready:
             self.target_gone = True
         elif self._mi.pidfd in ready or not self._heard(self._mi in ready):
             messages += self.close()
             state = "; ".join(self.ending.problems) or "nothing was left to put back"
-            self._failure = RecorderFailed(f"gdb has died ({state})", REMEDY)
+            self._failure = (
+                self._gave_up_error()
+                if self._gave_up
+                else RecorderFailed(f"gdb has died ({state})", REMEDY)
+            )
         elif self._guard in ready:
             messages += self.close()
             state = "; ".join(self.ending.problems) or "gdb has detached"
@@ -217,12 +244,18 @@ class GdbSession:
         self._closed = True
         messages: list[Message] = []
         try:
-            if self._attached and not self._look_gone():
-                self._detach(messages)
-                self._guard.disarm()
+            if self._attached and not self._stuck and not self._look_gone():
+                if unstoppable(self._process.pid):
+                    self._let_go(messages)
+                else:
+                    self._detach(messages)
+                    self._guard.disarm()
                 self._detached = True
-            self._mi.quit(STEP_S)
-        except (GdbGone, TimeoutError, MiError):
+            if not self._stuck:
+                self._mi.quit(STEP_S)
+        except TimeoutError:
+            self._stuck = True
+        except (GdbGone, MiError):
             pass  # Out of step with gdb: it will be made to detach by itself.
         self._finish()
         messages += self._messages()
@@ -241,21 +274,48 @@ class GdbSession:
         if said["threads"]:
             if said["running"]:
                 signal.pidfd_send_signal(self._target, STOP_SIGNAL)
-                self._mi.wait(lambda r: r["message"] == "stopped", STEP_S)
+                self._mi.wait(lambda r: r["message"] == "stopped", self._patience_s())
             self._python("stops.disarm()")
-            self._mi.command("-target-detach", STEP_S)
+            self._mi.command("-target-detach", self._patience_s())
         self.ending.paused_ms["end"] = (time.monotonic() - began) * 1000
+
+    def _let_go(self, messages: list[Message]) -> None:
+        """End gdb without stopping anybody: to detach it would wait for a thread that cannot stop.
+
+        Once the breakpoints are out and nobody is in a stop any more, there is nothing that gdb
+        takes along when it is killed.
+        """
+        self._python("stops.begin_end()")
+        self._restore()
+        began = quiet = time.monotonic()
+        while (now := time.monotonic()) - quiet < QUIET_S and now - began < QUIET_LIMIT_S:
+            if is_traced_or_stopped(self._process.pid):
+                quiet = now
+            time.sleep(0.002)
+        messages += self._messages()
+        # Whoever was in a stop may have been let go with another one set.
+        self._restore()
+        self._mi.kill()
+        self.ending.paused_ms["end"] = 0.0
+
+    def _restore(self) -> None:
+        """Take the breakpoints out, behind gdb's back."""
+        path = f"/proc/{self._process.pid}/mem"
+        with suppress(OSError), open(path, "r+b", buffering=0) as memory:
+            for address, what in self._code.items():
+                restore(memory.fileno(), address, what.original)
 
     def _finish(self) -> None:
         """End whatever is left of gdb; then the watchdog does what is left to do."""
         if self._finished:
             return
         self._finished = True
-        if self._mi.alive and not self._mi.hang_up(STEP_S):
+        if self._mi.alive and (self._stuck or not self._mi.hang_up(STEP_S)):
             self._mi.kill()
         acted = self._guard.finish()
         if not acted and self._attached and not self._detached and not self._look_gone():
             acted = put_back(self._process.pid, self._target, self._code)
+        self._gave_up = acted.get("gave_up", "")
         if acted.get("restored"):
             count = len(acted["restored"])
             self.ending.problems.append(f"gdb left {count} breakpoints: they were taken out")
@@ -278,6 +338,16 @@ class GdbSession:
             where = ", ".join(f"{address:#x}" for address in changed)
             self.ending.problems.append(f"its code differs from the file at {where}")
 
+    def _gave_up_error(self) -> RecorderFailed:
+        others = self.ending.problems
+        state = f" ({'; '.join(others)})" if others else ""
+        return RecorderFailed(f"gave up, and ended gdb: {self._gave_up}{state}", GAVE_UP_REMEDY)
+
+    def _patience_s(self) -> float:
+        """How long it is waited for gdb while everything is held."""
+        threads = len(thread_states(self._process.pid))
+        return limit_s(threads, self._wanted_s) + LATER_S
+
     def _python(self, code: str) -> None:
         self._mi.console(f"python {code}", STEP_S)
 
@@ -292,5 +362,5 @@ class GdbSession:
         return messages
 
     def _look_gone(self) -> bool:
-        self.target_gone |= bool(select.select([self._target], [], [], 0)[0])
+        self.target_gone |= bool(readable([self._target], 0))
         return self.target_gone

@@ -5,17 +5,19 @@ arguments:
 
     TARGET_PID TARGET_PIDFD GDB_PIDFD MEMORY_FD LIFELINE_FD
 
-Standard input: one line of JSON, ``{"code": {"ADDRESS": ["HEX", "REGISTER" or null], ...}}`` with
-what is at each address that gdb will set (``Breakpoint``); then single letters, ``l`` when gdb
-holds the lifeline, ``u`` when the user has stopped the target and ``d`` when gdb has detached in
-good order; end of file when qtrace has gone. Standard output: ``ready``, and one line of JSON when
-it had to act.
+Standard input: one line of JSON, ``{"code": {"ADDRESS": ["HEX", "REGISTER" or null], ...},
+"wanted_s": SECONDS}`` with what is at each address that gdb will set (``Breakpoint``) and for how
+long it may hold threads on purpose; then single letters, ``l`` when gdb holds the lifeline, ``u``
+when the user has stopped the target and ``d`` when gdb has detached in good order; end of file when
+qtrace has gone. Standard output: ``ready``, and one line of JSON when it had to act.
 
 A gdb that is killed leaves its breakpoints in the code, and the next thread to meet one is killed
 by SIGTRAP, QEMU with it: they must be gone before the kernel lets the threads run
 (``qtrace.gdb.lifeline``), and threads that have met one already are held back until they can be
 helped (``qtrace.gdb.rescue``). Stops that gdb had asked for and not collected leave the process in
-state T.
+state T, and those that a thread still sleeps too deeply for would do so whenever it wakes up.
+
+A gdb that holds threads for too long (``qtrace.gdb.hold``) is killed.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from qtrace.gdb.hold import HoldLimit
 from qtrace.gdb.lifeline import Lifeline
 from qtrace.gdb.priority import WATCHDOG_PRIORITY, hurry
 from qtrace.gdb.rescue import Breakpoint, Rescue
+from qtrace.target.unstoppable import sentence, unstoppable
 
 BREAKPOINT = b"\xcc"
 # qtrace is gone: the kernel has sent gdb SIGHUP, which ends it within a second or two.
@@ -51,8 +55,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     processors = os.sched_getaffinity(0)
     hurry(WATCHDOG_PRIORITY)
-    places = json.loads(read_line())["code"]
-    code = {int(a): Breakpoint(bytes.fromhex(b), pushes) for a, (b, pushes) in places.items()}
+    orders = json.loads(read_line())
+    places = orders["code"].items()
+    code = {int(a): Breakpoint(bytes.fromhex(b), pushes) for a, (b, pushes) in places}
     if not may_write(memory, code):
         say("refused")
         return
@@ -76,7 +81,16 @@ def main() -> None:
 
     holding_on = threading.Thread(target=hold_on, daemon=True)
     say("ready")
-    stopped_by_user = wait_for_end(target, gdb, holding_on.start)
+    gave_up: list[str] = []
+
+    def give_up(held_s: float) -> None:
+        sleeping = unstoppable(pid)
+        why = f": {sentence(sleeping)}" if sleeping else ""
+        gave_up.append(f"it had held the process for {held_s:.1f} s{why}")
+        signal.pidfd_send_signal(gdb, signal.SIGKILL)
+
+    hold = HoldLimit(pid, orders["wanted_s"])
+    stopped_by_user = wait_for_end(target, gdb, holding_on.start, hold, give_up)
     if stopped_by_user is None:
         return
     # A gdb that ends by itself has detached, and may take the lifeline along.
@@ -85,7 +99,8 @@ def main() -> None:
     # Without a lifeline it is most likely too late; else nothing is left to restore.
     restore_all()
     continued = False if stopped_by_user else continue_if_stopped(pid, target)
-    say(json.dumps({"restored": restored, "rescued": rescued, "continued": continued}))
+    done = {"restored": restored, "rescued": rescued, "continued": continued}
+    say(json.dumps({**done, "gave_up": "".join(gave_up)}))
 
 
 def read_line() -> bytes:
@@ -113,12 +128,20 @@ def may_write(memory: int, code: Mapping[int, Breakpoint]) -> bool:
     return True
 
 
-def wait_for_end(target: int, gdb: int, held: Callable[[], None]) -> bool | None:
+def wait_for_end(
+    target: int,
+    gdb: int,
+    held: Callable[[], None],
+    hold: HoldLimit,
+    give_up: Callable[[float], None],
+) -> bool | None:
     """Until gdb has died: whether the user has stopped the target. None when all is well.
 
     Args:
         held: called when gdb holds the lifeline.
+        give_up: called once gdb has held threads for too long, with the seconds.
     """
+    given_up = False
     stopped_by_user = False
     poll = select.poll()
     for fd in (0, target, gdb):
@@ -126,7 +149,9 @@ def wait_for_end(target: int, gdb: int, held: Callable[[], None]) -> bool | None
     patience = None
     means = [signal.SIGHUP, signal.SIGKILL]
     while True:
-        left = None if patience is None else max(patience - time.monotonic(), 0) * 1000
+        # It must not keep the processor busy that a dying gdb needs.
+        awaited = [t for t in (patience, None if given_up else hold.next_look) if t is not None]
+        left = max(min(awaited) - time.monotonic(), 0) * 1000 if awaited else None
         ready = {fd for fd, _ in poll.poll(left)}
         if target in ready:
             return None
@@ -144,7 +169,10 @@ def wait_for_end(target: int, gdb: int, held: Callable[[], None]) -> bool | None
             if not said:
                 poll.unregister(0)
                 patience = time.monotonic() + PATIENCE_S[0]
-        elif not ready:
+        elif not given_up and time.monotonic() >= hold.next_look and (held_s := hold.exceeded()):
+            give_up(held_s)
+            given_up = True
+        elif patience is not None and time.monotonic() >= patience and means:
             signal.pidfd_send_signal(gdb, means.pop(0))
             patience = time.monotonic() + PATIENCE_S[1] if means else None
 
@@ -160,7 +188,10 @@ def restore(memory: int, address: int, original: bytes) -> bool:
 
 
 def continue_if_stopped(pid: int, target: int) -> bool:
-    """SIGCONT for as long as stops of the dead tracer take effect; whether any did."""
+    """SIGCONT for as long as stops of the dead tracer take effect, or still wait for a thread.
+
+    Whether any did. The kernel throws away the stops that wait when it sends SIGCONT.
+    """
     continued = False
     began = quiet = time.monotonic()
     while time.monotonic() - quiet < SETTLED_S and time.monotonic() - began < LIMIT_S:
@@ -175,11 +206,14 @@ def continue_if_stopped(pid: int, target: int) -> bool:
 
 
 def is_stopped(pid: int) -> bool:
+    """Whether some thread is, or will be when it wakes up: a tracer's SIGSTOP is for one thread."""
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
-                if file.read().rpartition(b")")[2].split()[0] == b"T":
-                    return True
+                # proc(5), whose numbers begin two fields before: state (3), signal (31).
+                fields = file.read().rpartition(b")")[2].split()
+            if fields[0] == b"T" or int(fields[28]) & 1 << (signal.SIGSTOP - 1):
+                return True
     except OSError:
         pass
     return False

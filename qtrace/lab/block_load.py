@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -53,6 +54,9 @@ def storage_daemon(
          "--export", f"{export},iothread={iothread}" if iothread else export]
     )  # fmt: skip
     try:
+        if iothread:
+            # Nobody wants a core of what is known to abort: it would lie where we were started.
+            resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
         while not socket.exists():
             if process.poll() is not None:
                 raise LabFailed(

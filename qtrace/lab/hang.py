@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from qtrace.errors import QmpFailed
 from qtrace.lab.guest import Guest
-from qtrace.recorder.session import Recording
+from qtrace.recorder.pump import Pump
 from qtrace.target.qmp import QmpClient
 from qtrace.trace.schema import Event
 
@@ -27,9 +27,9 @@ def is_blocked(event: Event) -> bool:
     return event.event == "blocked" and any(frame.startswith(WAITS_IN) for frame in event.stack)
 
 
-def until_proven(recording: Recording, deadline: float) -> list[Event]:
-    """Record until two looks show the same wait; ``deadline`` is one of time.monotonic()."""
+def until_proven(pump: Pump, deadline: float) -> list[Event]:
+    """The rows until two looks show the same wait; ``deadline`` is one of time.monotonic()."""
     seen: list[Event] = []
-    while sum(map(is_blocked, seen)) < 2 and time.monotonic() < deadline and not recording.ended:
-        seen += recording.poll(0.1)
+    while sum(map(is_blocked, seen)) < 2 and time.monotonic() < deadline and pump.runs:
+        seen += pump.wait(0.1)
     return seen

@@ -30,14 +30,14 @@ def load_all(plan: AllPlan, pages: int | None = None, stacks_every: int = 0) -> 
 
     Args:
         pages: of each CPU's ring buffer, a power of two.
-        stacks_every: the whole stack of every so manieth event of a probe; 0 for none.
+        stacks_every: the whole stack of every Nth event of a probe; 0 for none.
 
     Raises RecorderUnavailable.
     """
     cpus = possible_cpus()
     functions = tuple(dict.fromkeys(site.program for site in plan.sites))
     defines = (*plan.defines, ("CPUS", cpus), ("RING_PAGES", pages or ring_pages(cpus)))
-    maps: tuple[str, ...] = ("ring", "rings", "lost")
+    maps: tuple[str, ...] = ("ring", "rings", "lost", "recording")
     defines = (*defines, ("STACKS_EVERY", stacks_every))
     if stacks_every:
         maps = (*maps, "events", "turns")

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from qtrace.event_kinds import ARMED, DISARMED
 from qtrace.recorder.all_program import load_all, slot_type
 from qtrace.recorder.busiest import Busy, busiest
 from qtrace.recorder.meaning import Meanings
 from qtrace.recorder.program import Program
-from qtrace.recorder.rings import Rings, Slots
+from qtrace.recorder.rings import Ring, Rings, Slots
 from qtrace.recorder.samples import StackSamples
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.all_plan import AllPlan, AllSite, Kind
+from qtrace.target.all_plan import AllPlan, AllSite
 from qtrace.target.maps import Module
 from qtrace.target.stack import Unwinder
 from qtrace.trace.raw import RawWriter
@@ -26,14 +27,14 @@ PERIOD_S = 0.02
 # From this fill on, read again at once.
 BUSY_FILL = 0.125
 MASK = 0xFFFFFFFF
-# No schedule without the run that may follow, and no return whose run was not there to be seen:
-# neither when the probes come nor when they go.
-ARMED: tuple[Kind, ...] = ("return", "run", "cancel", "enqueue", "co_schedule")
-DISARMED: tuple[Kind, ...] = ("co_schedule", "enqueue", "return", "cancel", "run")
-# Records that are looked at together: their columns fit in a cache.
+# Records that are looked at together: their columns fit in a cache. As many of each CPU are moved
+# before it is the others' turn: should the disk be full then, or qtrace be killed, there is as much
+# of all of them.
 STEP = 1 << 14
 # What a live display looks at: so many records of each of the last blocks.
 SAMPLE, SAMPLES = 2048, 15
+# No end yet.
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,10 @@ class AllRecorder:
         self._slot = slot_type()
         self._rings = Rings(program, self._slot)
         self._lost: dict[int, int] = {}
-        self._checked_ns = time.monotonic_ns()
+        # The recording's first moment, and the one after its last.
+        self._since_ns, self._until_ns = 0, NEVER
+        self._outside = 0
+        self._checked_ns = 0
         self._mark = 0
         self._writer: RawWriter | None = None
         self._meanings: Meanings | None = None
@@ -100,7 +104,7 @@ class AllRecorder:
         Args:
             exe: what to open for the process's executable.
             pages: of each CPU's ring buffer.
-            stacks_every: the whole stack of every so manieth event of a probe; 0 for none.
+            stacks_every: the whole stack of every Nth event of a probe; 0 for none.
 
         Raises RecorderUnavailable.
         """
@@ -108,8 +112,7 @@ class AllRecorder:
         return cls(plan, module, pid, exe, program, stacks_every)
 
     def attach(self) -> None:
-        """Arm every site, what ends a life first. Raises CodeMismatch."""
-        self._checked_ns = time.monotonic_ns()
+        """Arm every site, in the order of qtrace/event_kinds.py. Raises CodeMismatch."""
         for kind in ARMED:
             programs = {site.program for site in self.plan.sites if site.kind == kind}
             for program in sorted(programs):
@@ -117,6 +120,11 @@ class AllRecorder:
                 labels = {site.vaddr: f"{site.kind}, {site.where}" for site in sites}
                 self._uprobes[kind].attach(self._program.functions[program], labels)
         self.armed = True
+        self._program.count_losses(True)
+
+    def starts(self, since_ns: int) -> None:
+        """All probes of the recording are set since then: what they noted before is left out."""
+        self._since_ns = self._checked_ns = since_ns
 
     def begin(
         self,
@@ -151,7 +159,8 @@ class AllRecorder:
 
     def _describe(self, site: AllSite, bias: int) -> dict[str, Any]:
         ip = (site.vaddr + bias) & MASK
-        return {"ip": ip, "kind": site.kind, "new_flags": site.new_flags}
+        inside = site.where if site.inlined else ""
+        return {"ip": ip, "kind": site.kind, "new_flags": site.new_flags, "inside": inside}
 
     def describe(self) -> list[dict[str, Any]]:
         """The probes, for the header of the trace and for people."""
@@ -178,21 +187,27 @@ class AllRecorder:
         writer, meanings = self._writer, self._meanings
         if writer is None or meanings is None:
             return []
-        whole = True
         facts: dict[str, Any] = {}
-        for ring in self._rings.rings:
-            last = False
-            while not last:
-                slots, last = ring.peek()
-                if not len(slots):
-                    whole = whole and last
-                    break
-                self._take(slots, writer, meanings, facts)
-                ring.release(len(slots))
+        rings, whole = self._rings.rings, True
+        # All that was noted before the mark waits in them now.
+        due = [ring.waiting for ring in rings]
+        oldest = [ring.oldest(n) for ring, n in zip(rings, due, strict=True) if max(due) > STEP]
+        while any(due):
+            for place, ring in enumerate(rings):
+                wanted = min(due[place], STEP)
+                taken = self._take_from(ring, wanted, facts)
+                # An unfinished record, and what lies behind it, waits for the next time.
+                whole = whole and taken == wanted
+                due[place] = due[place] - taken if taken == wanted else 0
+            if whole and any(due):
+                # Should this be the end, all CPUs' records are there up to the same moment.
+                left = [times[-n] for times, n in zip(oldest, due, strict=True) if n]
+                writer.append_facts(facts, min(mark, *map(int, left)))
+                facts = {}
         for key, found in meanings.again().items():
             facts.setdefault(key, {}).update(found)
         if self.stacks is not None:
-            facts |= self.stacks.take()
+            facts |= self.stacks.take(self._since_ns, self._until_ns)
         # An unfinished record may be older than the mark: then the last one still holds.
         self._mark = mark if whole else self._mark
         losses = self._losses()
@@ -228,40 +243,67 @@ class AllRecorder:
     def counts(self) -> Counts:
         written = self._writer.records if self._writer else 0
         lost = sum(self._lost.values())
-        return Counts(self._rings.produced + lost, written, lost)
+        return Counts(self._rings.produced - self._outside + lost, written, lost)
 
-    def disarm(self) -> None:
-        """Take the probes off; records that are in the buffers stay."""
+    def disarm(self, until_ns: int) -> None:
+        """End at a moment that has just passed, and take the probes off, one after the other;
+        records that are in the buffers stay."""
+        self._until_ns = min(self._until_ns, until_ns)
+        if self.armed:
+            self._program.count_losses(False)
         for kind in DISARMED:
             self._uprobes[kind].close()
         self.armed = False
 
     def drop(self, reason: str) -> None:
         """Disarm before the end; the trace says when and why."""
-        self.dropped = {"dropped_ns": time.monotonic_ns(), "dropped": reason}
-        self.disarm()
+        now = time.monotonic_ns()
+        self.dropped = {"dropped_ns": now, "dropped": reason}
+        self.disarm(now)
 
     def finish(self) -> list[Event]:
-        """Disarm, take what is left. Raises OutputFailed."""
-        self.disarm()
+        """Take what is left when it is disarmed. Raises OutputFailed."""
         losses = self.drain(time.monotonic_ns())
         if self._writer is not None and self._meanings is not None:
             self._writer.append_facts(self._meanings.finish())
         return losses
 
     def close(self) -> None:
-        self.disarm()
+        self.disarm(time.monotonic_ns())
         self._rings.close()
 
-    def _take(
-        self, slots: Slots, writer: RawWriter, meanings: Meanings, facts: dict[str, Any]
-    ) -> None:
+    def _take_from(self, ring: Ring, count: int, facts: dict[str, Any]) -> int:
+        """Move so many records of a ring, fewer where one is unfinished; how many."""
+        left = count
+        while left:
+            slots = ring.peek()[:left]
+            if not len(slots):
+                break
+            self._take(slots, facts)
+            ring.release(len(slots))
+            left -= len(slots)
+        return count - left
+
+    def _take(self, slots: Slots, facts: dict[str, Any]) -> None:
+        writer, meanings = self._writer, self._meanings
+        if writer is None or meanings is None:
+            return
+        slots = self._inside(slots)
         writer.append_records(slots)
         for at in range(0, len(slots), STEP):
             for key, found in meanings.of(slots[at : at + STEP], self._run_ip).items():
                 facts.setdefault(key, {}).update(found)
         if self.sampling:
             self._sample = [*self._sample[-SAMPLES:], slots[-SAMPLE:].copy()]
+
+    def _inside(self, slots: Slots) -> Slots:
+        """Without what was noted while not all probes were set."""
+        if self._mark >= self._since_ns and self._until_ns == NEVER:
+            return slots
+        times = slots["time_ns"]
+        inside = (times >= np.uint64(self._since_ns)) & (times < np.uint64(self._until_ns))
+        self._outside += int((~inside).sum())
+        return slots[inside]
 
     def _losses(self) -> list[Event]:
         begin = time.monotonic_ns()

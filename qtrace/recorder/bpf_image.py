@@ -24,14 +24,30 @@ from qtrace.recorder.bcc_module import load_bcc
 from qtrace.recorder.kernel_headers import prepare_headers
 from qtrace.target.cache import load_json, store_json
 
-PROBES = Path(__file__).resolve().parent.parent / "probes"
-VERSION = 1
+VERSION = 2
 # clang in libbcc takes one program at a time: two at once, from `load_ahead` and `--all`, have
 # ended in a segmentation fault.
 _compiling = threading.Lock()
 # An eBPF instruction; ld_imm64 of a map has 1 (BPF_PSEUDO_MAP_FD) as its source register.
 INSTRUCTION = struct.Struct("<BBhi")
 LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
+# The ring buffers that are read record by record: what is read in blocks has a header of its own
+# to lay them out.
+RECORDS = ("events", "steps")
+# unshare(2): a working folder of one's own.
+CLONE_FS = 0x200
+
+Layout = dict[str, tuple[int, int]]
+
+
+def find_probes() -> Path:
+    """The folder of the BPF programs' sources: a wheel has it in the package, a checkout beside."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "probes"
+    return installed if installed.is_dir() else package.parent / "probes"
+
+
+PROBES = find_probes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +69,14 @@ class Image:
         functions: base64 of each function's instructions, map references zeroed.
         maps: the maps it uses.
         references: per function, (index of an instruction, name of the map it refers to).
-        layout: the event struct's fields, each with offset and size in bytes.
+        layouts: per ring buffer of ``RECORDS`` the struct's fields, each with offset and size in
+            bytes.
     """
 
     functions: dict[str, str]
     maps: dict[str, MapSpec]
     references: dict[str, list[tuple[int, str]]]
-    layout: dict[str, tuple[int, int]]
+    layouts: dict[str, Layout]
 
     def code(self, function: str, map_fds: Mapping[str, int]) -> bytes:
         """A function's instructions, referring to these maps."""
@@ -78,7 +95,10 @@ class Image:
                 name: [(int(index), str(to)) for index, to in found]
                 for name, found in data["references"].items()
             },
-            layout={n: (int(at), int(size)) for n, (at, size) in data["layout"].items()},
+            layouts={
+                name: {field: (int(at), int(size)) for field, (at, size) in layout.items()}
+                for name, layout in data["layouts"].items()
+            },
         )
 
 
@@ -121,6 +141,9 @@ def _cache_name(source: Source) -> str:
 def _compile(source: Source) -> Image:
     prepare_headers()
     bcc = load_bcc()
+    # bcc compiles in the headers' folder and makes it the working one meanwhile: this thread's
+    # alone, or files would be opened, and programs started, there.
+    ctypes.CDLL(None).unshare(CLONE_FS)
     try:
         module = bcc.BPF(
             src_file=str(PROBES / source.file).encode(),
@@ -141,9 +164,8 @@ def _compile(source: Source) -> Image:
         for function in source.functions:
             raw, references[function] = _unlink(module.dump_func(function.encode()), names)
             code[function] = base64.b64encode(raw).decode()
-        # A program whose records are read in blocks has a header of its own to lay them out.
-        layout = _layout(module) if "events" in source.maps else {}
-        return Image(code, maps, references, layout)
+        layouts = {name: _layout(module, name) for name in RECORDS if name in source.maps}
+        return Image(code, maps, references, layouts)
     finally:
         module.cleanup()
 
@@ -174,10 +196,10 @@ def _unlink(code: bytes, names: Mapping[int, str]) -> tuple[bytes, list[tuple[in
     return bytes(raw), references
 
 
-def _layout(module: Any) -> dict[str, tuple[int, int]]:
-    """The event struct as bcc lays it out: the one definition is the C header's."""
+def _layout(module: Any, name: str) -> Layout:
+    """A ring buffer's struct as bcc lays it out: the one definition is the C header's."""
     record = ctypes.create_string_buffer(1 << 17)
-    event = type(module[b"events"].event(ctypes.addressof(record)))
+    event = type(module[name.encode()].event(ctypes.addressof(record)))
     found = {}
     for field in event._fields_:
         descriptor = getattr(event, field[0])

@@ -30,8 +30,9 @@ def busiest(sample: Slots, run_ip: int, return_ip: int, enqueue_ips: list[int]) 
     run = sample["ip"] == np.uint32(run_ip)
     took = _follows(sample, run, sample["ip"] == np.uint32(return_ip), ("stack", "tid"))
     enqueued = np.isin(sample["ip"], np.array(enqueue_ips, np.uint32))
-    # A schedule of one that is pending waits no longer than the first.
-    wait = _follows(sample, enqueued & (sample["flags"] & 1 == 0), run, ("bh",))
+    # Of several schedules of one that is pending (BH_PENDING and still BH_SCHEDULED) the first
+    # counts; after a cancel it is in its list, but what comes then is another one.
+    wait = _follows(sample, enqueued & (sample["flags"] & 3 != 3), run, ("bh",))
     found = []
     names, counts = np.unique(sample["name"][run], return_counts=True)
     for name, count in sorted(zip(names, counts, strict=True), key=lambda pair: -pair[1]):

@@ -1,21 +1,24 @@
-"""A program of our own that waits before its first instruction until the probes are armed.
+"""A program of our own that stands before its first instruction until the probes are armed.
 
-Fork, attach by pid, exec: a uprobe belongs to the file and follows the task into its new
-address space. The child asks to be traced (ptrace), so that it stops in exec once more: where
-its code lies can be read of a program, too, that ends a moment later.
+The child asks to be traced (ptrace), so that it stops whenever it has become another program: it
+may be a wrapper (env, chroot, setpriv, a shell script) that only then becomes QEMU.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from qtrace.errors import TargetError
+from qtrace.target.ptrace import CONT, DETACH, TRACEME, ptrace
+from qtrace.target.readable import readable
 
-PTRACE_TRACEME, PTRACE_DETACH = 0, 17
+# How often a wrapper is looked at: its end, too, is one of our child's.
+LOOK_S = 0.002
 NOT_TRACED = b"t"
 
 
@@ -55,7 +58,9 @@ class Child:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
             if os.read(gate, 1) == b"!":
-                if _ptrace(PTRACE_TRACEME, 0) != 0:
+                try:
+                    ptrace(TRACEME, 0)
+                except OSError:
                     os.write(failed, NOT_TRACED)
                     return
                 if output_fd is not None:
@@ -88,10 +93,31 @@ class Child:
             raise TargetError(f"cannot run {self.path}: {reason}", "give a program of this machine")
         self._note(os.waitpid(self.pid, 0)[1])
 
+    def next_program(self, given_up: Callable[[], bool]) -> bool:
+        """Let it run until it has become another program, and stands before its first instruction.
+
+        False when it has ended first, or ``given_up`` says so; it is then still traced.
+        """
+        ptrace(CONT, self.pid)
+        while not given_up():
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                time.sleep(LOOK_S)
+                continue
+            self._note(status)
+            if self._status is not None:
+                return False
+            if os.WSTOPSIG(status) == signal.SIGTRAP:
+                return True
+            ptrace(CONT, self.pid, 0, os.WSTOPSIG(status))
+        return False
+
     def go(self) -> None:
         """Let it run from its first instruction on; from here nobody traces it."""
         if self._status is None:
-            _ptrace(PTRACE_DETACH, self.pid)
+            # Somebody may have killed it meanwhile.
+            with suppress(ProcessLookupError):
+                ptrace(DETACH, self.pid)
 
     def ended(self) -> bool:
         """Whether it has ended, reaped or not."""
@@ -111,6 +137,16 @@ class Child:
         if self._status is None:
             os.kill(self.pid, signal.Signals[name])
 
+    def wait_for_end(self, timeout_s: float) -> bool:
+        """Whether it has ended, after at most so long."""
+        if self._status is None:
+            fd = os.pidfd_open(self.pid)
+            try:
+                return bool(readable([fd], timeout_s))
+            finally:
+                os.close(fd)
+        return True
+
     def wait(self) -> int:
         """Its wait status, when it has ended."""
         while self._status is None:
@@ -120,9 +156,3 @@ class Child:
     def _note(self, status: int) -> None:
         if not os.WIFSTOPPED(status):
             self._status = status
-
-
-def _ptrace(request: int, pid: int) -> int:
-    ptrace = ctypes.CDLL(None).ptrace
-    ptrace.restype = ctypes.c_long
-    return int(ptrace(request, ctypes.c_long(pid), None, None))

@@ -7,8 +7,7 @@ nothing else going on meanwhile, is counted and leaves no row.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from qtrace.roles import Role
 from qtrace.target.arch_x86_64 import RDI, RSI, RSP
@@ -32,7 +31,7 @@ class _Command:
     Attributes:
         sp: the stack pointer where it was taken: the dispatcher's coroutine, or a thread.
         inside: thread and stack pointer of do_qmp_dispatch_bh() while it is carried out.
-        waiting: its rows so far, as long as nobody knows whether they are worth it.
+        waiting: its steps so far, as long as nobody knows whether they are worth their rows.
     """
 
     number: int
@@ -40,8 +39,29 @@ class _Command:
     sp: int
     began_ns: int
     inside: tuple[int, int] = (0, 0)
-    waiting: list[Event] = field(default_factory=list)
+    waiting: list[_Step] = field(default_factory=list)
     shown: bool = False
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step of a command, as it was met."""
+
+    step: str
+    hit: Hit
+    role: Role
+    monitor: int | None = None
+    callback: int = 0
+    opaque: int = 0
+
+    def row(self, command: _Command) -> Event:
+        hit, detail = self.hit, {"step": self.step, "number": command.number}
+        if self.monitor is not None:
+            detail["monitor"] = f"{self.monitor:#x}"
+        return Event(
+            hit.time_ns, "qmp", hit.tid, hit.thread, self.role, command.name,
+            callback=self.callback, opaque=self.opaque, detail=detail,
+        )  # fmt: skip
 
 
 class Commands:
@@ -61,10 +81,10 @@ class Commands:
 
     def step(self, step: str, hit: Hit, role: Role) -> list[Event]:
         """A step of a command was met; the rows that are to be written now."""
-        row = Event(hit.time_ns, "qmp", hit.tid, hit.thread, role, detail={"step": step})
         sp = hit.registers[RSP]
         if step == "command":
-            return self._add(self._new(self.text(hit, RSI), sp, hit.time_ns), row)
+            taken = self._new(self.text(hit, RSI), sp, hit.time_ns)
+            return self._add(taken, _Step(step, hit, role))
         if step == "begin":
             # struct QmpDispatchBH, on the dispatcher's stack: command and monitor come first.
             opaque = hit.registers[RDI]
@@ -73,15 +93,14 @@ class Commands:
                 self._string(read_word(self._memory, command) or 0), opaque, hit.time_ns
             )
             found.inside = (hit.tid, sp)
-            row = replace(row, callback=hit.address, opaque=opaque)
-            return self._add(found, row, monitor=f"{monitor:#x}")
+            return self._add(found, _Step(step, hit, role, monitor, hit.address, opaque))
         if step == "end":
             ended = next((c for c in self._open if c.inside == (hit.tid, sp)), None)
-            return self._add(ended, row) if ended else []
+            return self._add(ended, _Step(step, hit, role)) if ended else []
         answered = self._find(sp)
         if answered is None:
             return []
-        rows = self._add(answered, row, monitor=f"{hit.registers[RDI]:#x}")
+        rows = self._add(answered, _Step(step, hit, role, hit.registers[RDI]))
         self._open.remove(answered)
         if not answered.shown:
             self.left_out += 1
@@ -130,25 +149,28 @@ class Commands:
 
     def _new(self, name: str, sp: int, time_ns: int) -> _Command:
         # One is taken at a time on each stack: an older one here was never seen answered.
-        self._open = [c for c in self._open if not _near(c, sp)]
+        if self._open:
+            self._open = [c for c in self._open if not _near(c, sp)]
         self.taken += 1
         command = _Command(self.taken, name, sp, time_ns)
         self._open.append(command)
         return command
 
     def _find(self, sp: int) -> _Command | None:
-        return next((c for c in self._open if _near(c, sp)), None)
+        for command in self._open:
+            if _near(command, sp):
+                return command
+        return None
 
-    def _add(self, command: _Command, row: Event, **facts: Any) -> list[Event]:
-        detail = row.detail | {"number": command.number} | facts
-        command.waiting.append(replace(row, name=command.name, detail=detail))
-        long = row.time_ns - command.began_ns > LONG_NS
+    def _add(self, command: _Command, step: _Step) -> list[Event]:
+        command.waiting.append(step)
+        long = step.hit.time_ns - command.began_ns > LONG_NS
         return self._show(command) if command.shown or long else []
 
     def _show(self, command: _Command) -> list[Event]:
-        rows, command.waiting = command.waiting, []
+        steps, command.waiting = command.waiting, []
         command.shown = True
-        return rows
+        return [step.row(command) for step in steps]
 
 
 def _near(command: _Command, sp: int) -> bool:

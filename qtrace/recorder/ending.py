@@ -1,4 +1,7 @@
-"""How a process that is not our child came to its end."""
+"""How a process that is not our child came to its end.
+
+Made by hand: neither Python's os nor psutil has PIDFD_GET_INFO.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Breakpoints by gdb at the sites that eBPF would probe: the same hits, at another price.
 
-For hosts where eBPF is not to be had. The whole process stands still for some milliseconds
+For hosts where eBPF is unavailable. The whole process stands still for some milliseconds
 when gdb attaches and detaches, and for less than one at each hit; the watched sites are rare.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from qtrace.gdb.capture import CAPTURE, hit_of
 from qtrace.gdb.channel import Message
-from qtrace.gdb.checks import check_usable
+from qtrace.gdb.checks import check_usable, refuse_unstoppable
 from qtrace.gdb.session import GdbSession
 from qtrace.target.hit import Hit
 from qtrace.target.process import Process
@@ -27,8 +27,9 @@ class GdbProbes:
     name = "gdb"
 
     def __init__(self, process: Process) -> None:
-        """Raises RecorderUnavailable, TargetError: see ``check_usable``."""
+        """Raises RecorderUnavailable, TargetError: see ``qtrace.gdb.checks``."""
         check_usable(process)
+        refuse_unstoppable(process)
         self._process = process
         self._session: GdbSession | None = None
         self._lost: dict[int, int] = {}
@@ -47,6 +48,9 @@ class GdbProbes:
         self._session.attach()
         self._counted_ns = time.monotonic_ns()
 
+    def count_losses(self, on: bool) -> None:
+        """gdb sets and takes off all of them while the process stands still."""
+
     def poll(self, timeout_s: float) -> list[Hit]:
         if self._session is None:
             return []
@@ -57,6 +61,12 @@ class GdbProbes:
         if self._session is not None:
             self._take(self._session.receive(0))
         return self._collected()
+
+    def oldest_ns(self) -> int | None:
+        return None
+
+    def whole_stack(self, base: int, end: int) -> None:
+        """gdb copies as much of every stack."""
 
     def lost(self) -> dict[int, int]:
         return self._lost

@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.commands import Commands
 from qtrace.recorder.plans import Plans
-from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 from qtrace.target.scan import BottomHalf
 from qtrace.target.watch import PLAIN_CALLS, Site, WatchPlan
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
@@ -32,26 +32,35 @@ def silent_probes(plan: WatchPlan, hits: Counter[str]) -> list[str]:
 def attach_row(
     time_ns: int,
     recorder: str,
-    process: Process,
+    qemu: LiveQemu,
     plans: Plans,
     everything: AllRecorder | None,
+    stall_after_ns: int,
 ) -> Event:
+    """What is recorded of whom.
+
+    Args:
+        time_ns: when the last probe was set; the recording begins then.
+        stall_after_ns: how long a loop may be away before it is told.
+    """
+    wall_clock = datetime.now(UTC) - timedelta(microseconds=(time.monotonic_ns() - time_ns) / 1e3)
     scan, plan = plans.scan, plans.watch
     detail: dict[str, Any] = {
         "format": FORMAT,
         "version": [MAJOR, MINOR],
-        "wall_clock": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "wall_clock": wall_clock.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "recorder": recorder,
         "target": {
-            "pid": process.pid,
-            "program": escape(process.program),
-            "exe": escape(process.exe_path),
+            "pid": qemu.pid,
+            "program": escape(qemu.program),
+            "exe": escape(qemu.process.exe_path),
             "version": scan.version,
             "build_id": scan.build_id,
         },
         "watched": [_watched(half) for half in plan.watched],
         "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
         "returns": sorted({site.name for site in plan.sites if site.kind == "return"}),
+        "stall_after_ns": stall_after_ns,
         "qmp": sorted({site.name for site in plan.sites if site.kind in ("qmp", "job")}),
     }
     if everything is not None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from qtrace.errors import NotQemu, TargetError
 from qtrace.recorder.all_recorder import AllRecorder
 from qtrace.recorder.child import Child
 from qtrace.recorder.ebpf import EbpfProbes
+from qtrace.recorder.options import RecordingOptions
 from qtrace.recorder.plans import make_plans
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.session import Recording
-from qtrace.recorder.start import arm
+from qtrace.recorder.start import arm, open_writer
 from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.contexts import ContextNames
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
 from qtrace.target.process import Process
-from qtrace.trace.raw import RawWriter
-from qtrace.trace.writer import CsvWriter
+from qtrace.target.qemu import LiveQemu
+from qtrace.target.scan_cache import scan_module
 
 # Without a context nothing is scheduled, so that nothing is lost meanwhile.
 CONTEXTS_WAIT_S = 5.0
@@ -27,55 +27,56 @@ CONTEXTS_WAIT_S = 5.0
 
 def launch(
     command: Sequence[str],
-    *,
-    output: Path,
-    patterns: Sequence[str] = (),
-    force: bool = False,
+    options: RecordingOptions,
     program: Future[Program] | None = None,
-    everything: bool = False,
-    ring_pages: int | None = None,
-    stacks_every: int = 0,
     output_fd: int | None = None,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[Recording, Child]:
-    """Start a QEMU program under the probes; see ``start_recording`` for the arguments.
+    """Start a QEMU program under the probes. It is recorded by eBPF, and has no QMP socket yet.
 
     Args:
+        command: it, or what becomes it: a wrapper that ends in exec.
+        program: the BPF program, when its loading was begun before.
         output_fd: where the program's standard output goes.
+        given_up: whether a wrapper is not to be waited for any more.
 
     Raises:
-        QtraceError: whatever stands in the way; nothing is started then.
+        QtraceError: whatever stands in the way; no QEMU program has run then.
     """
-    writer = RawWriter(output, force) if everything else CsvWriter(output, force)
+    everything = options.everything
+    writer = open_writer(options)
     child = Child(command, output_fd)
     try:
         program = program or load_ahead(everything=everything)
-        # Its own code is the file's: there is no process yet that could differ.
-        module = Module(Elf(child.path), 0)
-        plans = make_plans(module, patterns, everything=everything, optional=True)
+        child.release()
+        qemu = _qemu_of(child, given_up)
+        module = qemu.binary
+        plans = make_plans(module, options.patterns, everything=everything, optional=True)
         library = program.result().library
         every = None
+        exe = f"/proc/{child.pid}/exe"
         if plans.everything is not None:
             every = AllRecorder.load(
-                plans.everything, module, child.pid, child.path, ring_pages, stacks_every
-            )
-        uprobes = Uprobes(library, child.pid, child.path, module.elf.offset_of)
-        probes = EbpfProbes(uprobes, program.result())
+                plans.everything, module, child.pid, exe,
+                options.ring_pages, options.stacks_every,
+            )  # fmt: skip
+        uprobes = Uprobes(library, child.pid, exe, module.elf.offset_of)
+        probes = EbpfProbes(uprobes, program.result(), child.pid)
         try:
             probes.attach(plans.watch.sites)
             if every is not None:
                 every.attach()
-            child.release()
-            process = Process(child.pid)
-            contexts = ContextNames(plans.scan, process.binary, process.memory)
+            probes.count_losses(True)
+            armed_ns = time.monotonic_ns()
+            contexts = qemu.contexts
             child.go()
             # Its contexts' names can only be read while it lives: qemu-img may not for long.
             contexts.wait(CONTEXTS_WAIT_S, child.ended)
             # Its libraries came meanwhile.
-            process.space.refresh()
+            qemu.space.refresh()
             recording = arm(
-                process, plans, probes, writer,
-                everything=every, armed=True, contexts=contexts,
-            )  # fmt: skip
+                qemu, plans, probes, writer, every, armed_ns, stall_after_s=options.stall_after_s
+            )
         except BaseException:
             probes.close()
             if every is not None:
@@ -85,3 +86,23 @@ def launch(
         child.kill()
         raise
     return recording, child
+
+
+def _qemu_of(child: Child, given_up: Callable[[], bool]) -> LiveQemu:
+    """The program that the child has become when it is one of QEMU's, before it runs.
+
+    Raises TargetError when it never becomes one.
+    """
+    first = Path(child.path).name
+    while True:
+        process = Process(child.pid)
+        try:
+            return LiveQemu(process, scan_module(process.binary))
+        except NotQemu as error:
+            if not child.next_program(given_up):
+                last = process.program
+                became = f": it became {last}" if last != first else ""
+                raise TargetError(
+                    f"{first} has executed no QEMU program{became}",
+                    "let it end in exec of QEMU, or start QEMU by it and use qtrace attach",
+                ) from error

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from qtrace.recorder.probes import Probes
-from qtrace.target.process import Process
+from qtrace.target.qemu import Qemu
 from qtrace.target.running_code import with_breakpoint
 from qtrace.target.watch import Site
 from qtrace.trace.schema import Event
@@ -33,6 +33,10 @@ class Losses:
         self._taken_out = 0
         self.problems: list[str] = []
 
+    def begin(self, since_ns: int) -> None:
+        """The recording begins: nothing that it misses is older."""
+        self._checked_ns = since_ns
+
     @property
     def due(self) -> bool:
         return time.monotonic_ns() - self._checked_ns >= CHECK_NS
@@ -55,13 +59,13 @@ class Losses:
                 site = self._sites[address]
                 detail = {"count": new, "since_ns": self._checked_ns, "site": site.label}
                 if site.is_step:
-                    detail["probes"] = "steps"
+                    detail["probes"] = "steps" if site.kind == "return" else "qmp"
                 rows.append(Event(now, "lost", name=site.name, detail=detail))
                 self._seen[address] = count
         self._checked_ns = self._probes.counted_ns(begin)
         return rows
 
-    def taken_out(self, process: Process, since_ns: int) -> list[Event]:
+    def taken_out(self, qemu: Qemu, since_ns: int) -> list[Event]:
         """A row for each probe that is not in the code any more, while all should be.
 
         A debugger that had its breakpoint at the same place has taken both out at its end.
@@ -69,7 +73,7 @@ class Losses:
         Args:
             since_ns: when they were set; they may be missing since then.
         """
-        module, memory = process.binary, process.memory
+        module, memory = qemu.binary, qemu.memory
         sites = {a - module.bias: site for a, site in self._sites.items() if not site.is_step}
         if not all(memory.read(a + module.bias, 1) for a in sites):
             return []  # it has ended

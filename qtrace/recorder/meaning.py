@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import numpy as np
 from qtrace.errors import NoSuchProcess
 from qtrace.recorder.fresh import Fresh
 from qtrace.recorder.rings import Slots
-from qtrace.target.contexts import ContextNames
-from qtrace.target.process import Process
-from qtrace.target.stack import Unwinder
-from qtrace.target.threads import ThreadRoles, role_of_stack
+from qtrace.roles import role_of_stack
+from qtrace.target.all_plan import AllSite
+from qtrace.target.qemu import LiveQemu
+from qtrace.target.threads import look_at
 
 MAX_NAME = 256
 # How often, and how many times, a thread of unknown role is looked at: to unwind one takes two
@@ -31,14 +31,13 @@ class Meanings:
         names: of bottom halves, by pointer, as far as they were seen.
     """
 
-    def __init__(
-        self, process: Process, unwinder: Unwinder, roles: ThreadRoles, contexts: ContextNames
-    ) -> None:
-        self._process = process
-        self._unwinder = unwinder
-        self._roles = roles
-        self._contexts = contexts
-        self._program = process.program[:15]
+    def __init__(self, qemu: LiveQemu, sites: Iterable[AllSite] = ()) -> None:
+        """``sites``: the probes whose records they are."""
+        self._qemu = qemu
+        self._unwinder = qemu.unwinder
+        self._roles = qemu.roles
+        self._contexts = qemu.contexts
+        self._program = qemu.program[:15]
         self._fresh = {key: Fresh() for key in ("name", "callback", "inner", "outer", "tid", "ctx")}
         self.names: dict[int, str] = {}
         self._runners: dict[int, set[int]] = {}
@@ -49,6 +48,12 @@ class Meanings:
         self._next_look = 0.0
         # Return addresses in functions that only one kind of thread begins with.
         self._telling: dict[int, str] = {}
+        # ... and probes in such functions themselves, by the low half of their address.
+        self._telling_sites = {
+            (site.vaddr + qemu.bias) & 0xFFFFFFFF: site.where
+            for site in sites
+            if site.inlined and role_of_stack([site.where])
+        }
 
     def of(self, slots: Slots, run_ip: int) -> dict[str, Any]:
         """Facts that are new with these records; empty when there are none."""
@@ -90,10 +95,10 @@ class Meanings:
         }
 
     def _string(self, address: int) -> str:
-        raw = self._process.memory.read(address, MAX_NAME)
+        raw = self._qemu.memory.read(address, MAX_NAME)
         if not raw:
             # The process is gone; a literal still lies in its file.
-            binary = self._process.binary
+            binary = self._qemu.binary
             raw = binary.elf.read(address - binary.bias, MAX_NAME)
         return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
@@ -110,7 +115,7 @@ class Meanings:
     def _name_threads(self, tids: list[int]) -> None:
         if tids:
             try:
-                names = self._process.threads()
+                names = self._qemu.process.threads()
             except NoSuchProcess:
                 names = {}
             # One that was gone already had its program's name, unless it was given another.
@@ -127,8 +132,12 @@ class Meanings:
     def _learn_from_callers(self, slots: Slots) -> None:
         """A thread shows itself, too, when the function that it began with schedules or polls."""
         callers, tids = slots["caller"], slots["tid"]
-        for pc, text in self._telling.items():
-            for tid in np.unique(tids[(callers == np.uint64(pc)).any(axis=1)]).tolist():
+        told = [
+            *((text, (callers == np.uint64(pc)).any(axis=1)) for pc, text in self._telling.items()),
+            *((text, slots["ip"] == np.uint32(ip)) for ip, text in self._telling_sites.items()),
+        ]
+        for text, rows in told:
+            for tid in np.unique(tids[rows]).tolist():
                 self._unsure.pop(tid, 0)
                 self._roles.role(tid, self._threads[tid], [text])
 
@@ -141,7 +150,7 @@ class Meanings:
         while self._due and time.monotonic() - now < budget_s:
             tid = self._due.pop()
             looks = self._unsure.pop(tid, 0) - 1
-            role = self._roles.look(tid, self._threads[tid], self._unwinder)
+            role = look_at(self._qemu, tid, self._threads[tid])
             if role == "other" and looks > 0:
                 self._unsure[tid] = looks
 

@@ -6,7 +6,9 @@ import ctypes
 import mmap
 import os
 import tempfile
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,21 @@ class Meter:
             return self._cpu
         fields = text.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class MeterAhead:
+    """A meter that is made beside the recording: to compile its loop takes half a second."""
+
+    def __init__(self, recorder: AllRecorder, pid: int) -> None:
+        self._meter: Future[Meter] = Future()
+        threading.Thread(target=self._make, args=(recorder, pid), daemon=True).start()
+
+    def percent(self) -> float | None:
+        """See ``Meter.percent``; None as long as there is none."""
+        return self._meter.result().percent() if self._meter.done() else None
+
+    def _make(self, recorder: AllRecorder, pid: int) -> None:
+        try:
+            self._meter.set_result(Meter(recorder, pid))
+        except BaseException as error:
+            self._meter.set_exception(error)

@@ -64,6 +64,7 @@ def make_plans(
     scan = scan_module(module)
     watch = plan_watch(scan, module, patterns, optional=optional, returns=not everything)
     every = None
+    module.static_names = scan.static_names
     if everything:
         every = plan_all(module, imports_cancel)
         check_debug_info(module, every.layout, scan.context_variables)

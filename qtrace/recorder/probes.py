@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Literal, Protocol
+from typing import Protocol
 
 from qtrace.errors import RecorderUnavailable
+from qtrace.recorder.options import Backend
 from qtrace.recorder.program import Program, load_ahead
 from qtrace.recorder.uprobes import Uprobes
 from qtrace.target.hit import Hit
@@ -21,8 +22,6 @@ from qtrace.target.host import (
 from qtrace.target.process import Process
 from qtrace.target.watch import Site
 
-Backend = Literal["auto", "ebpf", "gdb"]
-
 
 class Probes(Protocol):
     """The armed sites of one process. Everything ends with ``close``, or with qtrace.
@@ -36,11 +35,23 @@ class Probes(Protocol):
     def attach(self, sites: Sequence[Site]) -> None:
         """Arm them all. Raises QtraceError when one cannot be armed; then none is."""
 
+    def count_losses(self, on: bool) -> None:
+        """Whether a hit that is lost from now on counts; before the first call none does."""
+
     def poll(self, timeout_s: float) -> list[Hit]:
-        """The hits of now, waiting for one at most so long. Raises RecorderFailed."""
+        """The oldest hits up to now, a bounded number; waits for one at most so long.
+
+        Raises RecorderFailed.
+        """
 
     def drain(self) -> list[Hit]:
-        """What is still to be had, without waiting, after ``close`` too."""
+        """All hits up to now, without waiting, after ``close`` too."""
+
+    def oldest_ns(self) -> int | None:
+        """When the oldest hit that waits to be polled was met; None when there is none."""
+
+    def whole_stack(self, base: int, end: int) -> None:
+        """Whoever has its stack pointer near ``base`` has its outermost frame below ``end``."""
 
     def lost(self) -> dict[int, int]:
         """Hits of which only the number is known, by run-time address."""
@@ -83,7 +94,7 @@ def open_probes(
         loaded = (program or load_ahead()).result()
         offset_of = process.binary.elf.offset_of
         uprobes = Uprobes(loaded.library, process.pid, process.exe, offset_of)
-        return EbpfProbes(uprobes, loaded), ""
+        return EbpfProbes(uprobes, loaded, process.pid), ""
     except RecorderUnavailable as error:
         if backend == "ebpf":
             raise

@@ -1,11 +1,11 @@
-"""A BPF program of probes/ in the kernel: its functions, maps and ring buffer."""
+"""A BPF program of probes/ in the kernel: its functions and maps."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple
 from typing import Any
@@ -26,7 +26,7 @@ class Program:
     Attributes:
         functions: file descriptor of each function.
         maps: file descriptor of each map.
-        layout: offset and size of each field of the event struct.
+        layouts: per ring buffer, offset and size of each field of its struct.
         specs: how each map was made.
         library: libbcc, for what else its caller does with these descriptors.
 
@@ -53,7 +53,7 @@ class Program:
                 f"the kernel does not take the BPF program: {error}",
                 "qtrace doctor says what is missing",
             ) from error
-        self.layout = image.layout
+        self.layouts = image.layouts
 
     def _load(self, image: Image) -> None:
         self.maps: dict[str, int] = {}
@@ -74,10 +74,31 @@ class Program:
 
     def set_inner_map(self, name: str, index: int, fd: int) -> None:
         """Put a map into an array of maps. Raises OSError."""
-        key, value = ctypes.c_int(index), ctypes.c_int(fd)
-        outer = self.maps[name]
-        if self.library.bpf_update_elem(outer, ctypes.byref(key), ctypes.byref(value), 0) != 0:
-            raise _os_error(f"map {name}")
+        self._update(name, ctypes.c_int(index), ctypes.c_int(fd))
+
+    def set_main_stack(self, end: int) -> None:
+        """Where the main thread's stack begins, 0 when unknown. Raises OSError."""
+        self._update("main_stack", ctypes.c_int(0), ctypes.c_uint64(end))
+
+    def set_stack_end(self, page: int, end: int) -> None:
+        """No more than up to there is needed of a stack whose pointer is in that page.
+
+        Raises OSError.
+        """
+        self._update("stack_ends", ctypes.c_uint64(page), ctypes.c_uint64(end))
+
+    def count_losses(self, on: bool) -> None:
+        """Whether what finds no room counts from now on: a new program counts nothing.
+
+        Raises OSError.
+        """
+        self._update("recording", ctypes.c_int(0), ctypes.c_uint32(on))
+
+    def _update(self, name: str, key: Any, value: Any) -> None:
+        fd = self.maps[name]
+        if self.library.bpf_update_elem(fd, ctypes.byref(key), ctypes.byref(value), 0) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"map {name}: {os.strerror(number)}")
 
     def close(self) -> None:
         """Let the kernel drop it, as far as nothing is attached."""
@@ -96,62 +117,34 @@ class Program:
             key.value = following.value
 
 
-class RingBuffer:
-    """A ring buffer map that is read record by record."""
-
-    def __init__(self, program: Program, name: str, receive: Callable[[int, int], None]) -> None:
-        """``receive`` gets the address and the size of each record."""
-        self._library = program.library
-        # ctypes keeps no reference to it, and a callback cannot raise.
-        kind = self._library.bpf_new_ringbuf.argtypes[1]
-
-        def record(_context: object, data: int, size: int) -> int:
-            receive(data, size)
-            return 0
-
-        self._callback = kind(record)
-        self._ring = self._library.bpf_new_ringbuf(program.maps[name], self._callback, None)
-        if not self._ring:
-            raise RecorderUnavailable(
-                f"the kernel has no BPF ring buffer ({os.strerror(ctypes.get_errno())})",
-                "use Linux 5.8 or later",
-            )
-
-    def poll(self, timeout_ms: int) -> None:
-        """Receive what is there, waiting for it at most so long."""
-        self._library.bpf_poll_ringbuf(self._ring, timeout_ms)
-
-    def consume(self) -> None:
-        """Receive what is there, without waiting."""
-        self._library.bpf_consume_ringbuf(self._ring)
-
-
-def _os_error(what: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{what}: {os.strerror(number)}")
-
-
-# 32 MiB: some 850 hits may wait while Python unwinds one.
-RING_PAGES = 8192
+# 16 MiB: some 10,000 hits of which little stack is needed, 420 with as much as is ever copied.
+RING_PAGES = 4096
 RING_PAGES_BESIDE_ALL = 2048
-# With a copy of the stack, and without.
-FUNCTIONS = ("on_hit", "on_step")
+# 2 MiB: 15,000 steps of QMP commands and changes of jobs.
+STEP_RING_PAGES = 512
+# With a copy of the stack; without; and what only QMP and jobs are told by.
+FUNCTIONS = ("on_hit", "on_return", "on_command", "on_step")
+MAPS = ("events", "steps", "steps_met", "lost", "main_stack", "stack_ends", "recording")
 
 
-def load_watch(ring_pages: int = RING_PAGES) -> Program:
-    """probes/watch.bpf.c, with a ring buffer of so many pages (a power of two)."""
-    return Program(
-        Source("watch.bpf.c", FUNCTIONS, ("events", "lost"), (("RING_PAGES", ring_pages),))
-    )
+def load_watch(ring_pages: int = RING_PAGES, step_ring_pages: int = STEP_RING_PAGES) -> Program:
+    """probes/watch.bpf.c, with ring buffers of so many pages (powers of two)."""
+    defines = (("RING_PAGES", ring_pages), ("STEP_RING_PAGES", step_ring_pages))
+    return Program(Source("watch.bpf.c", FUNCTIONS, MAPS, defines))
 
 
-def load_ahead(ring_pages: int = RING_PAGES, *, everything: bool = False) -> Future[Program]:
+def load_ahead(
+    ring_pages: int = RING_PAGES,
+    step_ring_pages: int = STEP_RING_PAGES,
+    *,
+    everything: bool = False,
+) -> Future[Program]:
     """Start loading in the background: clang, if need be, runs while Python scans.
 
     ``everything``: beside the probes of `--all`, whose loop comes by fifty times a second.
     """
     ring_pages = min(ring_pages, RING_PAGES_BESIDE_ALL) if everything else ring_pages
     pool = ThreadPoolExecutor(1, "qtrace-bpf")
-    future = pool.submit(load_watch, ring_pages)
+    future = pool.submit(load_watch, ring_pages, step_ring_pages)
     pool.shutdown(wait=False)
     return future

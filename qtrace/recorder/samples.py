@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qtrace.recorder.ebpf import read_hit
-from qtrace.recorder.program import Program, RingBuffer
-from qtrace.recorder.rows import frames_of
+from qtrace.recorder.ebpf import HitReader
+from qtrace.recorder.program import Program
+from qtrace.recorder.rings import PAGE, RecordRing
+from qtrace.recorder.stacks import Stacks
+from qtrace.target.hit import Hit
 from qtrace.target.stack import Unwinder
 from qtrace.trace.schema import escape
+
+# As much is unwound at a time: some hundred of them, in 4 ms at most.
+MOST = 4 << 20
 
 
 class StackSamples:
@@ -22,26 +27,30 @@ class StackSamples:
     def __init__(
         self, program: Program, unwinder: Unwinder, saw: Callable[[int, str, Sequence[str]], None]
     ) -> None:
-        self._layout = program.layout
-        self._unwinder = unwinder
+        self._read = HitReader(program.layouts["events"])
+        self._whole = Stacks(unwinder)
         self._saw = saw
-        self._ring = RingBuffer(program, "events", self._receive)
+        pages = program.specs["events"].max_entries // PAGE
+        self._ring = RecordRing(program.maps["events"], pages)
         self._stacks: dict[str, list[tuple[int, int]]] = {}
         self.count = 0
 
-    def take(self) -> dict[str, Any]:
-        """What came since the last time: time and thread of each event, by folded stack.
+    def take(self, since_ns: int, until_ns: int) -> dict[str, Any]:
+        """What came since the last time: time and thread of each event between these times, by
+        folded stack.
 
         The leaf is left out: it is the function with the probe. Of a run the converter puts
         the callback there.
         """
-        self._ring.consume()
+        for record in self._ring.take(MOST)[0]:
+            hit = self._read(record)
+            if since_ns <= hit.time_ns < until_ns:
+                self._receive(hit)
         stacks, self._stacks = self._stacks, {}
         return {"stacks": stacks} if stacks else {}
 
-    def _receive(self, address: int, _size: int) -> None:
-        hit = read_hit(self._layout, address)
-        frames = frames_of(hit, self._unwinder)[:-1]
+    def _receive(self, hit: Hit) -> None:
+        frames = self._whole.frames(hit)[:-1]
         self._saw(hit.tid, hit.thread, frames)
         folded = ";".join(escape(frame, extra=";") for frame in frames)
         self._stacks.setdefault(folded, []).append((hit.time_ns, hit.tid))

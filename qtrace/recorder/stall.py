@@ -1,52 +1,33 @@
-"""While recording: what stays pending for too long, and who is in its way.
+"""While recording: when to look at what does not go on, and the rows of the looks.
 
-Looks at the target's memory and threads through /proc, which stops nothing: one look takes
-about a millisecond. Nothing is concluded here; the rows tell what was seen, and when.
+A look reads the target's memory and threads through /proc, which stops nothing, and takes about a
+millisecond. Nothing is concluded here; the rows tell what was seen, and when.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
 
-from qtrace.roles import Role
-from qtrace.target.aio.model import BottomHalf, Look
-from qtrace.target.aio.waits import behind, same_chain
-from qtrace.target.aio.why import STRANDED, Finding, explain
+from qtrace.recorder.hang import Hangs
+from qtrace.recorder.held import Holds
+from qtrace.recorder.pending import Pending
+from qtrace.target.aio.model import Look
 from qtrace.target.look import Looker
+from qtrace.target.proof import APART_NS
 from qtrace.target.scan import BottomHalf as Watched
-from qtrace.trace.schema import UNREADABLE, Event
-
-# Looks that are to show one and the same wait are at least this far apart.
-APART_NS = 500_000_000
-
-Key = tuple[int, int, int]
-"""Callback, context, argument: what pairs a one-shot's schedule with its run."""
-
-
-@dataclass(slots=True)
-class _Stall:
-    """A bottom half that nobody can run: the look that first showed this wait, and when the
-    next row about it is due."""
-
-    first: Look
-    due_ns: int
-    written_ns: int = 0
-    told: bool = False
+from qtrace.trace.schema import Event
 
 
 class Stalls:
-    """Looks for stalls while a recording goes on.
+    """Looks for bottom halves, loops and targets that do not go on, while a recording does.
 
     Args:
         looker: makes the one that takes the looks, when first needed.
-        watched: the bottom halves whose stalls are written down while they last; of others
-            only what is shown at the very end is, because nothing records their runs.
+        watched: the bottom halves whose stalls are written down while they last.
         bias: of the executable.
-        stall_after_ns: how long something may be pending.
+        stall_after_ns: how long something may be pending, and a loop away.
+        by_us: see ``Holds``.
     """
 
     def __init__(
@@ -55,32 +36,33 @@ class Stalls:
         watched: Sequence[Watched],
         bias: int,
         stall_after_ns: int,
+        by_us: bool = False,
     ) -> None:
         self._make_looker = looker
         self._looker: Looker | None = None
-        self._names = {half.callback + bias: half.name for half in watched}
         self._stall_after_ns = stall_after_ns
         self._apart_ns = min(APART_NS, stall_after_ns)
-        # When each pending instance was scheduled, 0 for before the recording.
-        self._scheduled: dict[Key, list[int]] = {}
-        self._stalls: dict[tuple[int, Key], _Stall] = {}
-        self._next_ns = 0
         self._sentences: list[str] = []
+        say = self._sentences.append
+        self._pending = Pending(watched, bias, stall_after_ns, self._apart_ns, say)
+        self._holds = Holds(APART_NS, by_us, say)
+        self._hangs: Hangs | None = None
+        self._next_ns = 0
 
     def warnings(self) -> list[str]:
         """What is to be said since the last call: each stall once, and again at the end."""
-        said, self._sentences = self._sentences, []
+        said = self._sentences[:]
+        self._sentences.clear()
         return said
+
+    @property
+    def pending(self) -> int:
+        """How many of the watched bottom halves are."""
+        return self._pending.count
 
     def saw(self, events: Iterable[Event]) -> None:
         """Take note of what was scheduled and what ran."""
-        for event in events:
-            key = _key_of(event)
-            if event.event == "schedule":
-                self._scheduled.setdefault(key, []).append(event.time_ns)
-                self._next_ns = min(self._next_ns, event.time_ns + self._stall_after_ns)
-            elif event.event == "run" and (times := self._scheduled.get(key)):
-                times.pop()
+        self._pending.saw(events)
 
     def begin(self, drain: Callable[[], list[Event]]) -> list[Event]:
         """What was pending before the probes were armed, and what is in its way.
@@ -90,169 +72,64 @@ class Stalls:
         """
         look = self._look()
         events = drain()
-        # Some of these may have run since the look: what was scheduled counts, not what is left.
-        scheduled = Counter(_key_of(event) for event in events if event.event == "schedule")
-        counted: dict[Key, int] = {}
-        pending = []
-        for half in look.bottom_halves:
-            if half.will_run and half.cb in self._names:
-                key = _key(half)
-                counted[key] = counted.get(key, 0) + 1
-                if counted[key] > scheduled[key]:
-                    self._scheduled.setdefault(key, []).append(0)
-                    pending.append(self._pending_row(look, half))
+        pending = self._pending.before(look, events)
         self.saw(events)
-        return [*pending, *self._rows(look, at_end=False), *events]
+        rows = self._rows(look)
+        self._plan(look)
+        return [*pending, *rows, *events]
 
     def check(self) -> list[Event]:
         """The rows of a look, when one is due."""
         now = time.monotonic_ns()
-        if now < self._next_ns:
+        due = min(self._next_ns, self._pending.due_ns or self._next_ns)
+        at_once = self._hangs is not None and self._hangs.see(now)
+        if now < due and not at_once:
             return []
         look = self._look()
-        rows = self._rows(look, at_end=False)
-        new = any(stall.first is look for stall in self._stalls.values())
-        self._next_ns = now + (self._apart_ns if new else self._stall_after_ns)
+        rows = self._rows(look)
+        self._plan(look)
         return rows
 
     def end(self) -> list[Event]:
         """The last look's rows: they bear ``end`` in their detail."""
         look = self._look()
-        rows = self._rows(look, at_end=False)
-        if any(stall.first is look for stall in self._stalls.values()):
+        rows = self._rows(look)
+        if self._pending.first_shown_by(look) or self._holds.unproven:
             # First seen now, or moved by the recorder itself: gdb's leaving stops every thread.
-            time.sleep(self._apart_ns / 1e9)
+            time.sleep(max(self._apart_ns, APART_NS if self._holds.unproven else 0) / 1e9)
             look = self._look()
-        return rows + self._rows(look, at_end=True)
+        rows += self._holds.rows(look, at_end=True)
+        if look.stopped or self._hangs is None:
+            return rows
+        ended, look = self._hangs.end(look)
+        return rows + ended + self._pending.rows(look, at_end=True, told=self._hangs.told)
 
     def _look(self) -> Look:
         if self._looker is None:
             self._looker = self._make_looker()
+            self._hangs = Hangs(self._looker, self._stall_after_ns, self._sentences.append)
         return self._looker.look(details=False)
 
-    def _rows(self, look: Look, *, at_end: bool) -> list[Event]:
+    def _rows(self, look: Look) -> list[Event]:
+        assert self._hangs is not None
+        rows = self._holds.rows(look)
         if look.stopped:
-            self._stalls = {}
-            return []
-        rows: list[Event] = []
-        stalls: dict[tuple[int, Key], _Stall] = {}
-        for half, finding in _stranded(look):
-            identity = (half.address, _key(half))
-            stall = self._stalls.get(identity)
-            if stall is None or not same_chain(stall.first, look, finding.thread):
-                stall = _Stall(look, look.time_ns)
-            stalls[identity] = stall
-            own: list[Event] = []
-            proven = look.time_ns - stall.first.time_ns >= self._apart_ns
-            if half.cb in self._names:
-                own = self._row_of_watched(look, half, finding, stall, at_end)
-            elif at_end and proven:
-                own = self._rows_of_other(look, half, finding, stall)
-            if own or proven:
-                self._tell(finding, stall, at_end)
-            rows += own
-        self._stalls = stalls
-        return rows
+            self._hangs.forget()
+            self._pending.forget()
+            return rows
+        rows += self._hangs.rows(look)
+        return rows + self._pending.rows(look, at_end=False, told=self._hangs.told)
 
-    def _tell(self, finding: Finding, stall: _Stall, at_end: bool) -> None:
-        if at_end or not stall.told:
-            stall.told = True
-            self._sentences.append(finding.sentence)
-
-    def _row_of_watched(
-        self, look: Look, half: BottomHalf, finding: Finding, stall: _Stall, at_end: bool
-    ) -> list[Event]:
-        """A row at once, one soon after, then ever more rarely, and one at the end.
-
-        One whose schedule no probe saw (lost, or by another way than its call site) is as old
-        as the first look that met it.
-        """
-        times = self._scheduled.setdefault(_key(half), [])
-        since = min(times) if times else stall.first.time_ns
-        too_young = look.time_ns - since < self._stall_after_ns
-        if not at_end and (too_young or look.time_ns < stall.due_ns):
-            return []
-        rows = []
-        if not times:
-            times.append(since)
-            rows.append(self._pending_row(stall.first, half))
-        wait = look.time_ns - stall.written_ns if stall.written_ns else 0
-        stall.due_ns = look.time_ns + max(self._apart_ns, 2 * wait)
-        stall.written_ns = look.time_ns
-        return [*rows, self._blocked_row(look, half, finding, at_end=at_end)]
-
-    def _rows_of_other(
-        self, look: Look, half: BottomHalf, finding: Finding, stall: _Stall
-    ) -> list[Event]:
-        before = next(f for h, f in _stranded(stall.first) if h.address == half.address)
-        return [
-            self._pending_row(stall.first, half),
-            self._blocked_row(stall.first, half, before, at_end=False),
-            self._blocked_row(look, half, finding, at_end=True),
-        ]
-
-    def _pending_row(self, look: Look, half: BottomHalf) -> Event:
-        """It was pending then; when it was scheduled, and by whom, is not known."""
-        return Event(
-            time_ns=look.time_ns,
-            event="schedule",
-            name=self._name(half),
-            context=look.context(half.ctx).name,
-            ctx=half.ctx,
-            callback=half.cb,
-            opaque=half.opaque,
-            detail={"pending_already": True, "bh": f"{half.address:#x}"},
-        )
-
-    def _blocked_row(
-        self, look: Look, half: BottomHalf, finding: Finding, *, at_end: bool
-    ) -> Event:
-        thread, polls = finding.thread, finding.polls
-        frames = tuple(reversed(thread.frames))
-        detail = {
-            "pending_in": finding.context.name,
-            "pending_ctx": f"{half.ctx:#x}",
-            "blocked_in": thread.blocked_in,
-            "waits_at": [f"{value:#x}" for value in thread.waits_at],
-            "cpu_ns": thread.cpu_ns,
-            "behind": behind(look, thread),
-            "sentence": finding.sentence,
-        }
-        return Event(
-            time_ns=look.time_ns,
-            event="blocked",
-            tid=thread.tid,
-            thread=thread.name,
-            role=cast(Role, thread.role),
-            name=self._name(half),
-            context=polls.label if polls else "",
-            ctx=polls.address if polls else 0,
-            bh=half.address,
-            callback=half.cb,
-            opaque=half.opaque,
-            stack=frames if thread.whole else (UNREADABLE, *frames),
-            detail=detail | ({"end": True} if at_end else {}),
-        )
-
-    def _name(self, half: BottomHalf) -> str:
-        return self._names.get(half.cb) or half.name or f"{half.cb:#x}"
-
-
-def _stranded(look: Look) -> list[tuple[BottomHalf, Finding]]:
-    """Each bottom half that nobody can run now, with a finding of its own."""
-    return [
-        (half, one)
-        for finding in explain(look)
-        if finding.kind == STRANDED
-        for half in finding.bottom_halves
-        for one in explain(replace(look, bottom_halves=(half,)))
-        if one.kind == STRANDED
-    ]
-
-
-def _key_of(event: Event) -> Key:
-    return (event.callback, event.ctx, event.opaque)
-
-
-def _key(half: BottomHalf) -> Key:
-    return (half.cb, half.ctx, half.opaque)
+    def _plan(self, look: Look) -> None:
+        """When to look again: soon where something was seen for the first time."""
+        assert self._hangs is not None
+        now = time.monotonic_ns()
+        times = [now + self._stall_after_ns]
+        if self._pending.first_shown_by(look):
+            times.append(now + self._apart_ns)
+        if self._holds.unproven:
+            times.append(now + APART_NS)
+        if (due := self._hangs.due_ns(look)) is not None:
+            times.append(due)
+        self._next_ns = min(times)
+        self._pending.due_ns = self._next_ns

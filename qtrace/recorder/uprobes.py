@@ -8,6 +8,7 @@ off and on at each of its context switches, which is far more than the probes th
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -72,10 +73,7 @@ class Uprobes:
         try:
             self._links.append(link(function, self._exe, list(offsets), self._pid))
         except OSError as error:
-            where = ", ".join(offsets.values())
-            raise CodeMismatch(
-                f"the kernel refuses probes at {where} ({error.strerror})", REMEDY
-            ) from error
+            raise _refused(error.errno or 0, ", ".join(offsets.values())) from error
 
     def _attach_event(self, function: int, offset: int, label: str) -> None:
         name = f"qtrace_{self._pid}_{offset:x}".encode()
@@ -83,8 +81,7 @@ class Uprobes:
             function, UPROBE_ENTRY, name, self._exe, offset, self._pid, 0
         )
         if fd < 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise CodeMismatch(f"the kernel refuses a probe at {label} ({reason})", REMEDY)
+            raise _refused(ctypes.get_errno(), label)
         self._events.append(fd)
 
     def close(self) -> None:
@@ -96,3 +93,15 @@ class Uprobes:
                 list(pool.map(self._library.bpf_close_perf_event_fd, self._events))
         self._links.clear()
         self._events.clear()
+
+
+def _refused(number: int, where: str) -> CodeMismatch:
+    """An errno of the kernel's as an error of ours."""
+    if number == errno.EINVAL:
+        # find_uprobe() gave one that was made with another ref_ctr_offset; the attach_uprobe() of
+        # bcc 0.26 leaves what happens to be there (kernel/events/uprobes.c).
+        return CodeMismatch(
+            f"another tracer has a probe at {where} that lets no other be set there",
+            "end bpftrace, bcc tools or perf on this QEMU's file, then try again",
+        )
+    return CodeMismatch(f"the kernel refuses probes at {where} ({os.strerror(number)})", REMEDY)

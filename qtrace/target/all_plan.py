@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from qtrace.target.bh_layout import BottomHalfLayout
 from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.memory import Memory
 from qtrace.target.running_code import code_mismatch, runs_as_in_file
-
-Kind = Literal["enqueue", "run", "return", "cancel", "co_schedule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,22 +15,24 @@ class AllSite:
     """One probe of `--all`.
 
     Attributes:
-        kind: what a hit means.
+        kind: what a hit means: one of ``ARMED`` in qtrace/event_kinds.py.
         where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
         vaddr: link-time address.
         program: the function of probes/all.bpf.c that it runs.
         instruction: as the disassembler prints it.
         emulated: the kernel emulates the instruction; else it is single-stepped.
         new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
+        inlined: its function is none of the event loop's own: it is who schedules or cancels.
     """
 
-    kind: Kind
+    kind: str
     where: str
     vaddr: int
     program: str
     instruction: str
     emulated: bool
     new_flags: int = 0
+    inlined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,10 @@ REGISTER_NAMES = (
 )  # fmt: skip
 
 ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
-CALLEE_SAVED = (RBX, RBP, R12, R13, R14, R15)
+# Kept by a call, and lost in one (System V ABI, 3.2.1).
+CALLEE_SAVED_NAMES = ("rbx", "rbp", "r12", "r13", "r14", "r15")
+CALLER_SAVED_NAMES = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
+CALLEE_SAVED = tuple(REGISTER_NAMES.index(name) for name in CALLEE_SAVED_NAMES)
 
 # As debuggers spell the registers that survive a call.
 DWARF_NUMBERS = {
@@ -32,6 +35,7 @@ PRSTATUS_REGISTERS = (
     "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds",
     "es", "fs", "gs",
 )  # fmt: skip
+SYSCALL_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 # After it a thread in a system call goes on.
 SYSCALL_INSTRUCTION = b"\x0f\x05"
 
@@ -66,7 +70,12 @@ BREAKPOINT = 0xCC
 RED_ZONE = 128
 
 # Numbers of system calls (asm/unistd_64.h).
-RT_SIGACTION, RESTART_SYSCALL = 13, 219
+RT_SIGACTION, RESTART_SYSCALL, GET_ROBUST_LIST, PERF_EVENT_OPEN = 13, 219, 274, 298
+# perf's numbers of the general registers (asm/perf_regs.h) to DWARF's.
+PERF_REGISTERS = {
+    0: RAX, 1: RBX, 2: RCX, 3: RDX, 4: RSI, 5: RDI, 6: RBP, 7: RSP, 8: RETURN_ADDRESS,
+    **{n: R8 + n - 16 for n in range(16, 24)},
+}  # fmt: skip
 # What a system call has in rax while a signal interrupts it (linux/errno.h): it is made anew, or
 # its rest is.
 _ANEW = {-512, -513, -514}
@@ -81,8 +90,7 @@ def is_in_system_call(registers: dict[str, int]) -> bool:
 
 def system_call(registers: dict[str, int], number: int, *arguments: int) -> dict[str, int]:
     """The registers with which a thread begins one, at a SYSCALL_INSTRUCTION."""
-    names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
-    given = dict(zip(names, arguments))  # noqa: B905 (3.10)
+    given = dict(zip(SYSCALL_ARGUMENTS, arguments))  # noqa: B905 (3.10)
     return {**registers, **given, "rax": number, "orig_rax": _WORD - 1}
 
 

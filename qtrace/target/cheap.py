@@ -5,7 +5,7 @@ from __future__ import annotations
 import capstone
 from capstone import x86
 
-from qtrace.target.dataflow import Function, direct_target, full_register
+from qtrace.target.dataflow import Function, direct_target, writes
 
 # Prefixes that is_prefix_bad() of arch/x86/kernel/uprobes.c refuses: lock, es, cs, ss, ds.
 BAD_PREFIXES = frozenset({0xF0, 0x26, 0x2E, 0x36, 0x3E})
@@ -19,16 +19,6 @@ def emulated(instruction: capstone.CsInsn) -> bool:
     if code[0] == 0x0F and code[1] & 0xF0 == 0x80:
         return True
     return code[0] == 0x41 and 0x50 <= code[1] <= 0x57
-
-
-def first_allowed(function: Function) -> int:
-    """The first instruction that takes a probe: none with a lock or segment prefix does."""
-    allowed = (
-        at
-        for at in sorted(function.instructions)
-        if bytes(function.instructions[at].bytes)[0] not in BAD_PREFIXES
-    )
-    return int(next(allowed, function.start))
 
 
 def first_emulated(function: Function, begin: int) -> int | None:
@@ -73,8 +63,16 @@ def is_written(function: Function, begin: int, end: int, register: str) -> bool:
     )
 
 
-def writes(instruction: capstone.CsInsn) -> set[str]:
-    return {full_register(instruction, register) for register in instruction.regs_access()[1]}
+def past_endbr(function: Function) -> int:
+    """A function's first instruction that does something: endbr64 would be single-stepped."""
+    first = function.instructions.get(function.start)
+    if first is None or first.id != x86.X86_INS_ENDBR64:
+        return function.start
+    return function.start + int(first.size)
+
+
+def moves_stack(instruction: capstone.CsInsn) -> bool:
+    return "rsp" in writes(instruction)
 
 
 def ends_block(instruction: capstone.CsInsn) -> bool:

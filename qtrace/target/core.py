@@ -9,12 +9,20 @@ from qtrace.errors import QtraceError, TargetError
 from qtrace.target.aio.coroutine import guard_of_auxv
 from qtrace.target.aio.ending import ABORT_MESSAGE, read_abort_message
 from qtrace.target.aio.model import Ending
-from qtrace.target.arch_x86_64 import DWARF_NUMBERS, PRSTATUS_REGISTERS, SYSCALL_INSTRUCTION
-from qtrace.target.core_file import CoreFile, build_id_in, no_core
+from qtrace.target.arch_x86_64 import (
+    DWARF_NUMBERS,
+    PRSTATUS_REGISTERS,
+    SYSCALL_ARGUMENTS,
+    SYSCALL_INSTRUCTION,
+)
+from qtrace.target.build_ids import build_id_at, headers_at
+from qtrace.target.core_file import CoreFile, no_core
 from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.target.maps import NO_FILES, Module
+from qtrace.target.memory import PAGE
 from qtrace.target.source import State
 from qtrace.target.syscalls import sleeps, syscall_name
+from qtrace.target.sysroot import Sysroot
 
 
 class CoreSource:
@@ -22,37 +30,49 @@ class CoreSource:
 
     Args:
         exe: the executable, None for the one at the path where it ran.
+        sysroot: the folder below which its files lie, None where they lie as on this machine.
 
     Raises:
         TargetError: it is not the executable that the core is of, or not found.
     """
 
-    def __init__(self, core: CoreFile, exe: Path | None = None) -> None:
+    def __init__(
+        self, core: CoreFile, exe: Path | None = None, sysroot: Path | None = None
+    ) -> None:
         self.memory = core
         self._core = core
-        self.space = CoreSpace(core)
         ran = core.program_path()
         if not core.registers or not ran:
             raise no_core(core.path, "it has no registers or no list of mapped files")
-        path = exe or Path(ran)
-        if not path.exists():
-            raise TargetError(
-                f"the executable {path} is not here", "name the one that crashed with --exe"
-            )
-        elf = Elf(path, Path(ran).name)
-        in_core = self.space.build_id(ran)
-        if in_core and elf.build_id and in_core != elf.build_id:
-            raise TargetError(
-                f"{core.path} is not a core of {path}: build id {in_core[:16]}... there, "
-                f"{elf.build_id[:16]}... here",
-                "name the executable that wrote the core with --exe",
-            )
-        self.checked = bool(in_core and elf.build_id)
+        places = Sysroot(sysroot, exe, ran)
+        self.space = CoreSpace(core, places)
+        elf = self._executable(places.places(str(exe or ran)), ran, exe)
+        self.checked = self.space.is_same(ran, elf) is not None
         module = self.space.add(ran, elf)
         if module is None:
             raise no_core(core.path, f"{ran} is not mapped in it")
         self.binary = module
         self.program = Path(ran).name
+
+    def _executable(self, places: list[Path], ran: str, exe: Path | None) -> Elf:
+        if not places:
+            raise TargetError(
+                f"the executable {exe or ran} is not here",
+                "name the one that crashed with --exe, or the folder of its files with --sysroot",
+            )
+        others = []
+        for place in places:
+            elf = Elf(place, Path(ran).name)
+            if self.space.is_same(ran, elf) is not False:
+                return elf
+            others.append(elf)
+        in_core = self.space.build_id(ran)
+        raise TargetError(
+            f"{self._core.path} is not a core of {others[0].path}: build id {in_core[:16]}... "
+            f"there, {others[0].build_id[:16]}... here",
+            "name the executable that wrote the core with --exe, or the folder of its files with "
+            "--sysroot",
+        )
 
     @property
     def pid(self) -> int:
@@ -70,9 +90,13 @@ class CoreSource:
             # A kernel thread that bears the process's id (KVM's, vhost's).
             return State("", None, kernel=True)
         call = values["orig_rax"]
-        in_call = call < 1 << 63 and self._code(values["rip"] - 2, 2) == SYSCALL_INSTRUCTION
-        asleep = in_call and sleeps(values["rax"])
-        return State(syscall_name(call, values["rsi"]) if asleep else "", known)
+        arguments = tuple(values[name] for name in SYSCALL_ARGUMENTS)
+        # Code that is not here cannot speak against the number.
+        code = self._code(values["rip"] - 2, 2)
+        in_call = call < 1 << 63 and code in (SYSCALL_INSTRUCTION, b"")
+        if not in_call or not sleeps(call, values["rax"], arguments):
+            return State("", known)
+        return State(syscall_name(call, values["rsi"]), known, arguments=arguments)
 
     def _code(self, address: int, size: int) -> bytes:
         """Code as the core has it, else as the file that was mapped there."""
@@ -81,9 +105,9 @@ class CoreSource:
         module = found[0] if found else None
         return raw if module is None else module.elf.read(address - module.bias, size)
 
-    def stopped(self) -> bool:
+    def held(self, tid: int) -> str:
         """A core shows a moment of a process that ran."""
-        return False
+        return ""
 
     def ending(self) -> Ending | None:
         """The signal that it was written for, with the C library's last words."""
@@ -109,6 +133,11 @@ class CoreSource:
     def pointer_guard(self) -> int | None:
         return guard_of_auxv(self.memory, self._core.auxv)
 
+    def guarded(self) -> list[tuple[int, int]]:
+        """As ``Source.guarded``. gcore leaves out what nobody may read: the page is taken to lie
+        below each mapping that may be written."""
+        return [(part.start - PAGE, part.end) for part in self._core.parts if part.writable]
+
     def outer_tid(self, tid: int) -> int:
         return tid
 
@@ -117,13 +146,14 @@ class CoreSpace:
     """The files that were mapped, opened when an address leads there.
 
     Attributes:
-        unmatched: files that are here, but are others than those that were mapped.
+        absent: those that are needed and not here, or not to be trusted, in words.
     """
 
-    def __init__(self, core: CoreFile) -> None:
+    def __init__(self, core: CoreFile, places: Sysroot) -> None:
         self._core = core
+        self._places = places
         self._modules: dict[str, Module | None] = {}
-        self.unmatched: set[str] = set()
+        self.absent: set[str] = set()
 
     def refresh(self) -> None:
         """A core does not change."""
@@ -136,20 +166,28 @@ class CoreSpace:
             index = bisect.bisect_right(self._core._starts, address) - 1
             part = self._core.parts[index] if index >= 0 else None
             return (None, "") if part and part.start <= address < part.end else None
+        if file.path.startswith(NO_FILES):
+            return None, Path(file.path).name
         if file.path not in self._modules:
             self._open(file.path)
         return self._modules[file.path], Path(file.path).name
 
     def _open(self, path: str) -> None:
+        """Take the first file of that path that is the one that was mapped."""
         self._modules[path] = None
-        try:
-            elf = Elf(path)
-        except QtraceError:
-            return
-        if self.build_id(path) not in ("", elf.build_id):
-            self.unmatched.add(path)
-            return
-        self.add(path, elf)
+        others = False
+        for place in self._places.places(path):
+            try:
+                elf = Elf(place, Path(path).name)
+            except QtraceError:
+                continue
+            same = self.is_same(path, elf)
+            if same is not False and self.add(path, elf) is not None:
+                if same is None:
+                    self.absent.add(f"whether {place} is what was mapped cannot be told")
+                return
+            others = True
+        self.absent.add(f"{path} is another build here" if others else f"{path} is not here")
 
     def add(self, path: str, elf: Elf) -> Module | None:
         """Take a file as the one that was mapped; None when it is not mapped."""
@@ -161,7 +199,17 @@ class CoreSpace:
                 return self._modules[path]
         return None
 
+    def is_same(self, path: str, elf: Elf) -> bool | None:
+        """Whether a file is the one that was mapped: by its build id, else by its headers; None
+        where the core has neither."""
+        in_core = self.build_id(path)
+        if in_core and elf.build_id:
+            return in_core == elf.build_id
+        file = self._core.first_of(path)
+        headers = headers_at(self._core, file.start) if file else b""
+        return elf.data[: len(headers)] == headers if headers else None
+
     def build_id(self, path: str) -> str:
         """The build id of a mapped file as its header in the core has it; empty without one."""
         file = self._core.first_of(path)
-        return build_id_in(self._core, file.start) if file else ""
+        return build_id_at(self._core, file.start) if file else ""

@@ -1,30 +1,39 @@
-"""The format of core files, gcore's and the kernel's: notes, registers, memory."""
+"""The format of core files, gcore's and the kernel's: notes, registers, memory.
+
+pyelftools parses headers and notes; it has no struct elf_prstatus and no siginfo_t.
+"""
 
 from __future__ import annotations
 
 import bisect
+import io
 import mmap
 import os
 import signal
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any, cast
 
-from qtrace.errors import TargetError, UnsupportedBinary
+from elftools.elf.elffile import ELFFile
+from elftools.elf.notes import iter_notes
+
+from qtrace.errors import QtraceError, TargetError, UnsupportedBinary
 from qtrace.target.aio.ending import FATAL, SENT
 from qtrace.target.aio.model import Ending
-from qtrace.target.arch_x86_64 import PAGE
 from qtrace.target.elf import Elf
 
-ET_CORE, EM_X86_64, PT_LOAD, PT_NOTE = 4, 62, 1, 4
-NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE, NT_SIGINFO = 1, 3, 6, 0x46494C45, 0x53494749
-NT_GNU_BUILD_ID = 3
+PF_W = 2
 AT_PHDR = 3
-# struct elf_prstatus: pid, then the registers of user_regs_struct; struct elf_prpsinfo: pid.
-PRSTATUS_SIGNAL, PRSTATUS_PID, PRSTATUS_REGS, PRPSINFO_PID = 12, 32, 112, 24
+# struct elf_prstatus: pid, then the registers of user_regs_struct.
+PRSTATUS_SIGNAL, PRSTATUS_PID, PRSTATUS_REGS = 12, 32, 112
 PRSTATUS_SIZE = PRSTATUS_REGS + 27 * 8
+# Of a program header.
+ENTRY_SIZE = 56
 # siginfo_t: si_signo, si_errno, si_code; then, of a signal that somebody sent, si_pid.
 SIGINFO = struct.Struct("<iii4xi")
 PACKED = {b"\x28\xb5\x2f\xfd": "zstd -d", b"\x04\x22\x4d\x18": "lz4 -d",
@@ -33,12 +42,14 @@ PACKED = {b"\x28\xb5\x2f\xfd": "zstd -d", b"\x04\x22\x4d\x18": "lz4 -d",
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A PT_LOAD of the core: run-time addresses, and what of it was dumped."""
+    """A PT_LOAD of the core: run-time addresses, what of it was dumped, and whether the program
+    may have written there."""
 
     start: int
     end: int
     offset: int
     dumped: int
+    writable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,10 @@ class CoreFile:
             ) from error
         try:
             self._read_headers()
-        except (struct.error, IndexError) as error:
+        except QtraceError:
+            raise
+        except Exception as error:
+            # pyelftools raises whatever damage leads to.
             raise no_core(path, "its headers are damaged") from error
         self._starts = [part.start for part in self.parts]
         self._trusted: list[tuple[FilePart, Elf]] = []
@@ -95,38 +109,33 @@ class CoreFile:
                 if data[: len(magic)] == magic:
                     raise TargetError(f"{self.path} is compressed", f"unpack it first: {command}")
             raise no_core(self.path, "it is no ELF file")
-        kind, machine = struct.unpack_from("<HH", data, 16)
-        if data[4] != 2 or machine != EM_X86_64:
+        # pyelftools only reads and seeks, which an mmap does as well as a file.
+        elf = ELFFile(cast(IO[bytes], data))
+        if (elf.elfclass, elf["e_machine"]) != (64, "EM_X86_64"):
             raise UnsupportedBinary(
                 f"{self.path} is the core of another machine than x86-64",
                 "run qtrace on a core of an x86-64 QEMU",
             )
-        if kind != ET_CORE:
+        if elf["e_type"] != "ET_CORE":
             raise no_core(self.path, "it is a program or a library")
-        (headers,) = struct.unpack_from("<Q", data, 32)
-        size, count = struct.unpack_from("<HH", data, 54)
-        if count == 0xFFFF:
-            # More than 65,534 segments: the number stands in the first section header.
-            (sections,) = struct.unpack_from("<Q", data, 40)
-            (count,) = struct.unpack_from("<I", data[sections : sections + 64].ljust(64), 44)
-        parts, notes = [], []
+        if elf["e_phentsize"] != ENTRY_SIZE:
+            raise no_core(self.path, "its headers are damaged")
+        if elf["e_phoff"] + elf.num_segments() * ENTRY_SIZE > len(data):
+            raise self._truncated()
+        self.parts: list[Part] = []
+        self._notes: list[Any] = []
         self.size = 0
-        for number in range(count):
-            raw = data[headers + number * size : headers + number * size + 56]
-            if len(raw) < 56:
-                raise self._truncated()
-            segment, _flags, offset, start, _physical, dumped, length, _align = struct.unpack(
-                "<IIQQQQQQ", raw
-            )
+        for segment in elf.iter_segments():
+            start, offset, dumped = (segment[f] for f in ("p_vaddr", "p_offset", "p_filesz"))
             self.size = max(self.size, offset + dumped)
-            if segment == PT_LOAD:
-                parts.append(Part(start, start + length, offset, dumped))
-            elif segment == PT_NOTE:
+            if segment["p_type"] == "PT_LOAD":
+                writable = bool(segment["p_flags"] & PF_W)
+                self.parts.append(Part(start, start + segment["p_memsz"], offset, dumped, writable))
+            elif segment["p_type"] == "PT_NOTE":
                 if offset + dumped > len(data):
                     raise self._truncated()
-                notes += read_notes(data[offset : offset + dumped])
-        self.parts = sorted(parts, key=lambda part: part.start)
-        self._notes = notes
+                self._notes += _core_notes(elf, data[offset : offset + dumped])
+        self.parts.sort(key=lambda part: part.start)
 
     @property
     def truncated(self) -> str:
@@ -141,15 +150,15 @@ class CoreFile:
             "write it again with enough disk space and `ulimit -c unlimited`, or with gcore",
         )
 
-    def notes(self, kind: int) -> list[bytes]:
+    def notes(self, kind: str) -> list[bytes]:
         """The notes of one kind (NT_*)."""
-        return [description for found, description in self._notes if found == kind]
+        return [note["n_descdata"] for note in self._notes if note["n_type"] == kind]
 
     @cached_property
     def registers(self) -> dict[int, tuple[int, ...]]:
         """user_regs_struct by tid."""
         found = {}
-        for raw in self.notes(NT_PRSTATUS):
+        for raw in self.notes("NT_PRSTATUS"):
             if len(raw) < PRSTATUS_SIZE:
                 continue
             (tid,) = struct.unpack_from("<i", raw, PRSTATUS_PID)
@@ -159,8 +168,12 @@ class CoreFile:
     @cached_property
     def pid(self) -> int:
         """The process id, which is the main thread's tid; 0 when the core does not tell."""
-        raw = b"".join(self.notes(NT_PRPSINFO)[:1])
-        return int(struct.unpack_from("<i", raw, PRPSINFO_PID)[0]) if len(raw) > 28 else 0
+        (info, *_others) = [*self._parsed("NT_PRPSINFO"), None]
+        return int(info["pr_pid"]) if info else 0
+
+    def _parsed(self, kind: str) -> list[Any]:
+        """As pyelftools has them."""
+        return [note["n_desc"] for note in self._notes if note["n_type"] == kind]
 
     def ending(self, message: str = "") -> Ending | None:
         """The signal that the kernel wrote it for; None of a process that was only copied.
@@ -168,8 +181,8 @@ class CoreFile:
         Args:
             message: what abort() was told.
         """
-        first = next(iter(self.notes(NT_PRSTATUS)), b"")
-        about = next(iter(self.notes(NT_SIGINFO)), b"")
+        first = next(iter(self.notes("NT_PRSTATUS")), b"")
+        about = next(iter(self.notes("NT_SIGINFO")), b"")
         if len(first) < PRSTATUS_SIZE or len(about) < SIGINFO.size:
             return None
         # The kernel writes the thread first that the signal hit.
@@ -183,21 +196,21 @@ class CoreFile:
 
     @cached_property
     def auxv(self) -> bytes:
-        return b"".join(self.notes(NT_AUXV)[:1])
+        return b"".join(self.notes("NT_AUXV")[:1])
 
     @cached_property
     def files(self) -> list[FilePart]:
         """What NT_FILE lists, by address."""
-        found = []
-        for raw in self.notes(NT_FILE):
-            if len(raw) < 16:
-                continue
-            count, page = struct.unpack_from("<QQ", raw, 0)
-            names = raw[16 + 24 * count :].split(b"\0")
-            for number in range(min(count, len(names), (len(raw) - 16) // 24)):
-                start, end, offset = struct.unpack_from("<QQQ", raw, 16 + 24 * number)
-                name = names[number].decode("utf-8", "surrogateescape")
-                found.append(FilePart(start, end, offset * page, name))
+        found = [
+            FilePart(
+                entry["vm_start"],
+                entry["vm_end"],
+                entry["page_offset"] * table["page_size"],
+                name.decode("utf-8", "surrogateescape"),
+            )
+            for table in self._parsed("NT_FILE")
+            for entry, name in zip(table["Elf_Nt_File_Entry"], table["filename"], strict=True)
+        ]
         return sorted(found, key=lambda file: file.start)
 
     def file_at(self, address: int) -> FilePart | None:
@@ -237,38 +250,15 @@ class CoreFile:
         return b""
 
 
-def build_id_in(core: CoreFile, base: int) -> str:
-    """The build id of a file mapped at an address, as its header there has it; empty without."""
-    header = core.read(base, 64)
-    if len(header) < 64 or header[:4] != b"\x7fELF":
-        return ""
-    (table,) = struct.unpack_from("<Q", header, 32)
-    size, count = struct.unpack_from("<HH", header, 54)
-    segments = []
-    for number in range(count):
-        raw = core.read(base + table + number * size, 56)
-        if len(raw) == 56:
-            segments.append(struct.unpack("<IIQQQQQQ", raw))
-    first = min((s[3] for s in segments if s[0] == PT_LOAD), default=0) & -PAGE
-    for kind, _flags, _offset, vaddr, _physical, length, *_rest in segments:
-        if kind == PT_NOTE and length < PAGE:
-            for note, description in read_notes(core.read(base + vaddr - first, length), b"GNU"):
-                if note == NT_GNU_BUILD_ID:
-                    return description.hex()
-    return ""
-
-
-def read_notes(raw: bytes, owner: bytes = b"CORE") -> list[tuple[int, bytes]]:
-    """(type, description) of an owner's notes."""
-    found, at = [], 0
-    while at + 12 <= len(raw):
-        name_size, size, kind = struct.unpack_from("<III", raw, at)
-        name = raw[at + 12 : at + 12 + name_size].rstrip(b"\0")
-        begin = at + 12 + (name_size + 3 & -4)
-        if name == owner:
-            found.append((kind, raw[begin : begin + size]))
-        at = begin + (size + 3 & -4)
-    return found
+def _core_notes(elf: ELFFile, segment: bytes) -> Iterator[Any]:
+    """The notes that every system's cores have. They are parsed in a copy: a damaged length must
+    not lead through all of the core."""
+    view = SimpleNamespace(structs=elf.structs, elfclass=64, stream=io.BytesIO(segment))
+    return (
+        note
+        for note in iter_notes(cast(ELFFile, view), 0, len(segment))
+        if note["n_name"] == "CORE"
+    )
 
 
 def no_core(path: Path, why: str) -> TargetError:

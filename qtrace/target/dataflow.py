@@ -5,7 +5,7 @@ A value is known only when every path that reaches the instruction agrees on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import capstone
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from capstone import x86
 
+from qtrace.target.arch_x86_64 import CALLER_SAVED_NAMES
+from qtrace.target.cfi import CallFrames
 from qtrace.target.elf import Elf
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
-
-CALLER_SAVED = frozenset({"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,31 @@ class Returned:
     function: int
 
 
-Value = Constant | Loaded | Returned
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Memory that nobody else knows yet: what the call at this link-time address allocated."""
+
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The halves of a vector register."""
+
+    low: Value | None
+    high: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What a register held when the function was entered."""
+
+    register: str
+
+
+Value = Constant | Loaded | Returned | Fresh | Pair | Argument
 State = dict[str, Value]
+Step = Callable[[capstone.CsInsn, State], State]
 
 
 class Function:
@@ -55,6 +78,7 @@ class Function:
         engine.detail = True
         code = elf.read(start, end - start)
         self.instructions = {i.address: i for i in engine.disasm(code, start)}
+        self._successors: dict[int, list[int]] = {}
 
     def callee(self, address: int) -> int | None:
         """The target of a direct call, or of a direct jump out of the function (a tail call)."""
@@ -67,8 +91,23 @@ class Function:
                 return target
         return None
 
+    def calls(self) -> dict[int, int]:
+        """The direct calls in it: where each stands and goes to (link-time addresses)."""
+        return {
+            address: target
+            for address, instruction in self.instructions.items()
+            if instruction.id == x86.X86_INS_CALL
+            and (target := direct_target(instruction)) is not None
+        }
+
     def successors(self, instruction: capstone.CsInsn) -> list[int]:
         """Where control goes next inside the function."""
+        known = self._successors.get(instruction.address)
+        if known is None:
+            known = self._successors[instruction.address] = self._find_successors(instruction)
+        return known
+
+    def _find_successors(self, instruction: capstone.CsInsn) -> list[int]:
         following = instruction.address + instruction.size
         if instruction.group(x86.X86_GRP_RET) or instruction.id == x86.X86_INS_UD2:
             return []
@@ -78,23 +117,40 @@ class Function:
             return inside if instruction.id == x86.X86_INS_JMP else [*inside, following]
         return [following]
 
-    def states(self) -> dict[int, State]:
-        """The known register values before each instruction, joined over all paths."""
+    def last_write(self, register: str, before: int, reach: int) -> capstone.CsInsn | None:
+        """The nearest instruction above an address that writes a register, within so many bytes.
+
+        Whether a path leads from there, and no other one, is the caller's to know.
+        """
+        for at in sorted(self.instructions, reverse=True):
+            if before - reach <= at < before and register in writes(self.instructions[at]):
+                return self.instructions[at]
+        return None
+
+    def states(self, step: Step | None = None, arguments: Iterable[str] = ()) -> dict[int, State]:
+        """The known register values before each instruction, joined over all paths.
+
+        Args:
+            step: gives the state after one instruction; it may follow more than ``after`` does.
+            arguments: registers whose contents at the function's entry are followed, too.
+        """
+        step = step or after
         entered = self._predecessors()
         states: dict[int, State] = {}
         # Blocks that no direct edge enters (jump tables, the function itself) know nothing.
         work = [a for a in self.instructions if a not in entered]
         for address in work:
             states[address] = {}
+        states[self.start] = {register: Argument(register) for register in arguments}
         while work:
             address = work.pop()
             instruction = self.instructions[address]
-            after = step(instruction, states[address])
+            left = step(instruction, states[address])
             for target in self.successors(instruction):
                 if target not in self.instructions:
                     continue
                 before = states.get(target)
-                joined = after if before is None else _join(before, after)
+                joined = left if before is None else _join(before, left)
                 if before is None or joined != before:
                     states[target] = joined
                     work.append(target)
@@ -112,22 +168,22 @@ def direct_target(instruction: capstone.CsInsn) -> int | None:
     return operand.imm if operand is not None and operand.type == x86.X86_OP_IMM else None
 
 
-def step(instruction: capstone.CsInsn, before: State) -> State:
+def after(instruction: capstone.CsInsn, before: State) -> State:
     """The state after one instruction."""
     if instruction.group(x86.X86_GRP_CALL):
-        after = {r: v for r, v in before.items() if r not in CALLER_SAVED}
+        state = {r: v for r, v in before.items() if r not in CALLER_SAVED_NAMES}
         target = direct_target(instruction)
         if target is not None:
-            after["rax"] = Returned(target)
-        return after
-    written = {full_register(instruction, r) for r in instruction.regs_access()[1]}
+            state["rax"] = Returned(target)
+        return state
+    written = writes(instruction)
     if not written:
         return before
-    after = {r: v for r, v in before.items() if r not in written}
+    state = {r: v for r, v in before.items() if r not in written}
     value = _value(instruction, before)
     if value is not None:
-        after[full_register(instruction, instruction.operands[0].reg)] = value
-    return after
+        state[full_register(instruction, instruction.operands[0].reg)] = value
+    return state
 
 
 def _value(instruction: capstone.CsInsn, before: State) -> Value | None:
@@ -173,6 +229,11 @@ def full_register(instruction: capstone.CsInsn, register: int) -> str:
     return _FULL.get(name, name)
 
 
+def writes(instruction: capstone.CsInsn) -> set[str]:
+    """The 64-bit registers that it changes, named in it or not."""
+    return {full_register(instruction, register) for register in instruction.regs_access()[1]}
+
+
 def references_to(elf: Elf, targets: Iterable[int]) -> list[int]:
     """Addresses at which the bytes read as a direct call or jump to one of ``targets``.
 
@@ -180,22 +241,30 @@ def references_to(elf: Elf, targets: Iterable[int]) -> list[int]:
     """
     hits: list[int] = []
     wanted = np.array(sorted(targets), dtype=np.int64)
-    for segment in elf.code:
-        code = np.frombuffer(
-            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
-        )
+    for start, code in elf.code_bytes():
         # call rel32, jmp rel32, and jcc rel32 (0f 8x), the displacement after the opcode.
         opcodes = np.flatnonzero(((code[:-4] & 0xFE) == 0xE8) | ((code[:-4] & 0xF0) == 0x80))
         conditional = (code[opcodes] & 0xF0) == 0x80
         opcodes = opcodes[~conditional | (code[np.maximum(opcodes - 1, 0)] == 0x0F)]
-        goes_to = segment.vaddr + opcodes + 5 + displacements(code, opcodes + 1)
+        goes_to = start + opcodes + 5 + displacements(code, opcodes + 1)
         for opcode in opcodes[np.isin(goes_to, wanted)]:
             is_conditional = (code[opcode] & 0xF0) == 0x80
-            hits.append(int(segment.vaddr + opcode - (1 if is_conditional else 0)))
-        hits += [
-            address for target in wanted for address in _short_jumps(code, segment.vaddr, target)
-        ]
+            hits.append(int(start + opcode - (1 if is_conditional else 0)))
+        hits += [address for target in wanted for address in _short_jumps(code, start, target)]
     return hits
+
+
+def callers_of(
+    elf: Elf, frames: CallFrames, targets: Iterable[int]
+) -> dict[tuple[int, int], list[int]]:
+    """The functions, by start and end, that may call or jump to one of ``targets``, with the places
+    at which their bytes read so: see ``references_to``."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for address in references_to(elf, targets):
+        extent = frames.function(address)
+        if extent is not None:
+            found.setdefault(extent, []).append(address)
+    return found
 
 
 def displacements(code: Bytes, at: Offsets) -> Offsets:

@@ -15,6 +15,8 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
@@ -130,6 +132,14 @@ class Elf:
     def code(self) -> list[Segment]:
         return [s for s in self.segments if s.executable]
 
+    def code_bytes(self) -> list[tuple[int, npt.NDArray[np.uint8]]]:
+        """Link-time start and bytes of each executable segment, which are not copied."""
+        view = memoryview(self._data)
+        return [
+            (s.vaddr, np.frombuffer(view[s.offset : s.offset + s.filesz], np.uint8))
+            for s in self.code
+        ]
+
     def is_code(self, vaddr: int) -> bool:
         return any(0 <= vaddr - s.vaddr < s.filesz for s in self.code)
 
@@ -159,8 +169,8 @@ class Elf:
     def code_hash(self) -> str:
         """A hash of the executable segments: a binary can claim any build id."""
         digest = hashlib.blake2b(digest_size=16)
-        for segment in self.code:
-            digest.update(memoryview(self._data)[segment.offset : segment.offset + segment.filesz])
+        for _start, code in self.code_bytes():
+            digest.update(code.data)
         return digest.hexdigest()
 
     @cached_property

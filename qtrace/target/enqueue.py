@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 from capstone import x86
 
-from qtrace.target.cheap import first_emulated, is_written, runs_once, writes
-from qtrace.target.dataflow import Function, direct_target, full_register
+from qtrace.knowledge import PENDING
+from qtrace.target.cheap import first_emulated, is_written, runs_once
+from qtrace.target.dataflow import Function, direct_target, full_register, writes
 from qtrace.target.elf import Elf
 
-# QEMUBH's flag (util/async.c, 5.2 to 10.2).
-PENDING = 1
+# As many instructions are looked at for the insertion behind it; it took 7.
+INSERTION = 32
+# The bytes of the loop before its cmpxchg: a move and an OR.
+LOOP = 24
 
 
 def c_expression(register: str) -> str:
@@ -21,10 +24,7 @@ def c_expression(register: str) -> str:
 def find_cmpxchgs(elf: Elf, flags: int) -> list[int]:
     """Addresses at which the bytes read as `lock cmpxchg r32, flags(reg)`."""
     hits: list[int] = []
-    for segment in elf.code:
-        code = np.frombuffer(
-            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
-        )
+    for start, code in elf.code_bytes():
         for prefixes in (1, 2):
             at = np.flatnonzero(
                 (code[: -4 - prefixes] == 0xF0)
@@ -35,7 +35,7 @@ def find_cmpxchgs(elf: Elf, flags: int) -> list[int]:
             )
             if prefixes == 2:
                 at = at[code[at + 1] & 0xF0 == 0x40]
-            hits += [int(segment.vaddr + offset) for offset in at]
+            hits += [int(start + offset) for offset in at]
     return sorted(hits)
 
 
@@ -73,25 +73,25 @@ def enqueue_site(function: Function, address: int, flags: int) -> tuple[int, str
 
 def _ored(function: Function, address: int, desired: str) -> tuple[int, str]:
     """What is ORed into the register that cmpxchg stores: a constant, or a register."""
-    before = [a for a in sorted(function.instructions) if address - 24 <= a < address]
-    for at in reversed(before):
-        instruction = function.instructions[at]
-        if desired not in writes(instruction):
-            continue
-        if instruction.id != x86.X86_INS_OR:
-            return 0, ""
-        operand = instruction.operands[1]
-        if operand.type == x86.X86_OP_IMM:
-            return int(operand.imm) & 0xFF, ""
-        return 0, full_register(instruction, operand.reg)
-    return 0, ""
+    instruction = function.last_write(desired, address, reach=LOOP)
+    if instruction is None or instruction.id != x86.X86_INS_OR:
+        return 0, ""
+    operand = instruction.operands[1]
+    if operand.type == x86.X86_OP_IMM:
+        return int(operand.imm) & 0xFF, ""
+    return 0, full_register(instruction, operand.reg)
 
 
 def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
-    """Whether what comes next stores into the bottom half's `next`: the insertion."""
-    after = [a for a in sorted(function.instructions) if begin <= a < begin + 64]
-    for at in after:
-        instruction = function.instructions[at]
+    """Whether a path from there stores into the bottom half's `next`: the insertion. In
+    11.1 it stands at the function's end, behind a jump."""
+    work, seen = [begin], set[int]()
+    while work and len(seen) < INSERTION:
+        at = work.pop(0)
+        instruction = function.instructions.get(at)
+        if instruction is None or at in seen:
+            continue
+        seen.add(at)
         target = instruction.operands[0] if instruction.operands else None
         if (
             instruction.id == x86.X86_INS_MOV
@@ -101,4 +101,6 @@ def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
             and instruction.reg_name(target.mem.base) == bh
         ):
             return True
+        if bh not in writes(instruction):
+            work += function.successors(instruction)
     return False

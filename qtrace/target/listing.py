@@ -6,12 +6,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtrace.errors import PermissionMissing, QtraceError, UnsupportedBinary
+from qtrace.errors import NoSuchGuest, PermissionMissing, QtraceError, UnsupportedBinary
 from qtrace.target.host import capabilities
 from qtrace.target.process import Process
+from qtrace.target.unanswered import NoAnswer, ask
 
 # Names of executables; /proc/PID/comm, which everybody may read, has the first 15 bytes.
-PROGRAMS = re.compile(r"qemu-(system-|kvm|storage-daem|img|nbd|io)|kvm$")
+# NixOS starts `.qemu-system-x86_64-wrapped` by a script.
+PROGRAMS = re.compile(r"\.?(qemu-(system-|kvm|storage-daem|img|nbd|io)|kvm$)")
+# A list is wanted at once.
+PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,31 @@ def list_processes() -> list[Listed]:
             comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
             # With debug-threads=on the main thread keeps the program's name.
             if PROGRAMS.match(comm) or PROGRAMS.match(_executable(pid)):
-                found.append(_list(pid, comm))
+                found.append(_answered(pid, comm))
         except (OSError, QtraceError):
             # It ended meanwhile, or is a zombie.
             continue
     return found
+
+
+def find_guest(name: str) -> int:
+    """The process of the guest of that name (-name). Raises NoSuchGuest."""
+    listed = list_processes()
+    pids = [one.pid for one in listed if one.name == name]
+    if len(pids) != 1:
+        raise NoSuchGuest(name, pids, [one.name for one in listed if one.name])
+    return pids[0]
+
+
+def _answered(pid: int, comm: str) -> Listed:
+    """One that does not let itself be read keeps no other from being listed."""
+    try:
+        # What else is asked of it waits for the same lock.
+        ask(Path(f"/proc/{pid}/cmdline").read_bytes, PATIENCE_S)
+        return _list(pid, comm)
+    except NoAnswer as error:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return Listed(pid, comm, "", "", threads, (), error.message)
 
 
 def _executable(pid: int) -> str:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from qtrace.errors import NoSuchProcess
+from qtrace.errors import HasChanged, NoSuchProcess, PermissionMissing
+from qtrace.host.held import Holders
+from qtrace.host.thread_files import ThreadFiles, system_call
 from qtrace.target.aio.coroutine import guard_of_auxv
-from qtrace.target.aio.tls import find_thread_pointers, is_thread_pointer
+from qtrace.target.aio.tls import is_thread_pointer, thread_pointer
 from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
-from qtrace.target.maps import AddressSpace, Mapping, Module, read_maps
+from qtrace.target.maps import AddressSpace, Module, guarded_memory
 from qtrace.target.memory import ProcessMemory
-from qtrace.target.process import Process
+from qtrace.target.process import AS_ROOT, Identity, Process
+from qtrace.target.robust import robust_list
 from qtrace.target.source import State
 from qtrace.target.syscalls import syscall_name
-from qtrace.target.thread_files import ThreadFiles
-
-# A thread's descriptor lies above its stack; the first thread's in a small mapping of ld.so.
-NEAR_STACK = 1 << 16
-SMALL = 1 << 20
 
 
 class LiveSource:
@@ -27,8 +26,8 @@ class LiveSource:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._files = ThreadFiles(process.pid)
+        self._holders = Holders(process.pid, self._files)
         self._pointers: dict[int, int] = {}
-        self._sought: set[int] = set()
         self._tids: set[int] = set()
         self._states: dict[int, tuple[str, str, State]] = {}
         self._code = process.binary.elf.code[0].vaddr + process.binary.bias
@@ -64,66 +63,68 @@ class LiveSource:
             self._states = {tid: s for tid, s in self._states.items() if tid in names}
         return names
 
-    def stopped(self) -> bool:
-        """Whether it is SIGSTOPped or held by a debugger. Raises NoSuchProcess."""
-        state = self._main_state()
+    def held(self, tid: int) -> str:
+        """As ``Source.held``: stopped by a signal, by a debugger, frozen by a cgroup.
+
+        Asked for the main thread, as each look does last of all, it also raises HasChanged: the
+        process runs another program than the one that was looked at.
+        """
+        letter = self._files.letter(tid)
+        if tid == self.pid:
+            self._check_identity(letter)
+        return self._holders.reason(tid, letter)
+
+    def _check_identity(self, letter: str) -> None:
+        """What was read may be of none, of two programs, or not be all.
+
+        Raises NoSuchProcess, HasChanged, PermissionMissing.
+        """
+        known = self._process.identity
+        now = Identity.of(self._files.read(self.pid, "stat"))
+        if known and now and not known.may_be(now):
+            raise HasChanged(self.pid)
         # A process that has ended stays, as a zombie, until its parent notices; one that is
         # about to end has lost its memory before.
-        if state in ("", "Z", "X") or not self.memory.read(self._code, 1):
+        if letter in ("", "Z", "X") or not self.memory.read(self._code, 1):
             raise NoSuchProcess(self.pid)
-        return state in ("T", "t")
+        call, _times, _state = self._states.get(self.pid, ("running", "", None))
+        if not call:
+            # A thread whose file is not to be read is none that runs.
+            raise PermissionMissing(
+                f"not allowed to see what the threads of process {self.pid} do", AS_ROOT
+            )
 
     def ending(self) -> None:
         """It lives."""
-
-    def _main_state(self) -> str:
-        """The main thread's state as ps(1) shows it, empty when it is gone."""
-        fields = self._files.read(self.pid, "stat").rpartition(")")[2].split()
-        return fields[0] if fields else ""
 
     def state(self, tid: int) -> State:
         """From /proc/PID/task/TID/syscall: also of a stopped thread that is in no call."""
         call = self._files.read(tid, "syscall")
         times = "" if call.startswith("running") else self._files.read(tid, "schedstat")
         known = self._states.get(tid)
-        if known is None or known[:2] != (call, times):
-            known = self._states[tid] = (call, times, _state(call, times))
+        if known is None or known[:2] != (call, times) or not known[2].cpu_ns:
+            known = self._states[tid] = (call, times, self._new_state(tid, call, times))
         return known[2]
 
-    def thread_pointers(self) -> dict[int, int]:
-        """fs_base by tid, of the threads last seen; searched once for each of them."""
-        tids = self._tids or set(self.threads())
-        memory = self.memory
-        self._pointers = {
-            tid: pointer
-            for tid, pointer in self._pointers.items()
-            if tid in tids and is_thread_pointer(memory, pointer, self._inner_tid(tid))
-        }
-        new = tids - self._pointers.keys() - self._sought
-        if new:
-            inner = {self._inner_tid(tid): tid for tid in new}
-            found = find_thread_pointers(memory, inner, self._areas(new))
-            self._pointers |= {inner[tid]: pointer for tid, pointer in found.items()}
-            self._sought = (self._sought | new) & tids
-        return dict(self._pointers)
+    def _new_state(self, tid: int, call: str, times: str) -> State:
+        """The state of a thread that has run since the last look."""
+        state = _state(call, times)
+        if state.registers is None:
+            return state
+        return replace(state, letter=self._files.letter(tid), wchan=self._files.wchan(tid))
 
-    def _areas(self, tids: set[int]) -> list[tuple[int, int]]:
-        """Where the threads' descriptors may lie, the likeliest first."""
-        writable = [m for m in read_maps(self.pid) if m.perms.startswith("rw") and not m.inode]
-        areas = []
-        for tid in sorted(tids):
-            registers = self.state(tid).registers
-            mapping = _around(writable, registers[RSP]) if registers else None
-            if registers and mapping:
-                areas.append((registers[RSP], min(mapping.end, registers[RSP] + NEAR_STACK)))
-        small = sorted(m.end - m.start for m in writable)
-        return areas + [
-            (m.start, m.end)
-            for size in dict.fromkeys(small)
-            if size < SMALL
-            for m in writable
-            if m.end - m.start == size
-        ]
+    def thread_pointers(self) -> dict[int, int]:
+        """fs_base by tid, of the threads last seen."""
+        memory, known = self.memory, self._pointers
+        self._pointers = {}
+        for tid in self._tids or self.threads():
+            inner = self._inner_tid(tid)
+            pointer = known.get(tid)
+            if pointer is None or not is_thread_pointer(memory, pointer, inner):
+                pointer = thread_pointer(memory, robust_list(tid), inner)
+            if pointer is not None:
+                self._pointers[tid] = pointer
+        return dict(self._pointers)
 
     def pointer_guard(self) -> int | None:
         try:
@@ -131,6 +132,9 @@ class LiveSource:
         except OSError:
             return None
         return guard_of_auxv(self.memory, auxv)
+
+    def guarded(self) -> list[tuple[int, int]]:
+        return guarded_memory(self.pid)
 
     def outer_tid(self, tid: int) -> int:
         """The tid here of a thread that calls itself ``tid`` in its own pid namespace."""
@@ -155,20 +159,17 @@ class LiveSource:
 
 def _state(call: str, times: str) -> State:
     """A thread's state from its files "syscall" and "schedstat"."""
-    fields = call.split()
-    if len(fields) == 9:
-        number = int(fields[0])
-        arguments = [int(field, 16) for field in fields[1:3]]
-        name = syscall_name(number, arguments[1])
-    elif len(fields) == 3:
-        name = ""
-    else:
+    found = system_call(call)
+    if found is None:
         return State("", None)
-    registers = {RSP: int(fields[-2], 16), RETURN_ADDRESS: int(fields[-1], 16)}
-    if not registers[RETURN_ADDRESS]:
+    arguments = found.arguments
+    name = syscall_name(found.number, arguments[1]) if arguments else ""
+    registers = {RSP: found.stack_pointer, RETURN_ADDRESS: found.pc}
+    if not found.pc:
         # A kernel thread that bears the process's id (KVM's, vhost's).
         return State(name, None, kernel=True)
-    return State(name, registers, int(times.split()[0]) if times else 0)
+    cpu_ns, _waited_ns, turns = map(int, times.split()) if times else (0, 0, 0)
+    return State(name, registers, cpu_ns, turns=turns, arguments=arguments)
 
 
 def _namespace_tids(pid: int, tid: int) -> list[int]:
@@ -179,7 +180,3 @@ def _namespace_tids(pid: int, tid: int) -> list[int]:
         return [tid]
     match = re.search(r"^NSpid:\s*([\d\s]+)$", status, re.MULTILINE)
     return [int(field) for field in match[1].split()] if match else [tid]
-
-
-def _around(mappings: list[Mapping], address: int) -> Mapping | None:
-    return next((m for m in mappings if m.start <= address < m.end), None)

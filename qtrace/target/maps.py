@@ -13,8 +13,11 @@ from typing import Protocol
 from qtrace.errors import NoSuchProcess, PermissionMissing, QtraceError
 from qtrace.target.cfi import CallFrames
 from qtrace.target.elf import Elf
+from qtrace.target.guarded import guarded_in
 from qtrace.target.symbols import SymbolTable, load_symbols
 
+# Memory that bears a path: guests' memory, translated code.
+NO_FILES = ("/memfd:", "/dev/", "/SYSV", "/anon_hugepage")
 FileKey = tuple[str, int]
 """Device and inode, as /proc/PID/maps prints them."""
 
@@ -76,7 +79,13 @@ class Module:
 
 
 class Space(Protocol):
-    """The code in a target's memory: of a live process, or of a core."""
+    """The code in a target's memory: of a live process, or of a core.
+
+    Attributes:
+        absent: the files that are needed and cannot be read, or trusted, in words.
+    """
+
+    absent: set[str]
 
     def find(self, address: int) -> tuple[Module | None, str] | None:
         """The module mapped at an address (None without a file) and the mapping's name."""
@@ -97,6 +106,7 @@ class AddressSpace:
         self._files: dict[FileKey, _MappedFile] = {}
         self._starts: list[int] = []
         self._ranges: list[tuple[int, FileKey | None, str]] = []
+        self.absent: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
@@ -124,7 +134,10 @@ class AddressSpace:
         if index < 0 or address >= self._ranges[index][0]:
             return None
         _end, key, name = self._ranges[index]
-        return (self._files[key].module if key else None), name
+        file = self._files[key] if key else None
+        if file is not None and file.module is None and not file.path.startswith(NO_FILES):
+            self.absent.add(f"{file.path} cannot be read")
+        return (file.module if file else None), name
 
     def modules_in(self, folder: str) -> list[Module]:
         """The mapped modules that lie in a folder of this name (QEMU's own: ``qemu``)."""
@@ -187,6 +200,12 @@ def _open(mapping: Mapping, pid: int) -> int:
     return -1
 
 
+def guarded_memory(pid: int) -> list[tuple[int, int]]:
+    """Anonymous memory that begins with an inaccessible page, as stacks do: from that page's start
+    to the end of what may be written. Raises as ``read_maps``."""
+    return guarded_in(_maps(pid))
+
+
 def read_maps(pid: int) -> list[Mapping]:
     """The mappings of a process.
 
@@ -194,14 +213,7 @@ def read_maps(pid: int) -> list[Mapping]:
         NoSuchProcess: it is gone.
         PermissionMissing: it belongs to somebody else.
     """
-    try:
-        text = Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "surrogateescape")
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise NoSuchProcess(pid) from error
-    except PermissionError as error:
-        raise PermissionMissing(
-            f"not allowed to read /proc/{pid}/maps", "run qtrace as root (sudo qtrace ...)"
-        ) from error
+    text = _maps(pid).decode("utf-8", "surrogateescape")
     mappings = []
     for line in text.splitlines():
         # The sixth field is the path, which may have spaces.
@@ -215,3 +227,14 @@ def read_maps(pid: int) -> list[Mapping]:
             Mapping(start, end, fields[1], int(fields[2], 16), inode, fields[3], path, file)
         )
     return mappings
+
+
+def _maps(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/maps").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise NoSuchProcess(pid) from error
+    except PermissionError as error:
+        raise PermissionMissing(
+            f"not allowed to read /proc/{pid}/maps", "run qtrace as root (sudo qtrace ...)"
+        ) from error

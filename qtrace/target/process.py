@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qtrace.target.memory import ProcessMemory
 
 # What --version prints: qemu-nbd's text differs from all others'.
 VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
+AS_ROOT = "run qtrace as root (sudo qtrace ...)"
 
 
 @contextmanager
@@ -36,19 +38,48 @@ def unless_it_ends(pid: int) -> Iterator[None]:
         raise HasEnded(pid) from error
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What tells one program in one process from those before and after it, from its stat file.
+
+    ``started`` is kept by exec(2); ``address_space`` is not, and says where the code and the stack
+    begin. Without the leave to know, or in a process that is ending, these are 0 or 1.
+    """
+
+    started: int
+    address_space: tuple[int, int]
+
+    @classmethod
+    def of(cls, stat: str) -> Identity | None:
+        """None where the process is gone."""
+        fields = stat.rpartition(")")[2].split()
+        if len(fields) < 26:
+            return None
+        return cls(int(fields[19]), (int(fields[23]), int(fields[25])))
+
+    def may_be(self, other: Identity) -> bool:
+        pairs = zip(self.address_space, other.address_space, strict=True)
+        known = [(one, two) for one, two in pairs if min(one, two) > 1]
+        return self.started == other.started and all(one == two for one, two in known)
+
+
 class Process:
     """A running QEMU program.
 
     Attributes:
         pid: its process id here.
         program: the executable's file name.
+        identity: None when it ended at once.
     """
 
     def __init__(self, pid: int) -> None:
         """Raises NoSuchProcess, HasEnded, NotQemu, PermissionMissing."""
         self.pid = pid
         if pid <= 0 or not Path(f"/proc/{pid}").exists():
-            raise NoSuchProcess(pid)
+            raise _not_here(pid)
+        # Before anything of it is looked at: who finds it the same afterwards has not looked at
+        # two programs.
+        self.identity = Identity.of(_stat(pid))
         try:
             link = os.readlink(self.exe)
         except FileNotFoundError as error:
@@ -57,9 +88,7 @@ class Process:
                 raise HasEnded(pid) from error
             raise NotQemu(f"process {pid}") from error
         except PermissionError as error:
-            raise PermissionMissing(
-                f"not allowed to look into process {pid}", "run qtrace as root (sudo qtrace ...)"
-            ) from error
+            raise PermissionMissing(f"not allowed to look into process {pid}", AS_ROOT) from error
         self.exe_path = link.removesuffix(" (deleted)")
         self.deleted = link.endswith(" (deleted)")
         self.program = Path(self.exe_path).name
@@ -85,7 +114,16 @@ class Process:
 
     @cached_property
     def memory(self) -> ProcessMemory:
-        return ProcessMemory(self.pid)
+        """Raises NoSuchProcess, PermissionMissing."""
+        try:
+            return ProcessMemory(self.pid)
+        except PermissionError as error:
+            # Ptrace is not enough: the file itself is its owner's.
+            raise PermissionMissing(
+                f"not allowed to read the memory of process {self.pid}", AS_ROOT
+            ) from error
+        except FileNotFoundError as error:
+            raise NoSuchProcess(self.pid) from error
 
     @cached_property
     def version(self) -> str:
@@ -134,12 +172,30 @@ class Process:
         return ""
 
 
-def _is_zombie(pid: int) -> bool:
+def _not_here(pid: int) -> QtraceError:
+    """What a process without a folder in /proc is: none, or one that this user may not see."""
+    if pid <= 0:
+        return NoSuchProcess(pid)
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        # Nothing is sent.
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        return NoSuchProcess(pid)
+    return PermissionMissing(f"/proc does not show process {pid} to this user (hidepid)", AS_ROOT)
+
+
+def _is_zombie(pid: int) -> bool:
+    return _stat(pid).rpartition(")")[2].split()[:1] in (["Z"], ["X"])
+
+
+def _stat(pid: int) -> str:
+    """The main thread's stat file, empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return False
-    return fields[0] in ("Z", "X")
+        return ""
 
 
 def read_version(elf: Elf) -> str:

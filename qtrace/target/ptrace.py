@@ -1,6 +1,6 @@
 """ptrace(2): stopping threads for a moment, and their registers.
 
-gdb's own Python runs this too: the standard library only.
+Made by hand, by ctypes: gdb's own Python and the watchdog run this, with the standard library only.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import time
 
 from qtrace.target.arch_x86_64 import PRSTATUS_REGISTERS
 
-GETREGS, SETREGS, DETACH, SYSCALL = 12, 13, 17, 24
+TRACEME, CONT, GETREGS, SETREGS, DETACH, SYSCALL = 0, 7, 12, 13, 17, 24
 SEIZE, INTERRUPT, GETSIGMASK, SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
 TRACESYSGOOD = 1
 # What a stop at a system call is told as.
 SYSCALL_STOP = 0x85
 ALL_THREADS = 0x40000000  # __WALL, which Python's os does not have
+LOOK_EVERY_S = 0.00005
 
 _LAYOUT = struct.Struct(f"{len(PRSTATUS_REGISTERS)}Q")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -54,12 +55,29 @@ def wait_stop(tid: int, limit_s: float) -> int:
         TimeoutError: it does not stop.
     """
     deadline = time.monotonic() + limit_s
-    while True:
-        waited, status = os.waitpid(tid, os.WNOHANG | ALL_THREADS)
-        if waited and os.WIFSTOPPED(status):
-            return status
-        if waited:
-            raise ChildProcessError
+    while (status := has_stopped(tid)) is None:
         if time.monotonic() > deadline:
             raise TimeoutError
-        time.sleep(0.00005)
+        time.sleep(LOOK_EVERY_S)
+    return status
+
+
+def has_stopped(tid: int) -> int | None:
+    """The wait status of a traced thread that has stopped, None while it has not.
+
+    Raises ChildProcessError, see ``wait_stop``.
+    """
+    waited, status = os.waitpid(tid, os.WNOHANG | ALL_THREADS)
+    if not waited:
+        return None
+    if not os.WIFSTOPPED(status):
+        raise ChildProcessError
+    return status
+
+
+def let_go(tid: int, status: int) -> None:
+    """Detach from a thread that has stopped: with the signal that stopped it, if one did.
+
+    Raises OSError: it is gone.
+    """
+    ptrace(DETACH, tid, 0, 0 if status >> 16 else os.WSTOPSIG(status))

@@ -1,7 +1,8 @@
 """A synchronous QMP client: PyPI's ``qemu.qmp`` on an event loop of its own.
 
 The loop turns only while a call is under way, so that no thread is needed: what QEMU sends
-in between waits in the socket.
+in between waits in the socket. Made by hand: `qemu.qmp.legacy`, kept for old scripts of QEMU's own
+tree, has no limit for a connection, and goes on waiting for an event when QEMU has gone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qtrace.target.cfi import CallFrames
-from qtrace.target.dataflow import Function, direct_target, references_to
+from qtrace.target.dataflow import Function, callers_of
 from qtrace.target.elf import Elf
 from qtrace.target.exits import find_exits
 from qtrace.target.symbols import SymbolTable
@@ -49,11 +49,9 @@ def find_qmp_sites(
     if dispatch is not None:
         if find is not None:
             sites += [QmpSite("command", at, find) for at in _calls(elf, frames, dispatch, find)]
-        callers = {frames.function(at) for at in references_to(elf, {dispatch})} - {None}
-        for caller in callers:
-            if caller is not None and send is not None:
-                calls = _calls(elf, frames, caller[0], send)
-                sites += [QmpSite("reply", at, send) for at in calls]
+        if send is not None:
+            for caller, _end in callers_of(elf, frames, {dispatch}):
+                sites += [QmpSite("reply", at, send) for at in _calls(elf, frames, caller, send)]
     if dispatch_bh:
         sites.append(QmpSite("begin", dispatch_bh))
         sites += [QmpSite("end", at) for at in find_exits(elf, frames, dispatch_bh)]
@@ -69,9 +67,4 @@ def _calls(elf: Elf, frames: CallFrames, start: int, callee: int) -> list[int]:
     extent = frames.function(start)
     if extent is None:
         return []
-    instructions = Function(elf, *extent).instructions
-    return [
-        address
-        for address, instruction in instructions.items()
-        if instruction.mnemonic == "call" and direct_target(instruction) == callee
-    ]
+    return [at for at, target in Function(elf, *extent).calls().items() if target == callee]

@@ -1,9 +1,8 @@
 """Every one-shot bottom half of a QEMU binary, found in its code without running it.
 
 ``snapshot_save_job_bh`` and its like are static functions of a stripped binary, yet all
-that is needed follows from the calls to aio_bh_schedule_oneshot_full(ctx, cb, opaque, name):
-the fourth argument is the callback's name, the second its address, the first tells the
-context.
+that is needed follows from the code that schedules them: the callback's name and address, and
+the context.
 """
 
 from __future__ import annotations
@@ -14,18 +13,13 @@ from typing import Any
 
 from qtrace.errors import ScanFailed
 from qtrace.target.cfi import CallFrames
-from qtrace.target.dataflow import (
-    Constant,
-    Function,
-    Loaded,
-    Returned,
-    State,
-    references_to,
-)
+from qtrace.target.dataflow import Constant, Function, Loaded, Returned, Value
 from qtrace.target.elf import Elf
 from qtrace.target.exits import find_exits
+from qtrace.target.maps import Module
 from qtrace.target.qmp_sites import DISPATCH_BH, QmpSite, find_qmp_sites
-from qtrace.target.scheduler import SCHEDULERS, find_scheduler
+from qtrace.target.scheduler import SCHEDULERS
+from qtrace.target.schedules import Schedule, calls_to, find_schedules
 from qtrace.target.symbols import SymbolTable
 
 GETTERS = {"qemu_get_aio_context": "main", "iohandler_get_aio_context": "iohandler"}
@@ -45,12 +39,16 @@ class CallSite:
     """One place that schedules: its link-time address, the context where the code shows it.
 
     ``context`` is ``main``, ``iohandler``, a function whose result is used (``f()``), or
-    empty; ``code`` are the instruction's bytes in hex.
+    empty; ``code`` are the instruction's bytes in hex. It calls (or jumps to) ``callee``:
+    aio_bh_schedule_oneshot_full(ctx, cb, opaque), or with ``fields`` aio_bh_enqueue(bh), ctx, cb
+    and opaque lying at these offsets into what ``bh`` points to.
     """
 
     address: int
     code: str
     context: str
+    callee: int
+    fields: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,8 @@ class Scan:
     @property
     def static_names(self) -> dict[int, str]:
         """The functions that it names although they have no symbol, by link-time address."""
-        halves = {half.callback: half.name for half in self.bottom_halves if half.callback}
+        named = [half for half in self.bottom_halves if half.callback and half.name.isidentifier()]
+        halves = {half.callback: half.name for half in named}
         return halves | {address: name for name, address in self.threads.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +110,10 @@ class Scan:
             BottomHalf(
                 **{
                     **half,
-                    "sites": tuple(CallSite(**site) for site in half["sites"]),
+                    "sites": tuple(
+                        CallSite(**{**site, "fields": tuple(site["fields"])})
+                        for site in half["sites"]
+                    ),
                     "exits": tuple(half["exits"]),
                 }
             )
@@ -121,34 +123,34 @@ class Scan:
         return cls(**{**data, "bottom_halves": halves, "qmp": qmp})
 
 
-def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str) -> Scan:
-    """Disassemble around every call to the scheduling function.
+def scan_binary(module: Module, version: str) -> Scan:
+    """Disassemble around everything that schedules a bottom half.
 
     Raises:
-        NotQemu: the binary has no such function.
-        ScanFailed: it has one, but no call to it could be read.
+        NotQemu: the binary has no function for it.
+        ScanFailed: it has one, but no schedule could be read.
     """
-    scheduler, found_by = find_scheduler(elf, symbols, frames)
-    create = symbols.address(CREATE_THREAD)
-    every = _calls(elf, frames, {scheduler, *([] if create is None else [create])})
-    calls = [call for call in every if call[1].callee(call[0]) == scheduler]
-    created = [state for at, function, state in every if function.callee(at) == create]
+    elf, symbols, frames = module.elf, module.symbols, module.frames
+    schedules = find_schedules(module)
     getters = {a: c for n, c in GETTERS.items() if (a := symbols.address(n)) is not None}
-    getters = getters or _getters_by_names(elf, symbols, calls)
+    chosen = {} if getters else _contexts_by_names(elf, symbols, schedules.found)
+    getters |= {v.function: c for v, c in chosen.items() if isinstance(v, Returned)}
     variables = {
         context: variable
         for address, context in getters.items()
         if (variable := _loaded_first(elf, frames, address)) is not None
     }
+    variables |= {c: v.address for v, c in chosen.items() if isinstance(v, Loaded)}
     found: dict[tuple[str, int], list[CallSite]] = {}
-    for address, function, state in calls:
-        instruction = function.instructions[address]
-        callback = state.get("rsi")
+    for schedule in schedules.found:
+        callback = schedule.callback
         target = callback.value if isinstance(callback, Constant) else 0
-        name = _name(elf, symbols, state, target)
-        context = _context(state, symbols, getters, variables)
-        key = (name, target if elf.is_code(target) else 0)
-        found.setdefault(key, []).append(CallSite(address, instruction.bytes.hex(), context))
+        target = target if elf.is_code(target) else 0
+        name = _name(elf, symbols, schedule.name, target)
+        context = _context(schedule.context, symbols, getters, variables)
+        code = schedule.function.instructions[schedule.address].bytes.hex()
+        site = CallSite(schedule.address, code, context, schedule.callee, schedule.fields)
+        found.setdefault((name, target), []).append(site)
     if not found:
         raise ScanFailed(
             f"no call to {SCHEDULERS[0]}() can be read in {elf.name}",
@@ -168,20 +170,18 @@ def scan_binary(elf: Elf, symbols: SymbolTable, frames: CallFrames, version: str
     dispatch_bh = next((half.callback for half in halves if half.name == DISPATCH_BH), 0)
     qmp = find_qmp_sites(elf, symbols, frames, dispatch_bh)
     return Scan(
-        elf.build_id, elf.code_hash, version, scheduler, found_by, halves, variables, qmp,
-        _threads(elf, symbols, frames, created),
+        elf.build_id, elf.code_hash, version, schedules.scheduler, schedules.found_by, halves,
+        variables, qmp, _threads(elf, symbols, frames),
     )  # fmt: skip
 
 
-def _threads(
-    elf: Elf, symbols: SymbolTable, frames: CallFrames, created: list[State]
-) -> dict[str, int]:
+def _threads(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> dict[str, int]:
     """The functions that threads of known names begin with; and the IOThreads', whose names are
     made at run time: theirs is the only such function that polls.
     """
     found: dict[str, int] = {}
-    poll = symbols.address("aio_poll")
-    for state in created:
+    create, poll = symbols.address(CREATE_THREAD), symbols.address("aio_poll")
+    for _address, _function, state in calls_to(elf, frames, () if create is None else (create,)):
         name, start = state.get("rsi"), state.get("rdx")
         if not isinstance(start, Constant) or not elf.is_code(start.value):
             continue
@@ -198,83 +198,62 @@ def _calls_directly(elf: Elf, frames: CallFrames, function: int, callee: int | N
     extent = frames.function(function)
     if extent is None or callee is None:
         return False
-    code = Function(elf, *extent)
-    return any(code.callee(address) == callee for address in code.instructions)
+    return callee in Function(elf, *extent).calls().values()
 
 
-def _getters_by_names(
-    elf: Elf, symbols: SymbolTable, calls: list[tuple[int, Function, State]]
-) -> dict[int, str]:
-    """The functions that return the two contexts, told by who is scheduled with their result.
+def _contexts_by_names(
+    elf: Elf, symbols: SymbolTable, schedules: list[Schedule]
+) -> dict[Value, str]:  # fmt: skip
+    """What the code takes the two contexts from, a getter or a variable, told by who goes there.
 
     job_exit() goes into the main context in every QEMU that has jobs; do_qmp_dispatch_bh()
     into the iohandler context since effd60c878 (9.0), before that into main.
     """
-    getters: dict[int, str] = {}
+    found: dict[Value, str] = {}
     for bottom_half, context in (("job_exit", "main"), ("do_qmp_dispatch_bh", "iohandler")):
-        for _address, _function, state in calls:
-            argument = state.get("rdi")
-            if isinstance(argument, Returned) and _name(elf, symbols, state, 0) == bottom_half:
-                getters.setdefault(argument.function, context)
-    return getters
+        for schedule in schedules:
+            named = _name(elf, symbols, schedule.name, 0)
+            if isinstance(schedule.context, Returned | Loaded) and named == bottom_half:
+                found.setdefault(schedule.context, context)
+    return found
 
 
-def _calls(
-    elf: Elf, frames: CallFrames, targets: set[int]
-) -> list[tuple[int, Function, State]]:  # fmt: skip
-    """Every real call (or tail call) to one of the targets, with the registers before it."""
-    by_function: dict[tuple[int, int], list[int]] = {}
-    for address in references_to(elf, targets):
-        extent = frames.function(address)
-        if extent is not None:
-            by_function.setdefault(extent, []).append(address)
-    calls = []
-    for extent, addresses in by_function.items():
-        function = Function(elf, *extent)
-        states = function.states()
-        calls += [
-            (address, function, states.get(address, {}))
-            for address in addresses
-            if address in function.instructions and function.callee(address) in targets
-        ]
-    return sorted(calls, key=lambda call: call[0])
-
-
-def _name(elf: Elf, symbols: SymbolTable, state: State, callback: int) -> str:
-    """The bottom half's name: the fourth argument, else the callback's symbol.
+def _name(elf: Elf, symbols: SymbolTable, name: Value | None, callback: int) -> str:
+    """The bottom half's name: what it is given, else the callback's symbol, else its address.
 
     QEMU stringifies the callback's expression: a name that is no identifier, or that is a
-    variable's ("cb"), is no function's.
+    variable's ("cb"), is no function's. Before 6.1 none is given.
     """
-    argument = state.get("rcx")
-    text = elf.c_string(argument.value) if isinstance(argument, Constant) else None
+    text = elf.c_string(name.value) if isinstance(name, Constant) else None
     if text and (IDENTIFIER.match(text) or not callback):
         return text
     symbol = symbols.lookup(callback) if callback else None
-    return symbol[0] if symbol and symbol[1] == 0 else text or "?"
+    if symbol and symbol[1] == 0:
+        return symbol[0]
+    return text or (f"bh@{callback:#x}" if callback else "?")
 
 
 def _context(
-    state: State, symbols: SymbolTable, getters: dict[int, str], variables: dict[str, int]
+    context: Value | None,
+    symbols: SymbolTable,
+    getters: dict[int, str],
+    variables: dict[str, int],
 ) -> str:
-    argument = state.get("rdi")
-    if isinstance(argument, Returned):
-        if argument.function in getters:
-            return getters[argument.function]
-        symbol = symbols.lookup(argument.function)
+    if isinstance(context, Returned):
+        if context.function in getters:
+            return getters[context.function]
+        symbol = symbols.lookup(context.function)
         return f"{symbol[0]}()" if symbol else ""
-    if isinstance(argument, Loaded):
+    if isinstance(context, Loaded):
         # The getter inlined (link-time optimisation).
-        return next((n for n, v in variables.items() if v == argument.address), "")
+        return next((n for n, v in variables.items() if v == context.address), "")
     return ""
 
 
 def _loaded_first(elf: Elf, frames: CallFrames, function: int) -> int | None:
     """The static variable that a getter loads into rax first."""
     extent = frames.function(function) or (function, function + 32)
-    code = Function(elf, *extent)
-    for address in sorted(code.instructions):
-        state = code.states().get(address, {})
+    for _address, state in sorted(Function(elf, *extent).states().items()):
         if isinstance(value := state.get("rax"), Loaded):
             return value.address
     return None

@@ -9,7 +9,7 @@ from qtrace.target.process import read_version
 from qtrace.target.scan import Scan, scan_binary
 
 # Raised whenever a scan's content or meaning changes.
-VERSION = 4
+VERSION = 5
 
 
 def scan_module(module: Module) -> Scan:
@@ -23,7 +23,7 @@ def scan_module(module: Module) -> Scan:
     cached = _load(name, elf)
     if cached is not None:
         return cached
-    scan = scan_binary(elf, module.symbols, module.frames, read_version(elf))
+    scan = scan_binary(module, read_version(elf))
     store_json(name, scan.to_json())
     return scan
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from qtrace.errors import NotQemu, ScanFailed
+from qtrace.knowledge import SNAPSHOT_JOBS
 from qtrace.target.cfi import CallFrames
-from qtrace.target.dataflow import Constant, Function, displacements
+from qtrace.target.dataflow import Constant, Function, State, callers_of, displacements
 from qtrace.target.elf import Elf
+from qtrace.target.inlined import FreshMemory, enqueues, find_enqueue, slots
 from qtrace.target.symbols import SymbolTable
 
-# aio_bh_schedule_oneshot_full() has a name argument since 0f08586c71 (6.2).
-SCHEDULERS = ("aio_bh_schedule_oneshot_full", "aio_bh_schedule_oneshot")
+# The newer of them has a name argument.
+NAMED = "aio_bh_schedule_oneshot_full"
+SCHEDULERS = (NAMED, "aio_bh_schedule_oneshot")
 # Names that aio_bh_schedule_oneshot_full() is called with in every QEMU: where a binary
 # exports no symbols, the function that gets them all as fourth argument is it.
 WELL_KNOWN_NAMES = (
-    "snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh", "job_exit",
-    "aio_wait_bh", "dummy_bh_cb", "bdrv_co_drain_bh_cb", "do_qmp_dispatch_bh",
+    *SNAPSHOT_JOBS, "job_exit", "aio_wait_bh", "dummy_bh_cb", "bdrv_co_drain_bh_cb",
+    "do_qmp_dispatch_bh",
 )  # fmt: skip
 
 
@@ -38,26 +41,54 @@ def find_scheduler(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> tuple[
 
 
 def _scheduler_by_names(elf: Elf, frames: CallFrames) -> int | None:
-    """The one function that gets well-known names as its fourth argument.
+    """The one function that gets well-known names as its fourth argument; where it is inlined into
+    its callers, that which stores its arguments where these store the names.
 
     Raises ScanFailed when the names lead to more than one.
     """
     callees: dict[int, set[str]] = {}
+    enqueues_of: dict[int, set[str]] = {}
     for name in WELL_KNOWN_NAMES:
         for text in _strings(elf, name):
-            for reference in _lea_references(elf, text):
-                extent = frames.function(reference)
-                if extent is None:
-                    continue
-                function = Function(elf, *extent)
-                for address, state in function.states().items():
-                    target = function.callee(address)
-                    if target and state.get("rcx") == Constant(text):
-                        callees.setdefault(target, set()).add(name)
-    if not callees:
+            for extent in {frames.function(at) for at in _lea_references(elf, text)} - {None}:
+                function = Function(elf, *(extent or (0, 0)))
+                for address, state in function.states(FreshMemory()).items():
+                    callee = function.callee(address)
+                    if callee is None:
+                        continue
+                    if _schedules(elf, state, text):
+                        callees.setdefault(callee, set()).add(name)
+                    elif enqueues(state) and Constant(text) in slots(state):
+                        enqueues_of.setdefault(callee, set()).add(name)
+    if callees:
+        return _best(elf, callees)
+    if not enqueues_of:
         return None
-    best = sorted(callees, key=lambda callee: len(callees[callee]), reverse=True)
-    if len(best) > 1 and len(callees[best[0]]) == len(callees[best[1]]):
+    enqueue = _best(elf, enqueues_of)
+    bodies = {
+        start
+        for start, _end in callers_of(elf, frames, {enqueue})
+        if _is_body(elf, frames, start, enqueue)
+    }
+    return bodies.pop() if len(bodies) == 1 else None
+
+
+def _schedules(elf: Elf, state: State, text: int) -> bool:
+    """Whether the arguments are a callback's and its name; __assert_fail() gets such a name too."""
+    callback = state.get("rsi")
+    is_code = isinstance(callback, Constant) and elf.is_code(callback.value)
+    return is_code and state.get("rcx") == Constant(text)
+
+
+def _is_body(elf: Elf, frames: CallFrames, function: int, enqueue: int) -> bool:
+    """Whether it stores all its arguments into the memory that it hands on to be scheduled."""
+    found = find_enqueue(elf, frames, function, named=True)
+    return found is not None and found.address == enqueue and found.name >= 0
+
+
+def _best(elf: Elf, found: dict[int, set[str]]) -> int:
+    best = sorted(found, key=lambda callee: len(found[callee]), reverse=True)
+    if len(best) > 1 and len(found[best[0]]) == len(found[best[1]]):
         raise ScanFailed(
             f"{elf.name} has no symbols, and its code does not tell the scheduling function",
             "install the debug symbols of this QEMU",
@@ -78,13 +109,11 @@ def _strings(elf: Elf, text: str) -> list[int]:
 
 
 def _lea_references(elf: Elf, target: int) -> list[int]:
-    """Addresses of `lea rcx, [rip + target]`: 48 8d 0d, the displacement after it."""
+    """Addresses of `lea r64, [rip + target]`: 48 or 4c, 8d, the register, the displacement."""
     hits = []
-    for segment in elf.code:
-        code = np.frombuffer(
-            memoryview(elf.data)[segment.offset : segment.offset + segment.filesz], np.uint8
-        )
-        at = np.flatnonzero((code[:-6] == 0x48) & (code[1:-5] == 0x8D) & (code[2:-4] == 0x0D))
-        loads = segment.vaddr + at + 7 + displacements(code, at + 3)
-        hits += [int(segment.vaddr + a) for a in at[loads == target]]
+    for start, code in elf.code_bytes():
+        wide, lea, relative = code[:-6] & 0xFB == 0x48, code[1:-5] == 0x8D, code[2:-4] & 0xC7 == 5
+        at = np.flatnonzero(wide & lea & relative)
+        loads = start + at + 7 + displacements(code, at + 3)
+        hits += [int(start + a) for a in at[loads == target]]
     return hits

@@ -12,14 +12,26 @@ from qtrace.target.memory import Memory
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A thread's state: the system call it sleeps in (empty when in none), its registers by
-    DWARF number (None while it runs), and the processor time it has used (0: not known)."""
+    """A thread's state.
+
+    Attributes:
+        blocked_in: the system call it sleeps in, empty when in none.
+        registers: by DWARF number; None while it runs.
+        cpu_ns, turns: the processor time it has used, and how many times it was given a
+            processor; 0 where that is not known.
+        kernel: it is a thread of the kernel's that bears the process's id.
+        arguments: of the system call that it sleeps in.
+        letter, wchan: see ``Thread.state`` and ``Thread.wchan``.
+    """
 
     blocked_in: str
     registers: dict[int, int] | None
     cpu_ns: int = 0
-    # A thread of the kernel's that bears the process's id.
     kernel: bool = False
+    turns: int = 0
+    arguments: tuple[int, ...] = ()
+    letter: str = ""
+    wchan: str = ""
 
 
 class Source(Protocol):
@@ -42,10 +54,10 @@ class Source(Protocol):
     def state(self, tid: int) -> State:
         """A thread's state now."""
 
-    def stopped(self) -> bool:
-        """Whether the target is stopped by somebody, so that nothing in it can move.
+    def held(self, tid: int) -> str:
+        """Why a thread cannot move, whatever it waits for, as ``Look.held``; empty when it can.
 
-        Raises NoSuchProcess."""
+        Raises NoSuchProcess: the process is gone, asked for its main thread."""
 
     def ending(self) -> Ending | None:
         """The signal that a core was written for."""
@@ -55,6 +67,10 @@ class Source(Protocol):
 
     def pointer_guard(self) -> int | None:
         """What glibc mangles saved pointers with."""
+
+    def guarded(self) -> list[tuple[int, int]]:
+        """Anonymous memory that begins with an inaccessible page, as stacks do: from that page's
+        start to the end of what may be written."""
 
     def outer_tid(self, tid: int) -> int:
         """The tid here of a thread that calls itself ``tid`` (pid namespaces)."""

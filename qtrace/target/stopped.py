@@ -12,29 +12,59 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from qtrace.errors import PermissionMissing, RecorderUnavailable
+from qtrace.errors import PermissionMissing, RecorderFailed, RecorderUnavailable
 from qtrace.target.aio.model import Look
 from qtrace.target.arch_x86_64 import DWARF_NUMBERS, RETURN_ADDRESS
 from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
-from qtrace.target.ptrace import DETACH, INTERRUPT, SEIZE, get_registers, ptrace, wait_stop
+from qtrace.target.ptrace import (
+    INTERRUPT,
+    LOOK_EVERY_S,
+    SEIZE,
+    get_registers,
+    has_stopped,
+    let_go,
+    ptrace,
+)
+from qtrace.target.qemu import Qemu
 from qtrace.target.source import State
+from qtrace.target.unstoppable import Unstoppable, describe, sleeps_uninterruptibly
 
 # The longest that it is waited for threads to stop, which takes a fraction of a millisecond, but
-# each needs a processor for it. One that does not is shown as /proc has it.
-LONGEST_S = 0.25
+# each needs a processor for it.
+LONGEST_S = 0.2
+# For one that still sleeps uninterruptibly so long after it was told to stop nobody is held: what
+# it waits for may never come, and /proc shows where it sleeps.
+ASLEEP_S = 0.01
+# Whatever else there is to wait for while all is held: it takes 0.4 s with 2,000 threads.
+HOLD_LIMIT_S = 2.0
 # Threads that were made by others before these were stopped, and so on.
 GENERATIONS = 10
 
 
-def look_while_stopped(process: Process) -> tuple[Look, float]:
-    """A look with every thread's stack, and for how long the guest was held, in ms at most.
+@dataclass(frozen=True, slots=True)
+class HeldLook:
+    """A look with every thread's stack.
+
+    Attributes:
+        paused_ms: for how long the guest was held, at most.
+        awake: the threads that did not stop. Of those that sleep the stacks are there, too.
+    """
+
+    look: Look
+    paused_ms: float
+    awake: list[Unstoppable]
+
+
+def look_while_stopped(process: Process) -> HeldLook:
+    """A look while every thread is held that can be.
 
     Raises:
         RecorderUnavailable: another process traces it.
+        RecorderFailed: it takes too long; the process is let go when this one ends.
         PermissionMissing: it may not be traced by us.
         NoSuchProcess: it has ended meanwhile.
     """
@@ -46,9 +76,9 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
         )
     # What takes long (symbols, unwind tables) is read before the guest is held.
     source = _HeldSource(process)
-    looker = Looker(source)
-    was_stopped = looker.look().stopped
-    found: list[tuple[Look, float] | BaseException] = []
+    looker = Looker(Qemu(source))
+    before = looker.look()
+    found: list[HeldLook | BaseException] = []
 
     def hold() -> None:
         # On a busy host the guest would else be held until we get a processor again. It is this
@@ -57,23 +87,32 @@ def look_while_stopped(process: Process) -> tuple[Look, float]:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         began = time.monotonic()
         try:
-            look = _held(source, looker.look)
-            found.append((look, (time.monotonic() - began) * 1e3))
+            look, awake = _held(source, looker.look)
+            found.append(HeldLook(look, (time.monotonic() - began) * 1e3, awake))
         except BaseException as error:
             found.append(error)
 
-    holder = threading.Thread(target=hold)
+    # A daemon: should the kernel not answer it, it ends with the process, and nobody waits for it.
+    holder = threading.Thread(target=hold, daemon=True)
     holder.start()
-    holder.join()
+    holder.join(LONGEST_S + HOLD_LIMIT_S)
+    if not found:
+        raise RecorderFailed(
+            f"gave up after {LONGEST_S + HOLD_LIMIT_S:.1f} s: process {process.pid} is held, and "
+            "cannot be read",
+            "inspect it without --gdb",
+        )
     (result,) = found
     if isinstance(result, BaseException):
         raise result
-    look, paused_ms = result
-    return replace(look, stopped=was_stopped), paused_ms
+    return replace(result, look=replace(result.look, held=before.held))
 
 
-def _held(source: _HeldSource, look: Callable[[], Look]) -> Look:
-    """A look while every thread is stopped."""
+def _held(source: _HeldSource, look: Callable[[], Look]) -> tuple[Look, list[Unstoppable]]:
+    """A look while every thread is stopped, and those that did not stop.
+
+    The kernel lets go of these, too, when this thread ends: they go on when they can.
+    """
     deadline = time.monotonic() + LONGEST_S
     seized: set[int] = set()
     stopped: dict[int, int] = {}
@@ -86,12 +125,13 @@ def _held(source: _HeldSource, look: Callable[[], Look]) -> Look:
             seized |= new
             stopped |= _stop(source.pid, new, deadline)
         source.registers = {tid: _registers(tid) for tid in stopped}
-        return look()
+        awake = sorted(seized - stopped.keys())
+        return look(), [describe(source.pid, tid) for tid in awake]
     finally:
         source.registers = {}
         for tid, status in stopped.items():
-            # With the signal that had stopped it, if it was one and not us.
-            _request(DETACH, tid, 0 if status >> 16 else os.WSTOPSIG(status))
+            with suppress(ProcessLookupError):
+                let_go(tid, status)
 
 
 def _stop(pid: int, tids: set[int], deadline: float) -> dict[int, int]:
@@ -110,19 +150,36 @@ def _stop(pid: int, tids: set[int], deadline: float) -> dict[int, int]:
         ) from refused
     for tid in seized:
         _request(INTERRUPT, tid)
+    return _wait_for(pid, set(seized), deadline)
+
+
+def _wait_for(pid: int, awaited: set[int], deadline: float) -> dict[int, int]:
+    """The wait status of each thread that stops: of all but those that sleep uninterruptibly."""
     found = {}
-    for tid in seized:
-        try:
-            found[tid] = wait_stop(tid, max(0.0, deadline - time.monotonic()))
-        except (ChildProcessError, TimeoutError):
-            continue
+    ready = time.monotonic() + ASLEEP_S
+    while awaited:
+        for tid in list(awaited):
+            try:
+                status = has_stopped(tid)
+            except ChildProcessError:
+                awaited.discard(tid)
+                continue
+            if status is not None:
+                found[tid] = status
+                awaited.discard(tid)
+        now = time.monotonic()
+        if now > deadline:
+            break
+        if now > ready and all(sleeps_uninterruptibly(pid, tid) for tid in awaited):
+            break
+        time.sleep(LOOK_EVERY_S)
     return found
 
 
-def _request(request: int, tid: int, data: int = 0) -> bool:
+def _request(request: int, tid: int) -> bool:
     """Whether a thread could be asked: it may have ended, or been killed."""
     try:
-        ptrace(request, tid, 0, data)
+        ptrace(request, tid)
     except ProcessLookupError:
         return False
     return True
@@ -149,4 +206,5 @@ class _HeldSource(LiveSource):
         held = self.registers.get(tid)
         if not held or not held[RETURN_ADDRESS]:
             return state
-        return State(state.blocked_in, held, state.cpu_ns)
+        # Its sleep is that of who is traced, by us.
+        return replace(state, registers=held, letter="", wchan="")

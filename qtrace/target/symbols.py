@@ -60,6 +60,10 @@ class SymbolTable:
                 return int(self._values[hits[-1]])
         return None
 
+    def by_name(self) -> dict[str, int]:
+        """The link-time addresses of all of them: for whoever asks for thousands."""
+        return {self._name(symbol): int(symbol["value"]) for symbol in self._table}
+
     def extent(self, name: str) -> tuple[int, int] | None:
         """A function's link-time start and end, None when it has no (sized) symbol."""
         start = self.address(name)

@@ -12,6 +12,8 @@ import capstone
 from capstone import x86
 
 from qtrace.errors import NoMatch, ScanFailed
+from qtrace.event_kinds import STEPS
+from qtrace.knowledge import SNAPSHOT_JOBS
 from qtrace.target.dataflow import direct_target
 from qtrace.target.maps import Module
 from qtrace.target.memory import Memory
@@ -19,7 +21,7 @@ from qtrace.target.running_code import COMPARED, code_mismatch, runs_as_in_file
 from qtrace.target.scan import BottomHalf, Scan
 
 # The snapshot jobs need the guest stopped (QEMU issue 2111).
-DEFAULT_WATCHED = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
+DEFAULT_WATCHED = tuple(SNAPSHOT_JOBS)
 # Exported and rarely called: recorded beside them, with their stacks.
 PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop")
 
@@ -32,7 +34,7 @@ class Site:
 
     ``name`` is the bottom half's or function's, or the step of a QMP command. What must stand
     there: a call (or jump) to ``callee``, or with ``leaves`` the end of a function, else the
-    start of one.
+    start of one. ``fields``: see ``CallSite``.
     """
 
     kind: SiteKind
@@ -40,6 +42,7 @@ class Site:
     vaddr: int
     callee: int = 0
     leaves: bool = False
+    fields: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -48,7 +51,7 @@ class Site:
     @property
     def is_step(self) -> bool:
         """Whether no verdict depends on it, and where it was reached from tells nothing."""
-        return self.kind in ("return", "qmp", "job")
+        return self.kind in STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,8 @@ def plan_watch(
     sites = []
     for half in watched:
         sites += [
-            Site("schedule", half.name, site.address, callee=scan.scheduler) for site in half.sites
+            Site("schedule", half.name, site.address, callee=site.callee, fields=site.fields)
+            for site in half.sites
         ]
         sites.append(Site("run", half.name, half.callback))
         exits = half.exits if returns else ()

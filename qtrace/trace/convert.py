@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from qtrace.errors import OutputFailed, TraceUnreadable
 from qtrace.trace.raw import RawReader, Records
-from qtrace.trace.raw_rows import Facts, RowMaker
+from qtrace.trace.raw_rows import RawFacts, RawRowMaker
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, POINTER_COLUMNS
 from qtrace.trace.table_output import SCHEMA, CsvOutput, Output, ParquetOutput, plain
 from qtrace.trace.writer import Replacing, check_kind, output_failed
@@ -149,11 +149,14 @@ class RawTables:
             raise TraceUnreadable(
                 f"{reader.path}: its header describes other records", "take the original file"
             )
-        facts = Facts(reader.header)
+        facts = RawFacts(reader.header)
+        self._ended = False
         # Once through for what the numbers mean: a context may get its name late.
         for block, _done in reader.blocks(CHUNK):
             facts.learn(block.facts)
-        self.maker = RowMaker(facts, reader.slot)
+            rows = block.facts.get("rows", [])
+            self._ended = self._ended or any(row[1] == "detach" for row in rows)
+        self.maker = RawRowMaker(facts, reader.slot)
         if reader.truncated:
             self.warnings.append("its last block was cut off: what came later is not known")
 
@@ -168,6 +171,10 @@ class RawTables:
             if block.mark:
                 yield from self._ready(waiting, rows, block.mark)
                 self._progress(done, self._reader.size)
+        if not self._ended:
+            # The CPUs' buffers were emptied one after the other: of what came after the last mark
+            # some have more than others, and a run may be there whose schedule is not.
+            waiting.clear()
         yield from self._ready(waiting, rows, np.iinfo(np.int64).max)
         self._progress(self._reader.size, self._reader.size)
         if self.maker.unknown:

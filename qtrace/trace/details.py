@@ -1,13 +1,16 @@
-"""The facts that a trace keeps as JSON: its header, its losses, its end."""
+"""The facts that a trace keeps as JSON: its header, its losses, its end, and those of its rows."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from qtrace.errors import TraceUnreadable
@@ -16,19 +19,20 @@ from qtrace.trace.schema import FORMAT, MAJOR
 
 
 @dataclass(frozen=True)
-class Facts:
-    """See ``Trace``, whose fields these become."""
+class FileFacts:
+    """See ``TraceFile``, whose fields these become."""
 
     header: dict[str, Any]
     losses: pd.DataFrame
     step_losses: pd.DataFrame
+    qmp_losses: pd.DataFrame
     lost_events: int
     exit: dict[str, Any] | None
     detach: dict[str, Any]
     complete: bool
 
 
-def of(path: Path, frame: pd.DataFrame) -> Facts:
+def file_facts(path: Path, frame: pd.DataFrame) -> FileFacts:
     """Collect them from the few rows that carry them.
 
     Raises:
@@ -47,8 +51,10 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
     header = _header(path, attach["facts"].iloc[0], int(attach["row"].iloc[0]))
     lost = _rows(path, frame, "lost")
     # What no verdict depends on makes none inconclusive.
-    steps = np.array([facts.get("probes") == "steps" for facts in lost["facts"]], dtype=np.bool_)
-    losses, step_losses = _losses(path, lost[~steps]), _losses(path, lost[steps])
+    kind = np.array([facts.get("probes", "") for facts in lost["facts"]], dtype=object)
+    steps, qmp = kind == "steps", kind == "qmp"
+    losses, step_losses = _losses(path, lost[~(steps | qmp)]), _losses(path, lost[steps])
+    qmp_losses = _losses(path, lost[qmp])
     exits = _rows(path, frame, "exit")["facts"]
     detach = _rows(path, frame, "detach")["facts"]
     ending = detach.iloc[-1] if len(detach) else {}
@@ -59,11 +65,14 @@ def of(path: Path, frame: pd.DataFrame) -> Facts:
         # Lost at a time nobody noted: it may have been any time.
         limits = np.iinfo(np.int64)
         losses.loc[len(losses)] = [limits.min, limits.max, total - counted, False]
-    return Facts(
+    return FileFacts(
         header=header,
         losses=losses,
         step_losses=step_losses,
-        lost_events=max(total, counted) + int(step_losses["count"].sum()),
+        qmp_losses=qmp_losses,
+        lost_events=max(total, counted)
+        + int(step_losses["count"].sum())
+        + int(qmp_losses["count"].sum()),
         exit=exits.iloc[-1] if len(exits) else None,
         detach=ending,
         complete=len(detach) > 0,
@@ -83,6 +92,50 @@ def parse(path: Path, text: str, row: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise refuse(path, "column 'detail' is no JSON object", row)
     return value
+
+
+def detail_column(details: pd.Series, key: str, absent: Any) -> npt.NDArray[Any]:
+    """What the column ``detail`` says of one key, row by row; each text is parsed once.
+
+    Args:
+        absent: stands where a row does not say it, or as something of another type.
+    """
+    found: npt.NDArray[Any] = detail_table(details, key, absent)[details.array.codes]
+    return found
+
+
+def detail_table(details: pd.Series, key: str, absent: Any) -> npt.NDArray[Any]:
+    """As ``detail_column``, for each category that occurs; the last one is of rows without."""
+    categories = details.cat.categories
+    used = np.zeros(len(categories) + 1, np.bool_)
+    used[details.array.codes] = True
+    kind = np.int64 if type(absent) is int else np.bool_ if type(absent) is bool else object
+    table: npt.NDArray[Any] = np.empty(len(used), kind)
+    table.fill(absent)
+    for code in np.flatnonzero(used[:-1]).tolist():
+        value = _parsed(categories[code]).get(key)
+        if type(value) is type(absent) and (type(value) is not int or _is_int64(value)):
+            table[code] = value
+    return table
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(text: str) -> Mapping[str, Any]:
+    """Shared by all who ask: not to be changed. What is no JSON object says nothing."""
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def address_of(text: object) -> int:
+    """An address as details have it (``"0x7f3a1c0051e0"``); 0 for anything else."""
+    try:
+        value = int(str(text), 16)
+    except ValueError:
+        return 0
+    return value if 0 <= value < 1 << 64 else 0
 
 
 def check_version(path: Path, header: dict[str, Any]) -> None:

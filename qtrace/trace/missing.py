@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qtrace.event_kinds import COUNTED
 from qtrace.trace.schema import escape
-
-# Of these a recorder writes a row for each hit of a watched probe, which the detach row counts.
-COUNTED = ("schedule", "run", "return", "call")
 
 
 def missing_rows(

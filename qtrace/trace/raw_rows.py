@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from qtrace.event_kinds import BOTTOM_HALF, EVENT_OF_SITE, OWN_PROBE
+from qtrace.knowledge import DELETED, IDLE, PENDING, SCHEDULED
 from qtrace.trace.schema import PARTIAL, escape
 
 Records = npt.NDArray[np.void]
@@ -19,10 +21,10 @@ Words = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
-EVENTS = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
-SCHEDULE, RUN, RETURN, CANCEL, DELETE, CO_SCHEDULE = range(len(EVENTS))
-# QEMUBH's flags (util/async.c).
-PENDING, SCHEDULED, DELETED, IDLE = 1, 2, 4, 16
+# A record's kind is the place of its event in here.
+EVENTS: list[str] = list(BOTTOM_HALF)
+OWN = [EVENTS.index(name) for name in OWN_PROBE]
+SCHEDULE, RUN, RETURN, DELETE = map(EVENTS.index, ("schedule", "run", "return", "delete"))
 # How aio_bh_enqueue() found it: new in the list; there already, and still to run; there, but
 # cancelled in the meantime: nothing is inserted, yet it is another instance.
 ENQUEUED = ("inserted", "coalesced", "requeued")
@@ -31,7 +33,7 @@ MAX_LEVELS = 32
 UNKNOWN_DEPTH = -1
 
 
-class Facts:
+class RawFacts:
     """What the numbers of the records mean, collected over a whole raw file."""
 
     def __init__(self, header: dict[str, Any]) -> None:
@@ -44,9 +46,15 @@ class Facts:
         self._sampled: list[tuple[int, int, int]] = []
         self._sorted: npt.NDArray[np.int64] | None = None
         self.merged = np.array(header.get("watched_callbacks", []), np.uint64)
-        sites = sorted(header.get("sites", []), key=lambda site: site["ip"])
+        # A newer qtrace may have others; their records are told as unknown.
+        sites = [site for site in header.get("sites", []) if site["kind"] in EVENT_OF_SITE]
+        sites.sort(key=lambda site: site["ip"])
         self.ips = np.array([site["ip"] for site in sites], np.uint32)
-        self.kinds = np.array([_KINDS[site["kind"]] for site in sites], np.int32)
+        self.kinds = np.array(
+            [EVENTS.index(EVENT_OF_SITE[site["kind"]]) for site in sites], np.int32
+        )
+        # Who schedules or cancels by itself: what its caller would be is inlined into it.
+        self.inside = {int(site["ip"]): str(site.get("inside", "")) for site in sites}
         self.new_flags = np.array([site["new_flags"] for site in sites], np.uint32)
 
     def learn(self, facts: dict[str, Any]) -> None:
@@ -80,11 +88,7 @@ class Facts:
         return codes.astype(np.int32)
 
 
-_KINDS = {"enqueue": SCHEDULE, "run": RUN, "return": RETURN, "cancel": CANCEL,
-          "co_schedule": CO_SCHEDULE}  # fmt: skip
-
-
-class RowMaker:
+class RawRowMaker:
     """Makes tables of records that come in time order. Keeps the runs that are still open.
 
     Attributes:
@@ -92,7 +96,7 @@ class RowMaker:
         unknown: records of no known site.
     """
 
-    def __init__(self, facts: Facts, slot: np.dtype[np.void]) -> None:
+    def __init__(self, facts: RawFacts, slot: np.dtype[np.void]) -> None:
         self._facts = facts
         self._open: Records = np.empty(0, slot)
         self.merged = 0
@@ -112,7 +116,7 @@ class RowMaker:
         kind[enqueue & (new & DELETED != 0) & (new & SCHEDULED == 0)] = DELETE
         records, depth = self._join_runs(records, kind)
         detail = _detail(records, kind, new, depth)
-        keep = ~(np.isin(kind, (SCHEDULE, RUN)) & np.isin(records["callback"], facts.merged))
+        keep = ~(np.isin(kind, OWN) & np.isin(records["callback"], facts.merged))
         if not keep.all():
             self.merged += int((~keep).sum())
             records, kind = records[keep], kind[keep]
@@ -159,7 +163,7 @@ class RowMaker:
         empty = ("", "")
         columns = {
             "time_ns": pa.array(records["time_ns"].astype(np.int64)),
-            "event": _dictionary(kind, list(EVENTS)),
+            "event": _dictionary(kind, EVENTS),
             "tid": pa.array(tid.astype(np.int64)),
             "thread": _of(tid, lambda number: escape(facts.threads.get(number, empty)[0])),
             "role": _of(tid, lambda number: facts.threads.get(number, empty)[1]),
@@ -192,26 +196,25 @@ class RowMaker:
         symbol = self._facts.symbols
         inner = _coded(records["caller"][:, 0], lambda a: symbol.get(a, ""))
         outer = _coded(records["caller"][:, 1], lambda a: symbol.get(a, ""))
-        kinds = (kind, list(EVENTS))
+        inside = _coded(records["ip"], lambda ip: self._facts.inside.get(ip, ""))
+        kinds = (kind, EVENTS)
         whole = (self._facts.whole_stacks(records), list(self._facts.chains))
 
         def folded(texts: tuple[str, ...]) -> str:
-            event, caller, beyond, leaf, sampled = texts
-            if sampled and event in ("run", "schedule", "delete"):
+            event, caller, beyond, within, leaf, sampled = texts
+            if sampled:
                 return f"{sampled};{escape(leaf or '?', extra=';')}" if event == "run" else sampled
-            if event in ("schedule", "delete", "co_schedule"):
-                chain = [caller]
-            elif event == "run":
+            # Where a record has no caller, its row has no stack.
+            chain = [caller, within]
+            if event == "run":
                 chain = [leaf or "?"]
                 if caller:
                     polls = caller.split("+0x")[0] == "aio_poll"
                     chain = [beyond if polls else "", caller, self._facts.return_to, *chain]
-            else:
-                return ""
             frames = [escape(frame, extra=";") for frame in chain if frame]
             return ";".join([PARTIAL, *frames]) if frames else ""
 
-        codes, texts = _combine([kinds, inner, outer, (name, name_text), whole], folded)
+        codes, texts = _combine([kinds, inner, outer, inside, (name, name_text), whole], folded)
         return _dictionary(codes, texts)
 
 

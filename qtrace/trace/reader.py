@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,34 +13,37 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qtrace.event_kinds import BOTTOM_HALF, NAMES
 from qtrace.trace import details
 from qtrace.trace.columns import FIRST_ROW, TEXT_COLUMNS
+from qtrace.trace.edges import beyond
 from qtrace.trace.missing import as_losses, missing_rows
-from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS, EventKind
+from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS
 from qtrace.trace.stream import tables_of
 
 # What a column is before its first row.
 _KINDS = dict.fromkeys(INTEGER_COLUMNS, np.dtype(np.int64)) | dict.fromkeys(
     TEXT_COLUMNS, np.dtype(np.int8)
 )
-# Events of bottom halves: the only ones that come by the million.
-NAMED = ("schedule", "run", "return", "cancel", "delete", "co_schedule")
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One recording.
+class TraceFile:
+    """What the file of one recording holds.
 
     Attributes:
         path: the file.
         frame: one row per event in time order. ``time_ns`` (int64, CLOCK_MONOTONIC
             nanoseconds), ``tid`` (int64, 0 = none), ``ctx``, ``bh``, ``callback``, ``opaque``
             (uint64 addresses, 0 = absent), all other columns of the schema as categories of
-            text, escaped as in the file, and ``row`` (int64, the row in the file).
+            text, escaped as in the file, and ``row`` (int64, the row in the file). Rows that
+            probes wrote while others were being taken off are left out (trace/edges.py).
         header: the attach row's detail.
         losses: one row per interval in which events were lost: ``since_ns``, ``until_ns``,
             ``count`` (int64), ``every`` (of the probes of `--all`, not of watched ones).
-        step_losses: likewise, of rows on which no verdict depends (``return``, ``qmp``, ``job``).
+        step_losses: likewise, of ``return`` rows, on which no verdict depends (in recordings of
+            before qtrace told them apart, of ``qmp`` and ``job`` rows, too).
+        qmp_losses: likewise, of ``qmp`` and ``job`` rows.
         lost_events: how many events were lost.
         exit: the exit row's detail, or None when the target was still there at the end.
         detach: the detach row's detail; empty when the trace was cut off.
@@ -53,6 +56,7 @@ class Trace:
     header: dict[str, Any]
     losses: pd.DataFrame
     step_losses: pd.DataFrame
+    qmp_losses: pd.DataFrame
     lost_events: int
     exit: dict[str, Any] | None
     detach: dict[str, Any]
@@ -60,7 +64,7 @@ class Trace:
     complete: bool
 
 
-def read_trace(path: str | Path, only: Collection[str] | None = None) -> Trace:
+def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFile:
     """Read a CSV or Parquet trace.
 
     Args:
@@ -74,19 +78,23 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> Trace:
     path = Path(path)
     warnings: list[str] = []
     frame = _frame(tables_of(path, warnings), _chooser(only), warnings)
-    facts = details.of(path, frame)
+    facts = details.file_facts(path, frame)
     missing = missing_rows(frame, facts.detach, only)
     warnings += [f"{count:,} rows of {probe!r} are missing" for probe, count in missing.items()]
     steps = sum(count for probe, count in missing.items() if probe.startswith("return "))
     others = sum(missing.values()) - steps
+    late = beyond(frame, facts.header, facts.detach, gone=facts.exit is not None)
+    if late.any():
+        frame = frame[~late].reset_index(drop=True)
     if not facts.complete:
         warnings.append("it was cut off: there is no detach row; what came later is not known")
-    return Trace(
+    return TraceFile(
         path=path,
         frame=frame,
         header=facts.header,
         losses=as_losses(facts.losses, others),
         step_losses=as_losses(facts.step_losses, steps),
+        qmp_losses=facts.qmp_losses,
         lost_events=facts.lost_events + others + steps,
         exit=facts.exit,
         detach=facts.detach,
@@ -102,7 +110,7 @@ def _chooser(only: Collection[str] | None) -> Chooser:
     """Which rows to keep: those without a bottom half, and those of some."""
     if only is None:
         return None
-    wanted, named = pa.array(list(only), pa.string()), pa.array(NAMED)
+    wanted, named = pa.array(list(only), pa.string()), pa.array(BOTTOM_HALF)
     return lambda table: pc.or_(
         pc.is_in(table["name"].cast(pa.string()), value_set=wanted),
         pc.invert(pc.is_in(table["event"].cast(pa.string()), value_set=named)),
@@ -138,9 +146,9 @@ def _frame(tables: Iterable[pa.Table], choose: Chooser, warnings: list[str]) -> 
 def _known(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     """Without the rows of kinds that another minor version has."""
     kinds = frame["event"].cat.categories
-    if kinds.isin(get_args(EventKind)).all():
+    if kinds.isin(NAMES).all():
         return frame
-    known = frame["event"].isin(get_args(EventKind)).to_numpy()
+    known = frame["event"].isin(NAMES).to_numpy()
     for kind, rows in frame.loc[~known].groupby("event", observed=True)["row"]:
         what = f"{len(rows):,} rows of the unknown kind {kind!r} were skipped"
         warnings.append(f"{what}, the first is row {min(rows)}")

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any
 
+from qtrace.event_kinds import EventKind
 from qtrace.roles import Role
 
 FORMAT = "qtrace"
 MAJOR = 1
-MINOR = 0
-
-EventKind = Literal[
-    "attach", "schedule", "run", "return", "cancel", "delete", "call", "co_schedule",
-    "blocked", "qmp", "job", "lost", "exit", "detach",
-]  # fmt: skip
+MINOR = 1
 
 # Frames that are no functions: what a stack that does not reach its thread's start ends in.
 TRUNCATED = "[truncated]"
@@ -32,7 +29,7 @@ class Event:
 
     Attributes:
         time_ns: CLOCK_MONOTONIC nanoseconds.
-        event: what happened, see ``EventKind``.
+        event: what happened, see qtrace/event_kinds.py.
         tid: host thread id, 0 for rows about the recording itself.
         thread: the thread's name (comm) at that time, untrusted.
         role: what the thread is for.
@@ -64,24 +61,35 @@ class Event:
 COLUMNS = tuple(f.name for f in dataclasses.fields(Event))
 POINTER_COLUMNS = ("ctx", "bh", "callback", "opaque")
 INTEGER_COLUMNS = ("time_ns", "tid")
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
 
 def to_row(event: Event) -> list[str]:
     """The event as CSV fields, in the order of ``COLUMNS``; absent values are empty."""
-    row = []
-    for column in COLUMNS:
-        value = getattr(event, column)
-        if column == "stack":
-            row.append(";".join(escape(frame, extra=";") for frame in value))
-        elif column == "detail":
-            row.append(json.dumps(value, separators=(",", ":"), sort_keys=True) if value else "")
-        elif column in POINTER_COLUMNS:
-            row.append(f"{value:#x}" if value else "")
-        elif column == "tid":
-            row.append(str(value) if value else "")
-        else:
-            row.append(escape(str(value)))
-    return row
+    return [
+        str(event.time_ns),
+        event.event,
+        str(event.tid) if event.tid else "",
+        _escaped(event.thread),
+        event.role,
+        _escaped(event.name),
+        _escaped(event.context),
+        *(f"{pointer:#x}" if pointer else ""
+          for pointer in (event.ctx, event.bh, event.callback, event.opaque)),
+        _folded(event.stack),
+        _ENCODER.encode(event.detail) if event.detail else "",
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _folded(stack: tuple[str, ...]) -> str:
+    """A flood of events brings few different stacks."""
+    return ";".join(escape(frame, extra=";") for frame in stack)
+
+
+@lru_cache(maxsize=1024)
+def _escaped(text: str) -> str:
+    return escape(text)
 
 
 def escape(text: str, extra: str = "") -> str:

@@ -24,7 +24,9 @@ BUFFERED = 1 << 18
 def check_kind(path: Path) -> None:
     """Raises OutputFailed for a name that tells neither CSV nor Parquet."""
     if path.suffix not in (".csv", ".parquet"):
-        raise OutputFailed(f"{path} is neither .csv nor .parquet", "name a file of either kind")
+        raise OutputFailed(
+            f"{path} is neither .csv nor .parquet", "let its name end in one of them"
+        )
 
 
 def check_output(path: str | Path, force: bool = False) -> Path:

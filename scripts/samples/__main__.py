@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from qtrace.trace.arrow import PARQUET
 from qtrace.trace.convert import convert
-from scripts.samples import everything, watching
+from scripts.samples import everything, hanging, watching
 from scripts.samples.machine import NEW, OLD, ROOT, neutral_qemu
 
 SAMPLES = ROOT / "analysis" / "samples"
@@ -37,6 +37,9 @@ RECIPES: dict[tuple[str, ...], Callable[..., None]] = {
     ("crash-7.2-tcg.csv",): watching.scenario("crash", OLD, "tcg"),
     ("late-reply-stock-10.0-kvm.parquet",): watching.real_saves(NEW, "kvm"),
     ("late-reply-rerouted-10.0-kvm.parquet",): watching.real_saves(NEW, "kvm", "iohandler"),
+    ("stuck-7.2-tcg.csv",): hanging.stuck(OLD, "tcg", released=True),
+    ("stuck-10.0-kvm.csv",): hanging.stuck(NEW, "kvm", released=False),
+    ("busy-10.0-tcg.parquet",): hanging.busy(NEW, "tcg"),
     ("all-pflash-7.2-kvm.parquet",): everything.pflash(OLD),
     ("all-qtest-7.2.parquet",): everything.qtest(OLD),
     ("all-stranded-7.2-tcg.parquet",): everything.stranded(OLD),

@@ -7,15 +7,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from socket import AF_UNIX, socket
 from typing import Any
 
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.strand import Stranding
-from qtrace.experiment.subject import Subject
 from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
 from qtrace.lab.guest import Guest
 from qtrace.lab.hang import quit_guest, until_proven
@@ -23,8 +22,10 @@ from qtrace.lab.jobs import NO_NODE, REAL, run_job, save_round
 from qtrace.lab.saves import IDLE_SOCKETS
 from qtrace.lab.scenario import BOTTOM_HALF
 from qtrace.lab.scenarios.vcpu_poll import ran_in_vcpu_poll
-from qtrace.recorder.session import Recording
-from qtrace.recorder.start import start_recording
+from qtrace.recorder.options import RecordingOptions
+from qtrace.recorder.pump import Pump, pumped
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 from qtrace.target.qmp import QmpClient
 
 Make = Callable[[Path], None]
@@ -35,12 +36,9 @@ DAEMON_DEPTH = 8
 PUT_OFF_S, LIMIT_S, PROVEN_S = 0.5, 30.0, 3.0
 
 
-@contextmanager
-def recorded(trace: Path, pid: int, **options: Any) -> Iterator[Recording]:
-    """Every bottom half of a process; ``options`` are start_recording()'s."""
-    with start_recording(pid, output=trace, everything=True, **options) as recording:
-        yield recording
-        recording.stop("sample ended")
+def recorded(trace: Path, pid: int, **options: Any) -> AbstractContextManager[Pump]:
+    """Every bottom half of a process; ``options`` are those of RecordingOptions."""
+    return pumped(pid, RecordingOptions(trace, everything=True, **options), "sample ended")
 
 
 def pflash(qemu: Path) -> Make:
@@ -49,11 +47,11 @@ def pflash(qemu: Path) -> Make:
     def make(trace: Path) -> None:
         with (
             Guest(qemu, "kvm", idle_sockets=IDLE_SOCKETS) as guest,
-            recorded(trace, guest.pid) as recording,
+            recorded(trace, guest.pid) as pump,
         ):
             for number in range(ROUNDS):
                 save_round(guest.qmp, f"save{number}")
-                if number and any(map(ran_in_vcpu_poll, recording.poll(0))):
+                if number and any(map(ran_in_vcpu_poll, pump.take())):
                     break
 
     return make
@@ -77,9 +75,9 @@ def qtest(qemu: Path) -> Make:
                         client.recv(100)
 
                 writer = threading.Thread(target=write)
-                with recorded(trace, guest.pid) as recording:
+                with recorded(trace, guest.pid):
                     writer.start()
-                    _saves(guest, recording)
+                    _saves(guest)
                     ended.set()
                     writer.join()
 
@@ -95,20 +93,19 @@ def stranded(qemu: Path) -> Make:
     def make(trace: Path) -> None:
         with (
             Guest(qemu, firmware="idle") as guest,
-            recorded(trace, guest.pid, patterns=("job_exit",), stall_after_s=0.5) as recording,
+            recorded(trace, guest.pid, patterns=("job_exit",), stall_after_s=0.5) as pump,
         ):
-            with Stranding(Subject(guest.pid, BOTTOM_HALF)) as stranding:
+            with Stranding(LiveQemu(Process(guest.pid)), BOTTOM_HALF) as stranding:
                 guest.qmp.command("snapshot-save", **{"job-id": "job", "tag": "qtrace", **NO_NODE})
                 until = time.monotonic() + PUT_OFF_S
                 while time.monotonic() < until:
                     stranding.poll(0.1)
-                    recording.poll(0)
                 quit_guest(guest)
                 limit = time.monotonic() + LIMIT_S
                 # Bottom halves that are not watched get their rows at the end: gdb has to go first.
                 while time.monotonic() < limit and stranding.poll(0.5):
-                    recording.poll(0)
-            until_proven(recording, time.monotonic() + PROVEN_S)
+                    pass
+            until_proven(pump, time.monotonic() + PROVEN_S)
 
     return make
 
@@ -120,14 +117,15 @@ def real_save(qemu: Path, to: To | None = None) -> Make:
         with (
             Guest(qemu, firmware="idle", memory_mib=MEMORY_MIB, disk=True) as guest,
             QmpClient(guest.second_qmp_socket, LIMIT_S) as second,
-            recorded(trace, guest.pid) as recording,
-            nullcontext() if to is None else Rerouting(Subject(guest.pid, BOTTOM_HALF), to),
+            recorded(trace, guest.pid),
+            nullcontext()
+            if to is None
+            else Rerouting(LiveQemu(Process(guest.pid)), BOTTOM_HALF, to),
         ):
             asked = threading.Timer(0.03, lambda: second.command("query-status"))
             asked.start()
             run_job(guest.qmp, "snapshot-save", "save", **REAL)
             asked.join()
-            recording.poll(0)
 
     return make
 
@@ -138,9 +136,9 @@ def control(qemu: Path) -> Make:
     def make(trace: Path) -> None:
         with (
             Guest(qemu, firmware="idle", idle_sockets=IDLE_SOCKETS) as guest,
-            recorded(trace, guest.pid) as recording,
+            recorded(trace, guest.pid),
         ):
-            _saves(guest, recording)
+            _saves(guest)
 
     return make
 
@@ -185,7 +183,6 @@ def daemon(qemu: Path) -> Make:
     return make
 
 
-def _saves(guest: Guest, recording: Recording) -> None:
+def _saves(guest: Guest) -> None:
     for number in range(SAVES):
         save_round(guest.qmp, f"save{number}")
-        recording.poll(0)

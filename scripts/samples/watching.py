@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.steer import Steering
-from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.lab.jobs import save, save_round
 from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Setup
 from qtrace.lab.scenarios import SCENARIOS
-from qtrace.recorder.session import Recording
-from qtrace.recorder.start import start_recording
+from qtrace.recorder.options import RecordingOptions
+from qtrace.recorder.pump import pumped
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 
 Make = Callable[[Path], None]
 
@@ -38,11 +39,11 @@ def steered(qemu: Path, accel: Accelerator) -> Make:
     """As many saves forced onto the main thread as then onto the vCPU thread."""
 
     def make(trace: Path) -> None:
-        with recorded(_setup(trace, qemu, accel), "pflash") as (guest, recording):
-            subject = Subject(guest.pid, BOTTOM_HALF)
+        with recorded(_setup(trace, qemu, accel), "pflash") as (guest, _pump):
+            target = LiveQemu(Process(guest.pid))
             for run_on in ("main", "vcpu"):
-                with Steering(subject, run_on, FORCED) as steering:
-                    _rounds(guest, recording, FORCED, run_on)
+                with Steering(target, BOTTOM_HALF, run_on, FORCED) as steering:
+                    _rounds(guest, FORCED, run_on)
                 assert [run.as_wanted for run in steering.seen] == [True] * FORCED
 
     return make
@@ -53,8 +54,8 @@ def control(qemu: Path, accel: Accelerator) -> Make:
 
     def make(trace: Path) -> None:
         idle = recorded(_setup(trace, qemu, accel), "idle", idle_sockets=IDLE_SOCKETS)
-        with idle as (guest, recording):
-            _rounds(guest, recording, CONTROL)
+        with idle as (guest, _pump):
+            _rounds(guest, CONTROL)
 
     return make
 
@@ -72,8 +73,9 @@ def compared(qemu: Path, accel: Accelerator) -> Callable[[Path, Path, Path], Non
             contexts: list[tuple[Path, To | None]]
             contexts = [(stock, None), (held, "main"), (rerouted, "iohandler")]
             for trace, to in contexts:
-                with _recorded_again(guest, trace) as recording, _rerouted(guest, to):
-                    _rounds(guest, recording, MANY)
+                options = RecordingOptions(trace, patterns=(BOTTOM_HALF,))
+                with pumped(guest.pid, options, "sample ended"), _rerouted(guest, to):
+                    _rounds(guest, MANY)
 
     return make
 
@@ -84,12 +86,11 @@ def real_saves(qemu: Path, accel: Accelerator, to: To | None = None) -> Make:
     def make(trace: Path) -> None:
         setup = _setup(trace, qemu, accel)
         with (
-            recorded(setup, "idle", memory_mib=MEMORY_MIB, disk=True) as (guest, recording),
+            recorded(setup, "idle", memory_mib=MEMORY_MIB, disk=True) as (guest, _pump),
             _rerouted(guest, to),
         ):
             for number in range(REAL_SAVES):
                 save(guest.qmp, f"save{number}")
-                recording.poll(0)
 
     return make
 
@@ -100,18 +101,10 @@ def _setup(
     return Setup(qemu, accel, rounds, timeout_s, trace, force=True, progress=lambda done: None)
 
 
-@contextmanager
-def _recorded_again(guest: Guest, trace: Path) -> Iterator[Recording]:
-    with start_recording(guest.pid, output=trace, patterns=(BOTTOM_HALF,)) as recording:
-        yield recording
-        recording.stop("sample ended")
-
-
 def _rerouted(guest: Guest, to: To | None) -> Rerouting | nullcontext[None]:
-    return nullcontext() if to is None else Rerouting(Subject(guest.pid, BOTTOM_HALF), to)
+    return nullcontext() if to is None else Rerouting(LiveQemu(Process(guest.pid)), BOTTOM_HALF, to)
 
 
-def _rounds(guest: Guest, recording: Recording, count: int, name: str = "save") -> None:
+def _rounds(guest: Guest, count: int, name: str = "save") -> None:
     for number in range(count):
         save_round(guest.qmp, f"{name}{number}")
-        recording.poll(0)

@@ -21,7 +21,7 @@ from qtrace.target.aio.calibration import calibrate
 from qtrace.target.aio.coroutine import saved_registers
 from qtrace.target.aio.instructions import Instruction, parse_att
 from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.tls import find_thread_pointers
+from qtrace.target.aio.tls import thread_pointer
 from qtrace.target.aio.unclear import unclear
 from qtrace.target.aio.walk import AioReader, Missing
 from qtrace.target.aio.why import explain
@@ -31,11 +31,14 @@ from qtrace.target.core_file import CoreFile
 from qtrace.target.elf import Elf
 from qtrace.target.look import Looker
 from qtrace.target.maps import Module
+from qtrace.target.qemu import Qemu
 from tests.live.gdb_session import core_of
 from tests.live.test_gdb_debug_info import like_qemu
 
 SEEDS = st.integers(0, 1 << 32)
-many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=200, suppress_health_check=list(HealthCheck))
+# Each of them takes a while; the soak has many.
+few = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_a_damaged_core_is_read_or_refused(core: Path, seed: int) -> None:
     path = Path(f"/dev/shm/qtrace-core-{os.getpid()}")
     path.write_bytes(data[:length])
     try:
-        looker = Looker(CoreSource(CoreFile(path), core.with_name("program")))
+        looker = Looker(Qemu(CoreSource(CoreFile(path), core.with_name("program"))))
         look = looker.look()
         explain(look)
         json.dumps(look_json(look, looker.name, {}))
@@ -99,15 +102,28 @@ LAYOUT = calibrate(ModuleProgram(Module(Elf(find_qemu()), 0)))
 
 
 @pytest.mark.qemu
-@many
+@few
 @given(seed=SEEDS)
 def test_senseless_memory_is_torn_and_shown_by_nobody(seed: int) -> None:
+    check_senseless(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.qemu
+@settings(max_examples=2000, suppress_health_check=list(HealthCheck))
+@given(seed=SEEDS)
+def test_senseless_memory_is_torn_and_shown_by_nobody_2000_times(seed: int) -> None:
+    check_senseless(seed)
+
+
+def check_senseless(seed: int) -> None:
     memory = Senseless(seed)
     places = {"main_variable": 0x100, "iohandler_variable": 0x108, "jobs": 0x110, "bql": 0x118}
     layout = type(LAYOUT)(**{**LAYOUT.__dict__, **places})
     reader = AioReader(memory, layout)
     reads = [reader.jobs, reader.bql_holder]
-    for context in reader.contexts(1, find_thread_pointers(memory, [1, 3], [(0, 1 << 18)])):
+    assert thread_pointer(memory, 0x1000, 1) in (None, *range(0, 1 << 18, 64))
+    for context in reader.contexts(1, {1: 0x1000, 3: 0x2000}):
         for one in (reader.bottom_halves, reader.handlers, reader.scheduled_coroutines):
             reads.append(lambda one=one, ctx=context.address: one(ctx))  # type: ignore[misc]
     for read in reads:
@@ -153,7 +169,7 @@ def test_mangled_code_leaves_facts_out(seed: int) -> None:
     assert all(isinstance(value, (int, str, type(None))) for value in layout.__dict__.values())
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=st.text(alphabet="movlcalq %(),$*0x123456789abcdefgs:<>+#ripdx-", max_size=60))
 def test_any_text_of_a_disassembler_is_an_instruction(text: str) -> None:
     assert parse_att(0x1000, 4, text).address == 0x1000

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from qtrace.errors import QtraceError
 from qtrace.target.arch_x86_64 import RBP, RETURN_ADDRESS, RSP
-from qtrace.target.cfi import CallFrames
 from qtrace.target.elf import Elf
-from qtrace.target.maps import AddressSpace
+from qtrace.target.maps import AddressSpace, Module
 from qtrace.target.scan import scan_binary
 from qtrace.target.stack import MAX_FRAMES, CopiedStack, Unwinder
-from qtrace.target.symbols import load_symbols
 
 BINARY = Path(shutil.which("true") or "/bin/true").read_bytes()
 SPACE = AddressSpace(os.getpid())
@@ -25,7 +23,7 @@ SPACE = AddressSpace(os.getpid())
 words = st.integers(0, (1 << 64) - 1)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     damage=st.lists(
         st.tuples(st.integers(0, len(BINARY) - 1), st.binary(min_size=1, max_size=8)),
@@ -49,20 +47,19 @@ def test_a_damaged_binary_is_read_or_refused(
     path = Path(f"/dev/shm/qtrace-test-{os.getpid()}")
     path.write_bytes(data[:length])
     try:
-        elf = Elf(path)
-        _ = (elf.build_id, elf.code_hash)
-        table, frames = load_symbols(elf), CallFrames(elf)
-        for start in frames.starts[:20]:
-            frames.rule(int(start))
-            table.lookup(int(start))
-        scan_binary(elf, table, frames, "")
+        module = Module(Elf(path), 0)
+        _ = (module.elf.build_id, module.elf.code_hash)
+        for start in module.frames.starts[:20]:
+            module.frames.rule(int(start))
+            module.symbols.lookup(int(start))
+        scan_binary(module, "")
     except QtraceError:
         pass
     finally:
         path.unlink()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     stack=st.lists(st.one_of(words, st.integers(0x1000, 0x1400)), max_size=128),
     offset=st.integers(0, 1 << 20),

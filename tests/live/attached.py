@@ -15,9 +15,9 @@ from typing import Any
 
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
+from tests.limits import TIMEOUT_S
 
 WATCHED = "snapshot_save_job_bh"
-TIMEOUT_S = 60
 
 
 @dataclass
@@ -86,7 +86,7 @@ def is_running(pid: int) -> bool:
     return status in "RSD"
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 
 from qtrace.trace.reader import read_trace
+from tests.limits import TIMEOUT_S
 
 # A prime number: no batch divides it.
 REQUESTS = 3001
-TIMEOUT_S = 100
 
 
 def qtrace_run(*arguments: object) -> tuple[int, dict[str, Any], str]:

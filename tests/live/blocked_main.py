@@ -17,14 +17,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from qtrace.lab.guest import Accelerator, Firmware, Guest
-from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
+from tests.limits import TIMEOUT_S
 from tests.live.hung import TCG, functions_of_main_thread
 
 SAVE = "snapshot_save_job_bh"
 MONITORS = 3
-TIMEOUT_S = 30
 COMMAND = {
     "execute": "snapshot-save",
     "arguments": {"job-id": "save", "tag": "t", "vmstate": "nosuch", "devices": ["nosuch"]},
@@ -69,7 +69,7 @@ def save_left_behind(guest: Guest) -> Iterator[Callable[[], None]]:
 
 def pending(pid: int) -> list[str]:
     """The names of what is pending in any context."""
-    return [half.name for half in Looker(LiveSource(Process(pid))).look().bottom_halves]
+    return [half.name for half in Looker(LiveQemu(Process(pid))).look().bottom_halves]
 
 
 def _connected(path: Path) -> socket.socket:

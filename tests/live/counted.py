@@ -13,7 +13,7 @@ import shutil
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -50,12 +50,50 @@ def counting(program: Path) -> Iterator[Counter[str]]:
     Beside the entries: ``dequeue``, a bottom half taken off its list (each insertion comes to
     one), and ``cancel``, behind the locked instruction of qemu_bh_cancel().
     """
+    with _counting(program, _places(program)) as counts:
+        yield counts
+
+
+@contextmanager
+def counting_inlined(program: Path) -> Iterator[Counter[str]]:
+    """Likewise where the compiler has inlined: by the atomic instructions themselves, wherever
+    objdump's listing of the whole program has them.
+
+    ``enqueue`` behind each OR of a bottom half's flags, ``cancel`` behind each AND of them, and
+    the entries of aio_bh_call() and aio_co_schedule().
+    """
+    listing = [(int(at, 16), " ".join(text.split())) for at, text in LINE.findall(
+        _run("objdump", "-d", "--no-show-raw-insn", "-j", ".text", program))]  # fmt: skip
+    places = [(n, _disassembled(program, n)[0][0]) for n in ("aio_bh_call", "aio_co_schedule")]
+    for number, (_at, text) in enumerate(listing):
+        if re.match(r"lock andl \$0xfffffffd,0x28\(", text):
+            places.append(("cancel", listing[number + 1][0]))
+        elif re.match(r"lock cmpxchg %\w+,0x28\(", text):
+            if not listing[number - 1][1].startswith("or "):
+                continue
+            assert listing[number + 1][1].startswith("jne")
+            places.append(("enqueue", listing[number + 2][0]))
+    shift = _load_shift(program)
+    with _counting(program, [(name, address - shift) for name, address in places]) as counts:
+        yield counts
+
+
+@contextmanager
+def counting_calls(program: Path, function: str) -> Iterator[Counter[str]]:
+    """Count how often an exported function is entered, likewise."""
+    ((entry, _text), *_rest) = _disassembled(program, function)
+    with _counting(program, ((function, entry - _load_shift(program)),)) as counts:
+        yield counts
+
+
+@contextmanager
+def _counting(program: Path, places: Iterable[tuple[str, int]]) -> Iterator[Counter[str]]:
+    """``places``: name and file offset of each."""
     counts: Counter[str] = Counter()
-    places = dict(_places(program))
     path = ctypes.create_string_buffer(os.fsencode(program))
     fds: list[tuple[str, int]] = []
     try:
-        for name, offset in places.items():
+        for name, offset in places:
             for cpu in os.sched_getaffinity(0):
                 fds.append((name, _open(path, offset, cpu)))
         yield counts
@@ -66,10 +104,25 @@ def counting(program: Path) -> Iterator[Counter[str]]:
             os.close(fd)
 
 
-def _open(path: ctypes.Array[ctypes.c_char], offset: int, cpu: int) -> int:
+@contextmanager
+def probed_with_counter(program: Path, function: str) -> Iterator[None]:
+    """A uprobe on an exported function that has a reference counter, as a tracer of USDT makes it,
+    where no other can be then."""
+    path = ctypes.create_string_buffer(os.fsencode(program))
+    ((entry, _text), *_rest) = _disassembled(program, function)
+    # Behind the end of the file: it is never counted.
+    fd = _open(path, entry - _load_shift(program), 0, reference=1 << 30)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(path: ctypes.Array[ctypes.c_char], offset: int, cpu: int, reference: int = 0) -> int:
+    """``reference``: the file offset of the probe's reference counter."""
     pmu = int(UPROBE_PMU.read_text())
     attributes = ATTRIBUTES.pack(
-        pmu, ATTRIBUTES.size, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(path), offset
+        pmu, ATTRIBUTES.size, reference << 32, 0, 0, 0, 0, 0, 0, ctypes.addressof(path), offset
     )
     libc = ctypes.CDLL(None, use_errno=True)
     fd = int(libc.syscall(PERF_EVENT_OPEN, attributes, -1, cpu, -1, 0))
@@ -94,9 +147,14 @@ def _places(program: Path) -> tuple[tuple[str, int], ...]:
     cancel = _disassembled(program, "qemu_bh_cancel")
     assert cancel[0][1].startswith("lock and")
     places.append(("cancel", cancel[1][0]))
+    shift = _load_shift(program)
+    return tuple((name, address - shift) for name, address in places)
+
+
+def _load_shift(program: Path) -> int:
     (shift,) = {_shift(line) for line in _run("readelf", "-lW", program).splitlines()
                 if " R E " in line}  # fmt: skip
-    return tuple((name, address - shift) for name, address in places)
+    return shift
 
 
 def _shift(line: str) -> int:

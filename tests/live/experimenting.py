@@ -13,9 +13,9 @@ from typing import Any
 
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import save_round
+from tests.limits import TIMEOUT_S
 
 WATCHED = "snapshot_save_job_bh"
-TIMEOUT_S = 60
 ROUNDS_LIMIT = 2000
 ARMED = ("steering", "rerouting")
 

@@ -20,7 +20,9 @@ from tests.live.hung import hung_guest
 SAVE = "snapshot_save_job_bh"
 STRANDED = "co_schedule_bh_cb"
 CONTEXTS = ["main", "iohandler", "iothread:iot0", "iothread:mon_iothread"]
-COMMANDS = ("contexts", "bh", "handlers", "threads", "jobs", "why")
+COMMANDS = (
+    "contexts", "bh", "handlers", "threads", "jobs", "nodes", "requests", "coroutines", "why",
+)  # fmt: skip
 
 
 def _combination(number: int, accel: str, soak: bool) -> object:
@@ -37,6 +39,14 @@ everywhere = pytest.mark.parametrize(
     ("qemu_binary", "accel"),
     [_combination(0, "tcg", False), _combination(1, "kvm", False),
      _combination(0, "kvm", True), _combination(1, "tcg", True)],
+    indirect=True,
+)  # fmt: skip
+
+# The same, but each is dear and shows little that another does not: one of them will do.
+once = pytest.mark.parametrize(
+    ("qemu_binary", "accel"),
+    [_combination(number, accel, (number, accel) != (0, "tcg"))
+     for number in (0, 1) for accel in ("tcg", "kvm")],
     indirect=True,
 )  # fmt: skip
 

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.left_behind import MARK
+from tests.limits import TIMEOUT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "gdbscripts/aio.py"
-TIMEOUT_S = 60
 # gdb's own Python, nothing of the tests' environment; no servers, no paging.
-ENVIRONMENT = {"PATH": os.defpath, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "COLUMNS": "200"}
+ENVIRONMENT = {
+    "PATH": os.defpath, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "COLUMNS": "200",
+    MARK: os.environ.get(MARK, ""),
+}  # fmt: skip
 GDB = ("gdb", "-nx", "-q", "-iex", "set debuginfod enabled off")
 
 
@@ -39,15 +44,21 @@ def core(pid: int, executable: Path, file: Path) -> Target:
     return Target((str(executable), str(file)), pid, executable)
 
 
-def gdb(target: Target | None, *commands: str, script: Path = SCRIPT) -> str:
+def gdb(
+    target: Target | None, *commands: str, script: Path = SCRIPT, cache: Path | None = None
+) -> str:
     """What one gdb prints for these commands, after everything that it says at its start.
 
     Errors of commands are part of it; a traceback fails the test.
+
+    Args:
+        cache: the folder in which qtrace has kept what it found, if it has.
     """
+    environment = ENVIRONMENT | ({"XDG_CACHE_HOME": str(cache)} if cache else {})
     run = subprocess.run(
         [*GDB, "-batch", *(target.arguments if target else ()),
          *_each(f"source {script}", r"echo >>>\n", *commands)],
-        env=ENVIRONMENT, text=True, timeout=TIMEOUT_S,
+        env=environment, text=True, timeout=TIMEOUT_S,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     _start, mark, printed = run.stdout.partition(">>>\n")

@@ -13,10 +13,10 @@ from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
 from qtrace.target.memory import read_word
 from qtrace.target.process import Process
 from qtrace.target.stack import Unwinder
-from qtrace.target.threads import read_syscall
+from qtrace.target.threads import read_system_call
+from tests.limits import TIMEOUT_S
 
 JOB = "bk"
-TIMEOUT_S = 30
 # A backup whose first write blkdebug never lets go on; guest memory stays out of core files.
 ARGUMENTS = (
     "-object", "iothread,id=iot0", "-machine", "dump-guest-core=off",
@@ -60,13 +60,12 @@ def hung_guest(qemu: Path, accel: Accelerator) -> Iterator[Guest]:
 def functions_of_main_thread(pid: int) -> list[str]:
     """The functions that the main thread sleeps in, leaf first; empty when it runs."""
     process = Process(pid)
-    blocked = read_syscall(pid, pid)
+    blocked = read_system_call(pid, pid)
     if blocked is None:
         return []
-    _number, _arguments, stack_pointer, pc = blocked
     unwinder = Unwinder(process.space)
     chain = unwinder.unwind(
-        {RSP: stack_pointer, RETURN_ADDRESS: pc},
+        {RSP: blocked.stack_pointer, RETURN_ADDRESS: blocked.pc},
         lambda address: read_word(process.memory, address),
     )
     return [name.split("+0x")[0] for name in unwinder.names(chain)]

@@ -22,13 +22,13 @@ from qtrace.errors import QtraceError
 from qtrace.lab.block_load import bench_command, disk_image, nbd_url
 from qtrace.lab.firmware import CHIP_BYTES, assemble
 from qtrace.target.qmp import QmpClient
+from tests.limits import TIMEOUT_S
 from tests.live.attached import wait_for
 from tests.live.ptraced import children
 
 FIRMWARE = Path(__file__).with_name("virtio_blk.S")
 # Where its end, 512 bytes, lies in the guest's address space.
 LINK_ADDRESS = 0xFFFFFE00
-TIMEOUT_S = 120
 IOTHREAD = "io7"
 
 
@@ -99,7 +99,7 @@ def system(program: Path, _bin: Path, folder: Path, requests: int, *options: str
         with QmpClient(qmp) as client:
             threads = {t["id"]: t["thread-id"] for t in client.command("query-iothreads")}
             client.command("cont")
-            wait_for(lambda: done.read_bytes() == b".", TIMEOUT_S)
+            wait_for(lambda: done.read_bytes() == b".")
             # A thread's name is read while it is there.
             raw = trace.with_name(f"{trace.name}.raw")
             wait_for(lambda: IOTHREAD.encode() in raw.read_bytes())

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.target.aio.waits import BIG_LOCK
-from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
+from tests.limits import TIMEOUT_S
 from tests.live.blocked_main import Monitor, guest_with_monitors
 
-TIMEOUT_S = 30
 # Two guests of three wait for a write to the chip's registers, which programs nothing. A second try
 # in the same guest is worth little: its writes and the main thread go in step by then.
 GUESTS = 60
@@ -54,7 +54,7 @@ def paused_behind_a_write(qemu: Path, accel: Accelerator) -> Iterator[tuple[Gues
 @contextmanager
 def _stopped(pid: int, tid: int, sleeper: Monitor, stopper: Monitor) -> Iterator[bool]:
     """``stop`` comes while a vCPU thread waits for the BQL; whether that was for such a write."""
-    looker = Looker(LiveSource(Process(pid)))
+    looker = Looker(LiveQemu(Process(pid)))
 
     def functions(thread: int) -> set[str]:
         return set(looker.thread(thread, "").functions)
@@ -82,7 +82,7 @@ def _stopped(pid: int, tid: int, sleeper: Monitor, stopper: Monitor) -> Iterator
     _until(lambda: bool(BIG_LOCK & functions(tid)), "the vCPU's wait for the BQL")
     workers = [t for t, name in looker.source.threads().items() if name == "worker"]
     _until(lambda: all(functions(worker) for worker in workers), "the last write's end")
-    with _held(workers):
+    with held(workers):
         sleeper.open_fifo()
         # Only some of the guest's writes to the chip's registers program a byte.
         _until(over, "the pause")
@@ -90,7 +90,7 @@ def _stopped(pid: int, tid: int, sleeper: Monitor, stopper: Monitor) -> Iterator
 
 
 @contextmanager
-def _held(tids: list[int]) -> Iterator[None]:
+def held(tids: list[int]) -> Iterator[None]:
     """Threads that do not run meanwhile."""
     for tid in tids:
         _ptrace(SEIZE, tid)

@@ -13,12 +13,11 @@ from pathlib import Path
 from qtrace.gdb.state import changed_code, is_traced_or_stopped
 from qtrace.lab.guest import Guest
 from qtrace.target.process import Process
+from tests.limits import TIMEOUT_S
 
-WAIT_S = 20.0
 
-
-def until(condition: Callable[[], object], what: str = "it") -> None:
-    deadline = time.monotonic() + WAIT_S
+def until(condition: Callable[[], object], what: str = "it", limit_s: float = TIMEOUT_S) -> None:
+    deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen in time"
         time.sleep(0.002)

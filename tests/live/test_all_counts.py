@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qtrace.analysis import exit_status, judge
+from qtrace.analysis import Trace, exit_status, judge
 from qtrace.errors import ExitStatus
 from qtrace.lab.guest import Accelerator
-from qtrace.trace.reader import Trace, read_trace
+from qtrace.trace.reader import TraceFile, read_trace
 from tests.live import loads
 from tests.live.counted import counting, own_copy
 
@@ -90,18 +90,28 @@ def driven(
     return counts, load
 
 
-def summary(read: Trace) -> str:
+def summary(read: TraceFile) -> str:
     counts = read.detach["all"]
     return f"{counts['produced']} events, {counts['lost']} lost"
 
 
-def check_counts(read: Trace, counts: Counter[str]) -> None:
+def check_ends(read: TraceFile, rows: Counter[str]) -> None:
+    """Each run has its return, but for those that the target ended inside of, as it may."""
+    one = Trace(read)
+    cut_off = one.runs[one.runs["end_ns"].isna().to_numpy()].index
+    assert rows["run"] - rows["return"] == len(cut_off)
+    # Its thread ran nothing outside of it any more.
+    assert list(cut_off) == list(one.unfinished.index)
+
+
+def check_counts(read: TraceFile, counts: Counter[str]) -> None:
     """Row by row what the kernel counted beside us."""
     frame = read.frame
     rows: Counter[str] = Counter(frame["event"].astype(str))
     every = read.detach["all"]
     assert (every["lost"], every["produced"]) == (0, sum(rows[kind] for kind in KINDS))
-    assert rows["run"] == rows["return"] == counts["aio_bh_call"] > 0
+    assert rows["run"] == counts["aio_bh_call"] > 0
+    check_ends(read, rows)
     assert rows["cancel"] == counts["cancel"]
     assert rows["co_schedule"] == counts["aio_co_schedule"]
     assert rows["schedule"] == sum(counts[name] for name in SCHEDULERS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
-from tests.live.attached import attach_command
+from tests.limits import TIMEOUT_S
+from tests.live.attached import attach_command, save
 from tests.live.terminal import on_terminal
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
@@ -19,10 +21,11 @@ pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 def test_the_table_fits_the_terminal_and_no_figure_is_cut(columns: int, tmp_path: Path) -> None:
     with Guest(find_qemu()) as guest:
         status, shown = on_terminal(
-            columns, attach_command(guest.pid, "--all", "--live", "--duration", "2.5s",
+            columns, attach_command(guest.pid, "--all", "--live", "--duration", "5s",
                                     "-o", tmp_path / "trace.parquet"), of="stderr",
         )  # fmt: skip
-    assert status in (0, 1), shown
+    # 4: of a busy machine events may be lost, which leaves the verdict open.
+    assert status in (0, 1, 4), shown
     header = next(line for line in shown if line.startswith("bottom half"))
     assert header.split()[2:] == ["runs", "wait", "p50", "p99", "took", "p50", "p99"]
     rows = [line for line in shown if re.match(r"(thread_pool_c|dummy_bh_cb)", line)]
@@ -32,8 +35,9 @@ def test_the_table_fits_the_terminal_and_no_figure_is_cut(columns: int, tmp_path
     for row in rows:
         # Names give way, figures do not.
         assert re.search(r" \d+\.\d %( +\d+(\.\d+)? (ns|us|ms|s)| {9})+$", row), row
-    rates = [line for line in shown if " events/s, " in line]
-    assert re.match(r"[\d,]+ events/s, [\d,]+ in all, [\d,]+ lost, main [\d,]+/s$", rates[0])
+    # Large numbers go on in the next line.
+    rates = r"[\d,]+ events/s, [\d,]+ in all, [\d,]+ lost, main [\d,]+/s"
+    assert re.search(rates, " ".join(shown)), shown
 
 
 def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path: Path) -> None:
@@ -47,3 +51,28 @@ def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path: Path) -> None
         process.wait()
     assert "Traceback" not in errors
     assert "Broken pipe" not in errors
+
+
+def test_a_recording_shows_that_it_lives(tmp_path: Path) -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        command = attach_command(guest.pid, "--duration", "0.2s", "-o", tmp_path / "t.csv")
+        status, shown = on_terminal(80, command, of="stderr")
+    assert status == 0, shown
+    assert re.search(r"\d+ s: \d+ hits, 0 pending", " ".join(shown)), shown
+
+
+def test_without_a_file_the_statistics_are_printed_and_sites_only_if_asked_for() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        command = [sys.executable, "-m", "qtrace", "attach", "--pid", str(guest.pid), "--all",
+                   "--duration", "0.3s"]  # fmt: skip
+        quiet = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert quiet.stderr is not None
+        assert quiet.stderr.readline().startswith("recording")
+        save(guest, 5)
+        out, err = quiet.communicate(timeout=TIMEOUT_S)
+        verbose = subprocess.run([*command, "-v"], text=True, capture_output=True)
+    assert quiet.returncode == 0, err
+    assert re.search(r"^bottom half +ran +p50", out, re.MULTILINE), out
+    assert re.search(r"^job_exit +\d+ ", out, re.MULTILINE), out
+    assert "aio_bh_call" not in err
+    assert re.search(r"^ +run +aio_bh_call", verbose.stderr, re.MULTILINE), verbose.stderr

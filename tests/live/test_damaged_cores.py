@@ -16,6 +16,7 @@ from qtrace.target.arch_x86_64 import PAGE, PRSTATUS_REGISTERS
 from qtrace.target.core import CoreSource
 from qtrace.target.core_file import CoreFile
 from qtrace.target.look import Looker
+from qtrace.target.qemu import Qemu
 from tests.live.gdb_cases import STRANDED, Hung, everywhere
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
@@ -57,16 +58,16 @@ def test_with_parts_missing_nothing_else_is_found_a_thousand_times(
 def check_damaged(hung: Hung, qemu: Path, accel: Accelerator, count: int) -> None:
     core = HoledCore(Path(hung(qemu, accel, "core").arguments[1]))
     source = CoreSource(core)
-    looker = Looker(source)
+    looker = Looker(Qemu(source))
     whole = looker.look()
     true = explain(whole)
-    assert true[0].kind == "stranded"
+    assert true[0].kind == "stuck"
     assert unclear(whole) == []
     places = interesting(core, looker, whole)
     left_open = 0
     for seed in range(count):
         core.holes = holes(random.Random(seed), places)
-        look = Looker(source).look()
+        look = Looker(Qemu(source)).look()
         found, reasons = explain(look), unclear(look)
         for finding in found:
             known = what(finding) in map(what, true) or is_less(finding, true)

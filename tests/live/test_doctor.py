@@ -49,7 +49,7 @@ def qemu(qemu_binary: Path, tmp_path: Path) -> Iterator[int]:
 @pytest.mark.gdb
 def test_a_host_with_everything_is_ready() -> None:
     status, report = doctor()
-    assert (status, report["schema_version"], report["ready"]) == (0, 1, True)
+    assert (status, report["schema_version"], report["ready"]) == (0, 2, True)
     assert set(states(report).values()) == {"ok"}
 
 

@@ -55,7 +55,8 @@ def test_the_call_sites_are_those_of_qtrace_scan(hung: Hung, qemu_binary: Path) 
         (f"{site.address:#x}", half.name, f"{half.callback:#x}")
         for half in scan.bottom_halves
         for site in half.sites
-        if half.name.isidentifier()
+        # gdb does not look for schedules that are inlined: those take a whole data flow.
+        if half.name.isidentifier() and not site.fields
     }
     assert expected
     assert found == expected

@@ -146,7 +146,7 @@ def test_why_asked_again_after_a_while_says_that_it_stays(hung: Hung) -> None:
         gdb_session.send("interrupt")
         gdb_session.read_until("SIGINT")
         said = gdb_session.ask("aio why")
-    assert f"{STRANDED} is stranded" in said
+    assert f"behind it wait {STRANDED} in `iohandler`" in said
     assert "At this moment" not in said
     assert "seen twice" in said
 
@@ -192,7 +192,7 @@ def test_an_awake_coroutine_has_the_stack_of_its_thread(qemu_binary: Path) -> No
     # The chain goes on on the stack from which the coroutine was entered.
     (line,) = [line for line in printed.splitlines() if line.startswith(tid[1])]
     assert "vcpu" in line
-    assert "blk_co_pwrite < qemu_coroutine_switch < qemu_aio_coroutine_enter" in line
+    assert "blk_co_pwrite < blk_pwrite < memory_region_dispatch_write < " in line
 
 
 def test_a_job_that_sleeps_is_shown_while_the_guest_runs(qemu_binary: Path) -> None:
@@ -201,3 +201,26 @@ def test_a_job_that_sleeps_is_shown_while_the_guest_runs(qemu_binary: Path) -> N
         assert f"{JOB}  backup  running" in printed
         assert "nothing is in the way: nothing is pending" in printed
         assert guest.qmp.command("query-status")["status"] == "running"
+
+
+@live_and_core
+def test_the_request_that_a_drain_waits_for_is_shown_with_its_coroutine(
+    hung: Hung, kind: str
+) -> None:
+    printed = gdb(
+        hung.any(kind), "aio nodes", "echo --\\n", "aio requests", "echo --\\n",
+        "aio coroutines",
+    )  # fmt: skip
+    assert "not shown by the code" not in printed
+    nodes, requests, coroutines = printed.split("--\n")
+    (target,) = [row for row in columns(nodes) if row[0] == "target"]
+    assert target[1] == "raw"
+    assert re.fullmatch(r"file:#block\d+", target[2])
+    assert (target[3], target[4]) == ("1", "drained")
+    ((what, node, _device, address, _waits),) = columns(requests)
+    assert (what, node) == ("write of 65536 bytes at 0", "target (raw)")
+    assert f"coroutine {address} of " in coroutines
+    # The job's own, and the monitor's.
+    assert "is a job that sleeps" in coroutines
+    assert "monitor_qmp_dispatcher_co" in coroutines
+    assert re.search(r"^\d+ in use, \d+ free$", coroutines, re.MULTILINE)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from qtrace.target.threads import read_syscall
+from qtrace.target.threads import read_system_call
+from tests.live.attached import wait_for
 from tests.live.gdb_session import Target, gdb, live
 
 pytestmark = pytest.mark.gdb
@@ -28,7 +28,7 @@ def test_debug_info_tells_what_the_code_does_not_show(optimisation: str, tmp_pat
     assert re.search(r"^iohandler +0x\w+ +1 +\S+ +\S+ +\d+ \(program\)", printed, re.MULTILINE)
     assert re.search(r"^sample_bh +iohandler +sample_bh +0x", printed, re.MULTILINE)
     assert "main       sleeps in ppoll(), polling `main`" in printed
-    assert "sample_bh is stranded in `iohandler`: the only thread that runs it, " in printed
+    assert "polling `main`; behind it wait sample_bh in `iohandler`" in printed
     assert "aio jobs: the code of this QEMU does not show jobs" in printed
     scheduled, runs = stops.splitlines()
     assert f"like_qemu.c, line {line_of('iohandler_get_aio_context(), sample_bh')}." in scheduled
@@ -41,6 +41,11 @@ def line_of(text: str) -> int:
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
+def _sleeps_in_ppoll(pid: int) -> bool:
+    call = read_system_call(pid, pid)
+    return call is not None and call.number == PPOLL
+
+
 @contextmanager
 def like_qemu(optimisation: str, folder: Path) -> Iterator[Target]:
     """like_qemu.c compiled with debug info, hanging."""
@@ -49,11 +54,7 @@ def like_qemu(optimisation: str, folder: Path) -> Iterator[Target]:
     subprocess.run(command, check=True)
     with subprocess.Popen([program]) as process:
         try:
-            deadline = time.monotonic() + 10
-            while (blocked := read_syscall(process.pid, process.pid)) is None or blocked[
-                0
-            ] != PPOLL:
-                assert time.monotonic() < deadline
+            wait_for(lambda: _sleeps_in_ppoll(process.pid))
             yield live(process.pid, program)
         finally:
             process.kill()

@@ -71,6 +71,55 @@ def test_a_core_of_another_build_is_refused(hung: Hung) -> None:
     assert without.startswith("gdb does not know the program: file PATH-OF-THE-RIGHT-QEMU")
 
 
+def without(*facts: str) -> str:
+    """The command after which these are not known."""
+    hidden = ", ".join(f"{fact}=None" for fact in facts)
+    return (
+        "python import dataclasses; from qtrace.gdbscripts import look; known = look.layout(); "
+        f"look.layout = lambda: dataclasses.replace(known, {hidden})"
+    )
+
+
+def test_a_fact_that_the_code_does_not_show_is_named(hung: Hung) -> None:
+    target = hung.any("core")
+    facts = ("bh_cb", "bh_opaque", "handler_io_read", "handler_io_write", "handler_opaque")
+    halves, handlers = (gdb(target, without(*facts), f"aio {name}") for name in ("bh", "handlers"))
+    assert re.search(rf"{STRANDED} +iohandler +[?] +[?] +PENDING", halves)
+    assert "not shown by the code of this QEMU: bh_cb, bh_opaque" in halves
+    assert re.search(r"iohandler +\d+ +IN\S* +[?] +[?] +[?]", handlers)
+    told = "handler_io_read, handler_io_write, handler_opaque"
+    assert f"not shown by the code of this QEMU: {told}" in handlers
+    assert "0x0" not in halves + handlers
+    for name in ("contexts", "bh", "handlers"):
+        said = gdb(target, without("main_variable"), f"aio {name}")
+        assert f"aio {name}: the code of this QEMU does not show main_variable" in said
+    said = gdb(target, without("ctx_aio_handlers"), "aio handlers")
+    assert "does not show ctx_aio_handlers" in said
+    said = gdb(target, without("context_tls"), "aio bh")
+    assert "there may be more: the AioContexts of IOThreads, which the code of this QEMU" in said
+
+
+@pytest.mark.parametrize("kind", ["live", "core"])
+def test_libraries_that_gdb_does_not_have_are_named_and_not_guessed(
+    hung: Hung, kind: str, tmp_path: Path
+) -> None:
+    target = hung.any(kind)
+    asked = ("aio why", "aio threads", "aio jobs")
+    said = gdb(target, f"set sysroot {tmp_path}", *asked)
+    assert "it cannot be told whether anything is in the way" in said
+    assert f"the stack of {target.pid} (main) breaks off" in said
+    assert f"{target.pid} (main) waits in" not in said
+    line = next(line for line in said.splitlines() if line.startswith("gdb does not have"))
+    assert "/libc.so.6" in line
+    folder = f"/proc/{target.pid}/root" if kind == "live" else "DIR (where its files lie)"
+    assert f"set sysroot {folder}" in line
+    again = [f"core-file {target.arguments[1]}"] if kind == "core" else []
+    root = folder if kind == "live" else "/"
+    said = gdb(target, f"set sysroot {tmp_path}", f"set sysroot {root}", *again, *asked)
+    assert f"the main loop does not run: {target.pid} (main) waits in bdrv_drain_all" in said
+    assert "gdb does not have" not in said
+
+
 def test_names_are_completed(hung: Hung) -> None:
     printed = gdb(
         hung.any("live"), "complete aio ", "complete aio bh co", "complete aio why co",

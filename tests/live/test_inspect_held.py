@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.gdb.state import is_traced_or_stopped
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.target.process import Process
 from qtrace.target.stopped import look_while_stopped
+from tests.live.dead_fuse import SLEEPERS, Sleeper, guest_on, threads_in_fuse
 from tests.live.gdb_cases import everywhere
 from tests.live.inspecting import functions, inspect, thread
 from tests.live.ptraced import assert_runs_on, until
@@ -57,11 +59,10 @@ def test_signals_that_come_while_it_is_held_arrive(qemu_binary: Path, accel: Acc
     with Guest(qemu_binary, accel) as guest:
         for _ in range(HOLDS):
             guest.qmp.command("stop")
-            look, _paused_ms = look_while_stopped(Process(guest.pid))
-            assert not look.stopped
+            assert not look_while_stopped(Process(guest.pid)).look.stopped
             guest.qmp.command("cont")
-            look, _paused_ms = look_while_stopped(Process(guest.pid))
-            assert all(t.frames for t in look.threads if not t.kernel)
+            held = look_while_stopped(Process(guest.pid))
+            assert all(t.frames for t in held.look.threads if not t.kernel)
         assert_runs_on(guest)
 
 
@@ -70,8 +71,8 @@ def test_a_process_that_is_stopped_stays_so() -> None:
         os.kill(guest.pid, signal.SIGSTOP)
         until(lambda: state(guest.pid) == "T", "the stop")
         status, document, _err = inspect("--pid", guest.pid, "--gdb")
-        assert status in (0, 4)
-        assert document["stopped"]
+        assert status == 4
+        assert document["held"] == "stopped by a signal (SIGSTOP)"
         until(lambda: not Process(guest.pid).tracer(), "being let go")
         assert state(guest.pid) == "T"
         os.kill(guest.pid, signal.SIGCONT)
@@ -106,3 +107,24 @@ def test_a_process_that_may_not_be_traced_is_refused() -> None:
 
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("sleeper", SLEEPERS)
+def test_a_thread_that_cannot_stop_is_named_and_holds_nobody_up(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path, sleeper: Sleeper
+) -> None:
+    """It goes on when its file system does, and has not been stopped by anybody then."""
+    with guest_on(qemu_binary, accel, tmp_path) as (guest, file):
+        tid = file.put_to_sleep(guest, sleeper)
+        _status, document, _err = inspect("--pid", guest.pid, "--gdb")
+        assert [t["tid"] for t in document["did_not_stop"]] == [tid]
+        assert functions(thread(document, tid)["stack"])
+        until(lambda: not is_traced_or_stopped(guest.pid), "being let go")
+        assert Process(guest.pid).tracer() == 0
+        assert list(threads_in_fuse(guest.pid)) == [tid]
+        if sleeper != "main":
+            assert_runs_on(guest)
+        file.thaw()
+        assert_runs_on(guest)
+        assert threads_in_fuse(guest.pid) == {}

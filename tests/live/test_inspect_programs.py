@@ -25,6 +25,8 @@ def test_an_idle_storage_daemon_is_not_stuck(qemu_binary: Path, tmp_path: Path) 
         assert (status, document["verdict"], document["unclear"]) == (0, "clear", [])
         assert [c["name"] for c in document["contexts"]][:2] == ["main", "iohandler"]
         assert [t["role"] for t in document["threads"]].count("iothread") == 1
+        # It has no BQL: nothing is missing.
+        assert (document["missing"], document["bql"]) == ([], {"known": True, "holder": None})
     assert said.startswith("nothing is in the way: nothing is pending")
 
 

@@ -20,6 +20,7 @@ from qtrace.lab.jobs import save_round
 from qtrace.recorder.bcc_module import load_bcc
 from qtrace.recorder.kernel_headers import prepare_headers
 from qtrace.target import ptrace
+from tests.limits import TIMEOUT_S
 from tests.live.attached import save
 from tests.live.experimenting import Experimenting, in_force
 from tests.live.ptraced import assert_runs_on, children, tracer_of, until
@@ -27,7 +28,6 @@ from tests.live.ptraced import assert_runs_on, children, tracer_of, until
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
 WAIT4 = 61
-LIMIT_S = 20.0
 # A gdb that makes no system call for so long has let the thread run on.
 IDLE_S = 0.5
 FORK = get_context("fork")
@@ -59,8 +59,21 @@ def test_a_stop_that_gdb_never_learned_of_is_not_the_guests_end(
             if whom == "both":
                 rerouting.process.kill()
             os.kill(gdb, signal.SIGKILL)
-            rerouting.process.wait(LIMIT_S)
+            rerouting.process.wait(TIMEOUT_S)
             until(lambda: not Path(f"/proc/{gdb}").exists(), "the end of gdb")
+        assert_runs_on(guest)
+        save_round(guest.qmp, "after")
+
+
+def test_a_gdb_that_holds_a_thread_for_too_long_is_ended(accel: Accelerator) -> None:
+    """It is frozen, as if it hung."""
+    with Guest(find_qemu(), accel) as guest, rerouted(guest) as (rerouting, gdb):
+        os.kill(gdb, signal.SIGSTOP)
+        until(lambda: thread_states(gdb)[gdb] == "T", "gdb's stop")
+        with saving(guest):
+            status, _result, err = rerouting.result()
+        assert status == 3
+        assert "gave up, and ended gdb: it had held the process for 3." in err
         assert_runs_on(guest)
         save_round(guest.qmp, "after")
 
@@ -82,7 +95,7 @@ def test_a_thread_that_has_not_come_as_far_as_its_stop_is_not_the_guests_end(
         ready = FORK.Event()
         killer = FORK.Process(target=kill_behind_a_trap, args=(guest.pid, gdb, ready))
         killer.start()
-        assert ready.wait(LIMIT_S)
+        assert ready.wait(TIMEOUT_S)
         while killer.is_alive():
             save_round(guest.qmp, "met")
         status, _result, err = rerouting.result()
@@ -146,7 +159,7 @@ def killed_after(guest: Guest, steps: int) -> bool:
     with rerouted(guest) as (rerouting, gdb):
         ptrace.ptrace(ptrace.SEIZE, gdb, 0, ptrace.TRACESYSGOOD)
         ptrace.ptrace(ptrace.INTERRUPT, gdb)
-        ptrace.wait_stop(gdb, LIMIT_S)
+        ptrace.wait_stop(gdb, TIMEOUT_S)
         with saving(guest):
             while not has_collected_a_trap(gdb):
                 to_system_call(gdb)
@@ -157,7 +170,7 @@ def killed_after(guest: Guest, steps: int) -> bool:
                     busy = True
             os.kill(gdb, signal.SIGKILL)
             os.waitpid(gdb, ptrace.ALL_THREADS)
-            rerouting.process.wait(LIMIT_S)
+            rerouting.process.wait(TIMEOUT_S)
             until(lambda: not Path(f"/proc/{gdb}").exists(), "the end of gdb")
     assert_runs_on(guest)
     save_round(guest.qmp, "after")
@@ -209,7 +222,7 @@ def has_collected_a_trap(gdb: int) -> bool:
     return os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP
 
 
-def to_system_call(tid: int, limit_s: float = LIMIT_S) -> None:
+def to_system_call(tid: int, limit_s: float = TIMEOUT_S) -> None:
     """On to the next entry or exit of a system call; signals are passed on."""
     number = 0
     while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -22,11 +21,12 @@ from qtrace.lab.jobs import save_round
 from qtrace.lab.scenario import Setup, run_scenario
 from qtrace.lab.scenarios import SCENARIOS, main_loop
 from qtrace.lab.workdir import PREFIX, YOUNG_S, work_folder
+from qtrace.target.readable import readable
+from tests.limits import TIMEOUT_S
 
 pytestmark = pytest.mark.qemu
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 20.0
 
 
 def lab(*arguments: object, tmp: Path | None = None) -> subprocess.Popen[str]:
@@ -46,14 +46,14 @@ def lab_json(*arguments: object) -> dict[str, Any]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
 
 
 def ended(pidfd: int) -> bool:
-    return bool(select.select([pidfd], [], [], WAIT_S)[0])
+    return bool(readable([pidfd], TIMEOUT_S))
 
 
 # The guest
@@ -158,7 +158,7 @@ def test_a_signal_ends_the_guest_and_removes_its_folder(
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     pidfds = [os.pidfd_open(int(pid)) for pid in children]
     process.send_signal(number)
-    _, err = process.communicate(timeout=WAIT_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + number
     assert err == ""
     assert pidfds

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
+from tests.live.counted import own_copy
+from tests.live.inspecting import inspect
 
 pytestmark = pytest.mark.qemu
 
@@ -30,6 +33,17 @@ def test_a_guest_is_listed_with_its_name_version_and_threads() -> None:
         assert str(listed["version"]).startswith(guest.qmp.version)
         assert abs(int(str(listed["threads"])) - threads) <= 2
         assert listed["attach"] == ["ebpf", "gdb"]
+        assert inspect("--name", "my vm")[0] == 0
+        status, _document, said = inspect("--name", "my pm")
+        assert (status, "my vm" in said) == (3, True)
+        assert inspect("--name", "my vm", "--pid", guest.pid)[0] == 2
+
+
+def test_a_program_by_the_name_that_nixos_gives_it_is_listed(tmp_path: Path) -> None:
+    copy = own_copy(find_qemu(), tmp_path)
+    wrapped = copy.rename(copy.with_name(f".{copy.name}-wrapped"))
+    with Guest(wrapped, firmware="idle") as guest:
+        assert ps()[guest.pid]["program"] == wrapped.name
 
 
 def test_a_traced_guest_says_by_whom() -> None:

@@ -16,6 +16,7 @@ import pytest
 from qtrace.errors import QmpFailed
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.target.qmp import CommandRefused, QmpClient, thread_roles
+from tests.limits import TIMEOUT_S
 
 pytestmark = pytest.mark.qemu
 
@@ -112,7 +113,7 @@ def test_a_socket_that_is_not_qmp_is_refused(tmp_path: Path, greeting: bytes) ->
         thread = threading.Thread(target=greet)
         thread.start()
         with pytest.raises(QmpFailed, match="is no QMP socket"):
-            connect(tmp_path / "other", 5.0)
+            connect(tmp_path / "other", TIMEOUT_S)
         thread.join()
 
 

@@ -10,6 +10,7 @@ import pytest
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.lab.jobs import REAL, run_job
+from qtrace.recorder.options import RecordingOptions
 from qtrace.recorder.probes import Backend
 from qtrace.recorder.start import start_recording
 from qtrace.trace.reader import read_trace
@@ -27,7 +28,7 @@ def test_between_the_end_of_a_command_and_its_late_reply_lies_the_bottom_half(
     trace = tmp_path / "trace.csv"
     with (
         Guest(qemu_binary, accel, firmware="idle", disk=True) as guest,
-        start_recording(guest.pid, output=trace, backend=backend) as recording,
+        start_recording(guest.pid, RecordingOptions(trace, backend=backend)) as recording,
     ):
         run_job(guest.qmp, "snapshot-save", "first", **REAL)
         recording.poll(0)

@@ -12,9 +12,11 @@ import pytest
 
 from qtrace.errors import HasEnded
 from qtrace.experiment.reroute import Rerouting
-from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 from qtrace.trace.reader import read_trace
+from tests.limits import TIMEOUT_S
 from tests.live.attached import attached, save, watched_half
 from tests.live.experimenting import WATCHED, in_force, started
 from tests.live.ptraced import assert_runs_on, refuse_ptrace, tracer_of, until
@@ -102,7 +104,7 @@ def test_where_ptrace_is_refused_it_says_so_and_touches_nothing() -> None:
         run = subprocess.run(
             [sys.executable, "-m", "qtrace", "reroute", "--pid", str(guest.pid), "--bh", WATCHED,
              "--to", "main"],
-            text=True, capture_output=True, timeout=60, preexec_fn=refuse_ptrace,
+            text=True, capture_output=True, timeout=TIMEOUT_S, preexec_fn=refuse_ptrace,
         )  # fmt: skip
         assert_runs_on(guest)
     assert (run.returncode, run.stdout) == (3, "")
@@ -118,7 +120,7 @@ def assert_code_of_a_recording_only(err: str) -> None:
 
 def test_a_target_that_ends_before_it_is_attached_to_has_ended() -> None:
     with Guest(find_qemu(), firmware="idle") as guest:
-        rerouting = Rerouting(Subject(guest.pid, WATCHED), "iohandler")
+        rerouting = Rerouting(LiveQemu(Process(guest.pid)), WATCHED, "iohandler")
         os.kill(guest.pid, signal.SIGKILL)
         os.waitid(os.P_PID, guest.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(HasEnded), rerouting:

@@ -30,6 +30,7 @@ def test_samples_made_again_show_what_their_labels_say(tmp_path: Path) -> None:
         report = judge(tmp_path / name)
         found = {half["name"]: half["verdicts"] for half in report["bottom_halves"]}
         assert found.keys() == label["verdicts"].keys(), name
+        assert len(report["stuck"]) == label.get("stuck", 0), name
         either = label.get("either", [])
         for half, verdicts in label["verdicts"].items():
             assert verdicts.keys() <= found[half].keys() <= verdicts.keys() | set(either), name

@@ -12,6 +12,7 @@ import pytest
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.lab.jobs import save_round
+from qtrace.recorder.options import RecordingOptions
 from qtrace.recorder.start import start_recording
 from tests.live.attached import WATCHED, watched_half
 
@@ -32,7 +33,7 @@ def test_2000_saves_are_recorded_without_a_loss(
     counts: Counter[str] = Counter()
     with (
         Guest(qemu_binary, accel, firmware=firmware) as guest,
-        start_recording(guest.pid, output=trace) as recording,
+        start_recording(guest.pid, RecordingOptions(trace)) as recording,
     ):
         began = time.monotonic()
         for number in range(ROUNDS):

@@ -16,11 +16,14 @@ import pytest
 
 from qtrace.errors import QmpFailed
 from qtrace.experiment.steer import RunOn, Steering
-from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.lab.jobs import save_round
+from qtrace.recorder.options import RecordingOptions
 from qtrace.recorder.start import start_recording
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 from qtrace.trace.reader import read_trace
+from tests.limits import TIMEOUT_S
 from tests.live.attached import attach_command
 from tests.live.experimenting import WATCHED, Experimenting, started_command
 from tests.live.ptraced import assert_runs_on, tracer_of, until
@@ -44,7 +47,7 @@ def test_20_of_20_are_steered(
     qemu_binary: Path, accel: Accelerator, run_on: RunOn, soak_row: Callable[..., None]
 ) -> None:
     with Guest(qemu_binary, accel) as guest:
-        with Steering(Subject(guest.pid, WATCHED), run_on, STEERED) as steering:
+        with Steering(LiveQemu(Process(guest.pid)), WATCHED, run_on, STEERED) as steering:
             for number in range(STEERED):
                 save_round(guest.qmp, f"save{number}")
         assert_runs_on(guest)
@@ -67,11 +70,11 @@ def test_the_verdicts_of_100_saves_in_the_blind_are_what_was_forced(
     trace = tmp_path / "trace.csv"
     with (
         Guest(qemu_binary, accel) as guest,
-        start_recording(guest.pid, output=trace) as recording,
+        start_recording(guest.pid, RecordingOptions(trace)) as recording,
     ):
-        subject = Subject(guest.pid, WATCHED)
+        qemu = LiveQemu(Process(guest.pid))
         for number, run_on in enumerate(forced):
-            with Steering(subject, run_on) as steering:
+            with Steering(qemu, WATCHED, run_on) as steering:
                 save_round(guest.qmp, f"save{number}")
             assert [run.as_wanted for run in steering.seen] == [True]
             recording.poll(0)
@@ -121,7 +124,7 @@ def _kill(guest: Guest, what: str, whom: str, after_s: float) -> None:
             running.process.kill()
         if whom != "qtrace":
             os.kill(gdb, signal.SIGKILL)
-        running.process.wait(timeout=30)
+        running.process.wait(TIMEOUT_S)
         until(lambda: not Path(f"/proc/{gdb}").exists(), "the end of gdb")
         until(lambda: not guest.alive or not _is_held(guest.pid), "being let go")
     assert_runs_on(guest)

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qtrace.analysis import Trace, read_trace
+import pandas as pd
+
+from qtrace.analysis.arrays import filled
+from qtrace.trace.reader import TraceFile, read_trace
 from qtrace.trace.schema import COROUTINE, Event
 from qtrace.trace.writer import CsvWriter
 
@@ -83,6 +86,12 @@ def write(path: Path, events: Iterable[Event]) -> Path:
     return path
 
 
-def recording(path: Path, *events: Event, **header: Any) -> Trace:
+def recording(path: Path, *events: Event, **header: Any) -> TraceFile:
     """A complete trace of these events, written to ``path`` and read back."""
     return read_trace(write(path, [attach(**header), *events, detach()]))
+
+
+def numbered_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The frame ``runs`` with -1 for each number that is absent."""
+    columns = ("end_ns", "instance", "scheduled_ns", "outer", "parent")
+    return runs.assign(**{column: filled(runs[column]) for column in columns})

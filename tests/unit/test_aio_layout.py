@@ -49,6 +49,29 @@ def test_gdbs_disassembly_tells_the_same(qemu_binary: Path) -> None:
     assert calibrate(_Gdb(qemu_binary, program)) == calibrate(program)
 
 
+# In the order of the layout's fields, from the second context to the last of JobDriver.
+RECORDED = {
+    "8.2.2": Layout(
+        0x1930AB8, 0x1931EE8, -0x10, -0x40, 0x195A038, 0x1931E60, "r15", 0xB0, 0xB8, 0x98, 0xD8,
+        0x28, 0x20, 0x10, 0x18, 0x40, 0x68, 8, 0x10, 0x38, 0x28, 0x10, 0x50, 0x68, 0xF0, 8, 0x10,
+        0x7C, 8,
+    ),
+    "11.1.3": Layout(
+        0x1E7F738, 0x1E7F708, -0x160, -8, 0x1E7C150, 0x1E6F7E0, "rbx", 0xB0, 0xB8, 0x98, 0xD8,
+        0x28, 0x20, 0x10, 0x18, 0x40, 0x68, 8, 0x10, 0x38, 0x28, 0x10, 0x50, 0x68, 0xF0, 8, 0x10,
+        0x7C, 8,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("build", RECORDED)
+def test_every_fact_is_found_in_code_that_other_compilers_made(build: str) -> None:
+    """8.2.2: frame pointers, link-time optimisation. 11.1.3: registers that a caller saves, the
+    last call of a function by a jump."""
+    program = _Recorded(Path(__file__).parent / "recorded_code" / f"{build}.txt")
+    assert calibrate(program) == RECORDED[build]
+
+
 def test_without_code_every_fact_is_missing_by_name() -> None:
     layout = calibrate(_Nothing())
     assert layout == Layout()
@@ -117,6 +140,36 @@ class _Without:
 
     def address(self, symbol: str) -> int | None:
         return None if symbol == self._symbol else self._program.address(symbol)
+
+
+class _Recorded:
+    """Code as gdb prints it, of the functions that calibration asks for.
+
+    A line ``symbol: address`` each, then a line per instruction, and its end.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._symbols: dict[str, int] = {}
+        self._code: dict[int, list[Instruction]] = {}
+        lines: list[tuple[int, str]] = []
+        for line in file.read_text().splitlines()[1:]:
+            first, _, rest = line.partition(" ")
+            if first.endswith(":"):
+                self._symbols[first[:-1]] = int(rest, 16)
+                lines = []
+            else:
+                lines.append((int(first, 16), rest))
+            if lines and not rest:
+                self._code[lines[0][0]] = [
+                    parse_att(at, following - at, text)
+                    for (at, text), (following, _) in itertools.pairwise(lines)
+                ]
+
+    def address(self, symbol: str) -> int | None:
+        return self._symbols.get(symbol)
+
+    def instructions(self, address: int, count: int) -> list[Instruction]:
+        return self._code[address][:count]
 
 
 class _Gdb:

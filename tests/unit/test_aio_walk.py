@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from qtrace.target.aio.coroutine import demangle, guard_of_auxv, saved_registers
+from qtrace.target.aio.gather import Gathering
 from qtrace.target.aio.layout import Layout
 from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.tls import find_thread_pointers
+from qtrace.target.aio.tls import thread_pointer
 from qtrace.target.aio.walk import AioReader, Missing
 
 LAYOUT = Layout(
@@ -204,19 +206,45 @@ def test_a_missing_fact_is_named(memory: Bytes) -> None:
     assert missing.value.fact == "bh_next"
 
 
-def test_one_threads_descriptor_leads_to_all(memory: Bytes) -> None:
-    def descriptor(address: int, tid: int, following: int) -> None:
-        memory.words(address, address, 0, address)
-        memory.words(address + 0x2C0, following + 0x2C0, 0)
-        struct.pack_into("<I", memory.data, address + 0x2D0, tid)
+@pytest.mark.parametrize("header", [0x2C0, 0x2C8, 0x2F8])
+def test_a_threads_robust_list_leads_to_its_descriptor(memory: Bytes, header: int) -> None:
+    memory.words(0x20040, 0x20040, 0, 0x20040)
+    struct.pack_into("<I", memory.data, 0x20040 + header + 0x10, 11)
+    robust = 0x20040 + header + 0x20
+    assert thread_pointer(memory, robust, 11) == 0x20040
+    assert thread_pointer(memory, robust, 12) is None
+    for elsewhere in (0, 8, 0x30000, 1 << 63):
+        assert thread_pointer(memory, elsewhere, 11) is None
 
-    descriptor(0x20040, 11, 0x28000)
-    descriptor(0x28000, 12, 0x30000)
-    memory.words(0x30000 + 0x2C0, 0x20040 + 0x2C0)  # the list's head in ld.so
-    memory.words(0x20000, 0x20000, 0, 0x20000)  # points to itself, but has no thread's id
-    found = find_thread_pointers(memory, [11, 12, 13], [(0x20000, 0x21000)])
-    assert found == {11: 0x20040, 12: 0x28000}
-    assert find_thread_pointers(memory, [13], [(0x20000, 0x21000)]) == {}
+
+def test_what_lies_nobody_knows_where_is_none(memory: Bytes) -> None:
+    known = {"main_variable": 0x100, "ctx_bh_list": 0xA8, "bh_flags": 0x28, "bh_next": 0x20}
+    lists = {"ctx_aio_handlers": 0x90, "handler_next": 0x40, "jobs": 0x118, "job_next": 0xF0}
+    reader = AioReader(memory, Layout(**known, **lists))
+    memory.words(MAIN + 0xA8, 0x5000)
+    memory.half(0x5000, MAIN)
+    (half,) = reader.bottom_halves(MAIN)
+    assert (half.name, half.cb, half.opaque) == ("do_a_thing_bh", None, None)
+    assert half.label == "do_a_thing_bh"
+    assert replace(half, name="").label == "bh@0x5000"
+    memory.words(MAIN + 0x90, 0x7000)
+    memory.words(0x7000, 5, 0x9001, 0x9002)
+    memory.words(0x7040, 0, MAIN + 0x90)
+    (handler,) = reader.handlers(MAIN)
+    assert (handler.fd, handler.io_read, handler.opaque, handler.deleted) == (5, None, None, None)
+    memory.words(0x118, 0x8000)
+    memory.words(0x80F0, 0, 0x118)
+    assert [job.co for job in reader.jobs()] == [None]
+
+
+def test_a_look_tells_lists_that_cannot_be_read_from_empty_ones(memory: Bytes) -> None:
+    without = replace(LAYOUT, ctx_aio_handlers=None, jobs=None)
+    lists = Gathering(AioReader(memory, without), ())
+    contexts = lists.contexts(7, {}, {})
+    assert lists.bottom_halves(contexts) == lists.handlers(contexts) == ()
+    assert (lists.unread, lists.unread_handlers) == ([], [MAIN, IOHANDLER])
+    assert lists.one(AioReader(memory, without).jobs) is None
+    assert lists.missing == {"ctx_aio_handlers", "jobs"}
 
 
 def test_a_jmp_buf_is_demangled(memory: Bytes) -> None:

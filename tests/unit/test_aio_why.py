@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
-from qtrace.target.aio.model import BottomHalf, Context, Ending, Job, Look, Poll, Thread
+from qtrace.target.aio.model import (
+    PAGE_FAULT,
+    BottomHalf,
+    Context,
+    Ending,
+    Futex,
+    Job,
+    Look,
+    Poll,
+    Thread,
+)
 from qtrace.target.aio.unclear import still_unclear, unclear
-from qtrace.target.aio.why import confirm, explain
+from qtrace.target.aio.why import computing, confirm, explain, goes_round
 
 MAIN_TID, VCPU_TID, OTHER_TID = 1234, 1235, 1236
 MAIN, IOHANDLER, OWN = (
@@ -93,11 +103,12 @@ def test_a_circle_of_waiting_is_a_proof_by_itself() -> None:
 def test_the_hang_of_quit_names_the_vcpu_that_main_waits_for() -> None:
     seen = look(main_thread(PAUSING), vcpu(), bql_holder=VCPU_TID)
     assert sentences(seen) == [
-        "snapshot_save_job_bh is stranded in `iohandler`: the only thread that runs it, "
-        "1234 (main), waits in pause_all_vcpus < vm_shutdown < qemu_cleanup, for vCPU thread "
+        "the main loop does not run: "
+        "1234 (main) waits in pause_all_vcpus < vm_shutdown < qemu_cleanup, for vCPU thread "
         "1235 (CPU 0/TCG), which waits in blk_pwrite < memory_region_dispatch_write < cpu_exec, "
-        "polling `main`, holding the BQL"
+        "polling `main`, holding the BQL; behind it wait snapshot_save_job_bh in `iohandler`"
     ]
+    assert [f.bottom_halves for f in explain(seen, SAVE.name)] == [(SAVE,)]
 
 
 def test_without_anything_pending_a_nested_poll_is_told_as_a_stuck_main_loop() -> None:
@@ -106,7 +117,7 @@ def test_without_anything_pending_a_nested_poll_is_told_as_a_stuck_main_loop() -
     assert finding.sentence.startswith("the main loop does not run: 1234 (main) waits in job_")
 
 
-def test_several_in_one_context_are_one_sentence() -> None:
+def test_the_cause_comes_first_and_what_merely_queues_behind_it_after_it() -> None:
     halves = (
         SAVE,
         half("do_qmp_dispatch_bh", IOHANDLER, 1),
@@ -114,9 +125,9 @@ def test_several_in_one_context_are_one_sentence() -> None:
     )
     (sentence,) = sentences(replace(STRANDED, bottom_halves=halves))
     assert sentence.startswith(
-        "snapshot_save_job_bh and do_qmp_dispatch_bh (2 times) are stranded in `iohandler`: "
-        "the only thread that runs them"
+        "snapshot_save_job_bh is stranded in `iohandler`: the only thread that runs it, "
     )
+    assert sentence.endswith("; behind it wait do_qmp_dispatch_bh (2 times) in `iohandler`")
 
 
 def test_only_the_named_one_is_explained_when_asked_for() -> None:
@@ -136,22 +147,58 @@ def test_only_the_named_one_is_explained_when_asked_for() -> None:
              main_loop=False),
         look(main_thread(IN_JOB, Poll(0, 2)), main_loop=False),
         look(main_thread(IN_JOB, Poll(MAIN.address, 2), whole=False)),
-        look(main_thread(TAKING_BQL), RUNNING_VCPU, bql_holder=VCPU_TID),
-        look(main_thread(TAKING_BQL), bql_holder=0),
-        look(main_thread(TAKING_BQL), bql_holder=None),
-        look(main_thread(PAUSING), vcpu(), halves=(half("x", MAIN),), main_loop=False),
-        look(main_thread(PAUSING), RUNNING_VCPU, halves=(half("x", MAIN),), bql_holder=VCPU_TID,
-             main_loop=False),
     ],
     ids=[
         "in the main loop", "in it without a timer", "running", "in glib's loop",
         "polls the very context", "polls it, main", "unknown poll",
-        "half a chain", "takes turns", "lock free", "holder unknown", "a vCPU polls it",
-        "a vCPU with the BQL runs",
+        "half a chain",
     ],
 )  # fmt: skip
 def test_what_goes_on_is_no_finding(seen: Look) -> None:
     assert explain(seen) == []
+
+
+def test_what_a_vcpu_may_run_is_not_stranded() -> None:
+    on_main = (half("x", MAIN),)
+    polling = look(main_thread(PAUSING), vcpu(), halves=on_main)
+    running = look(main_thread(PAUSING), RUNNING_VCPU, halves=on_main, bql_holder=VCPU_TID)
+    assert explain(polling, "x") == explain(running, "x") == []
+    assert [f.bottom_halves for f in explain(polling)] == [()]
+
+
+IN_LSEEK_OF_A_TOOL = ("lseek+0x7", "bdrv_co_block_status_above+0x2a", "main+0x5")
+
+
+@pytest.mark.parametrize(
+    ("end", "whose"),
+    [(IN_LSEEK_OF_A_TOOL[2:], "the program"), (("aio_dispatch+0x53", *LOOP[2:]), "the main loop")],
+    ids=["qemu-img", "qemu-nbd"],
+)
+def test_a_program_whose_name_shows_no_loop_is_stuck_where_it_does_not_poll(
+    end: tuple[str, ...], whose: str
+) -> None:
+    """qemu-img goes from one thing to the next, and polls where it waits; qemu-nbd has a loop."""
+    asleep = main_thread((*IN_LSEEK_OF_A_TOOL[:2], *end), blocked_in="lseek")
+    (finding,) = explain(look(asleep, halves=(), main_loop=False))
+    assert finding.kind == "stuck"
+    assert finding.sentence.startswith(f"{whose} does not run: 1234 (main) waits in lseek < bdrv_")
+    assert explain(look(main_thread((), blocked_in=""), halves=(), main_loop=False)) == []
+    polling = main_thread(("ppoll+0xa6", "aio_poll+0x357", "blk_pread+0x1", *end[-1:]),
+                          Poll(MAIN.address, 1))  # fmt: skip
+    assert explain(look(polling, halves=(), main_loop=False)) == []
+
+
+def test_a_command_is_one_that_a_monitor_was_given() -> None:
+    """qemu_init() calls the functions of QMP commands for its command line, too."""
+    inner = ("ppoll+0xa6", "aio_poll+0x357", "bdrv_open+0x21", "qmp_blockdev_add+0x2a")
+    start = ("qemu_init+0x1d", "main+0x5")
+    poll = Poll(MAIN.address, 1)
+    (of_qemu,) = explain(look(main_thread((*inner, *start), poll), halves=()))
+    assert of_qemu.command == ""
+    (asked,) = explain(
+        look(main_thread((*inner, "qmp_marshal_blockdev_add+0x9", *START), poll), halves=())
+    )
+    assert asked.command == "QMP blockdev-add"
 
 
 @pytest.mark.parametrize("flags", [9, 15, 19], ids=["cancelled", "deleted", "idle"])
@@ -164,7 +211,9 @@ def test_a_callback_of_an_iothreads_that_sleeps_keeps_what_is_pending_there() ->
     asleep = io_thread(("poll+0x4f", "some_callback+0x3", "g_main_context_dispatch+0x1", *GLIB[1:]))
     (sentence,) = sentences(look(asleep, halves=(half("x", OWN),)))
     assert (
-        "x is stranded in `iothread:io0`: the only thread that runs it, 1236 (IO io0)" in sentence
+        sentence
+        == "the loop of `iothread:io0` does not run: 1236 (IO io0) waits in some_callback; "
+        "behind it wait x in `iothread:io0`"
     )
 
 
@@ -174,14 +223,18 @@ def test_waiting_for_a_bql_whose_holder_sleeps_is_a_finding() -> None:
     assert "for the BQL of 1235 (CPU 0/TCG), which waits in blk_pwrite" in sentence
 
 
-def later(seen: Look, **changes: Any) -> Look:
-    return replace(seen, time_ns=seen.time_ns + 700_000_000, **changes)
+def later(seen: Look, ns: int = 700_000_000, **changes: Any) -> Look:
+    return replace(seen, time_ns=seen.time_ns + ns, **changes)
 
 
 def test_two_looks_confirm_what_stays() -> None:
     (finding,) = confirm(STRANDED, later(STRANDED))
     assert finding.looks == 2
-    assert finding.proof == "seen twice, 0.7 s apart, with the same waiting frames"
+    assert finding.proof == (
+        "seen twice, 0.7 s apart, with the same waiting frames; it was given no processor in "
+        "between"
+    )
+    assert finding.at_least_ns == 700_000_000
 
 
 def test_a_new_bottom_half_or_another_wait_is_not_confirmed() -> None:
@@ -202,14 +255,168 @@ def test_outside_of_a_poll_the_thread_must_not_have_run() -> None:
 
 
 def test_that_nothing_moves_in_a_stopped_process_confirms_nothing() -> None:
-    assert confirm(STRANDED, later(STRANDED, stopped=True)) == []
-    assert confirm(replace(STRANDED, stopped=True), later(STRANDED)) == []
+    assert confirm(STRANDED, later(STRANDED, held="stopped by a signal")) == []
+    assert confirm(replace(STRANDED, held="stopped by a signal"), later(STRANDED)) == []
 
 
-def test_behind_a_thread_that_moves_it_is_starved_not_stuck() -> None:
+@pytest.mark.parametrize("changes", [{"cpu_ns": 7}, {"turns": 3}], ids=["time", "turns"])
+def test_behind_a_thread_that_moves_more_time_must_lie_between_the_looks(
+    changes: dict[str, int],
+) -> None:
     seen = look(main_thread(PAUSING), vcpu(), bql_holder=VCPU_TID)
     assert len(confirm(seen, later(seen))) == 1
-    assert confirm(seen, later(seen, threads=(main_thread(PAUSING), vcpu(cpu_ns=7)))) == []
+    threads = (main_thread(PAUSING), vcpu(**changes))
+    assert confirm(seen, later(seen, threads=threads)) == []
+    assert len(confirm(seen, later(seen, 2_000_000_000, threads=threads))) == 1
+
+
+@pytest.mark.parametrize("holder", [VCPU_TID, 0, None], ids=["a vCPU", "nobody", "unknown"])
+def test_whoever_has_the_lock_who_has_not_moved_for_two_seconds_is_stuck(
+    holder: int | None,
+) -> None:
+    """A holder that retries a write for ever runs all the time."""
+    waits = {"blocked_in": "futex", "turns": 3}
+    seen = look(main_thread(TAKING_BQL, **waits), RUNNING_VCPU, bql_holder=holder)
+    (finding,) = confirm(seen, later(seen, 2_000_000_000))
+    assert (finding.kind, finding.thread.tid) == ("stuck", MAIN_TID)
+    turned = (main_thread(TAKING_BQL, **waits | {"turns": 4}), RUNNING_VCPU)
+    assert confirm(seen, later(seen, 2_000_000_000, threads=turned)) == []
+
+
+def test_who_was_seen_to_sleep_elsewhere_between_the_looks_did_not_stay() -> None:
+    polls = (Poll(MAIN.address, 2),)
+    seen = look(main_thread(IN_JOB, *polls))
+    now = later(seen, 2_000_000_000, threads=(main_thread(IN_JOB, *polls, cpu_ns=6),))
+    assert len(confirm(seen, now)) == 1
+    assert confirm(seen, now, between={MAIN_TID: [main_thread(LOOP, waits_at=(9, 9))]}) == []
+    runs = main_thread((), blocked_in="")
+    assert len(confirm(seen, now, between={MAIN_TID: [runs]})) == 1
+
+
+def lock(owner: int, word: int = 2, address: int = 0x7700) -> dict[str, Any]:
+    return {"blocked_in": "futex", "futex": Futex(address, word, owner)}
+
+
+TAKING = ("__lll_lock_wait+0x2b", "pthread_mutex_lock+0x112", "qemu_mutex_lock_impl+0x43")
+IN_CONTEXT_LOCK = (
+    *TAKING,
+    "aio_context_acquire+0x4",
+    "qmp_block_resize+0x1",
+    "qmp_marshal_block_resize+0x1",
+    *LOOP[2:],
+)
+IN_LSEEK = ("lseek64+0xb", "qemu-system-x86_64@0x5", "aio_bh_poll+0xc6", "aio_poll+0x350",
+            "qemu-system-x86_64@0x3", "start_thread+0x1")  # fmt: skip
+
+
+def test_any_mutex_is_followed_to_its_owner_and_to_what_that_one_waits_for() -> None:
+    main = main_thread(IN_CONTEXT_LOCK, **lock(OTHER_TID))
+    owner = replace(
+        io_thread(IN_LSEEK), blocked_in="lseek", polls=(Poll(OWN.address, 3),), cpu_ns=4
+    )
+    seen = look(main, owner, halves=())
+    assert sentences(seen) == [
+        "the main loop does not run: 1234 (main), in QMP block-resize, waits in "
+        "aio_context_acquire < qmp_block_resize < qmp_marshal_block_resize, for a mutex (0x7700) "
+        "of 1236 (IO io0), which waits in lseek64, a callback inside aio_poll() of `iothread:io0`",
+        "the loop of `iothread:io0` does not run: 1236 (IO io0) waits in lseek64, a callback "
+        "inside aio_poll() of `iothread:io0`",
+    ]
+    assert len(confirm(seen, later(seen))) == 2
+
+
+def test_two_that_wait_for_each_others_locks_are_a_circle() -> None:
+    main = main_thread(IN_CONTEXT_LOCK, **lock(VCPU_TID))
+    cpu = replace(vcpu(TAKING_BQL[:4] + IN_PFLASH[3:], **lock(MAIN_TID)), polls=())
+    (finding,) = explain(look(main, cpu, halves=()))
+    assert ", for a mutex (0x7700) of 1235 (CPU 0/TCG), which waits in" in finding.sentence
+    assert "for the BQL of 1234 (main): a circle" in finding.sentence
+    assert finding.sentence.endswith(
+        "; 1234 (main) waits for 1235 (CPU 0/TCG) waits for 1234 (main): a deadlock"
+    )
+
+
+def test_the_bql_is_known_by_its_address_where_its_function_is_not_on_the_stack() -> None:
+    frames = (*TAKING, "main_loop_wait+0x176", *START)
+    main = main_thread(frames, **lock(VCPU_TID, address=0xB0))
+    (sentence,) = sentences(look(main, vcpu(), bql_holder=VCPU_TID, bql=0xB0))
+    assert "for the BQL of 1235 (CPU 0/TCG)" in sentence
+
+
+JOINING = ("__futex_abstimed_wait_common+0xc6", "__pthread_clockjoin_ex+0x1",
+           "qemu_thread_join+0x9", "qcrypto_pbkdf2_count_iters+0x5",
+           "qcrypto_block_create+0x1", *LOOP[2:])  # fmt: skip
+
+
+# As glibc 2.41 has it.
+NAMELESS_JOINING = ("libc.so.6@0x9a72e", "libc.so.6@0x944b4", *JOINING[2:])
+
+
+@pytest.mark.parametrize("frames", [JOINING, NAMELESS_JOINING])
+def test_who_waits_for_the_end_of_a_thread_that_is_at_work_computes_and_is_not_stuck(
+    frames: tuple[str, ...],
+) -> None:
+    main = main_thread(frames, **lock(0, word=OTHER_TID))
+    worker = Thread(OTHER_TID, "qemu", "other", "")
+    seen = look(main, worker, halves=(half("thread_pool_completion_bh", MAIN),))
+    (finding,) = confirm(seen, later(seen, 2_000_000_000))
+    assert finding.kind == "computes"
+    assert ", for the end of 1236 (qemu), which runs" in finding.sentence
+    asleep = replace(worker, blocked_in="futex", frames=("pthread_cond_wait+0x1",), cpu_ns=1)
+    (finding,) = explain(look(main, asleep, halves=()))
+    assert finding.kind == "stuck"
+
+
+def test_pause_all_vcpus_waits_for_whichever_vcpu_is_not_where_it_stops() -> None:
+    faulting = replace(
+        vcpu(("code_gen_buffer+0x5", "cpu_exec+0x419")),
+        blocked_in=PAGE_FAULT, wchan="handle_userfault", polls=(),
+    )  # fmt: skip
+    idle = replace(
+        vcpu(("pthread_cond_wait+0x1e8", "qemu_cond_wait_impl+0x4b", "qemu_wait_io_event+0x3e")),
+        tid=OTHER_TID, name="CPU 1/TCG", blocked_in="futex",
+    )  # fmt: skip
+    (finding,) = explain(look(main_thread(PAUSING), faulting, idle, halves=()))
+    assert finding.sentence.endswith(
+        ", for vCPU thread 1235 (CPU 0/TCG), which is in a page fault that userfaultfd has to "
+        "serve (postcopy) of code_gen_buffer < cpu_exec"
+    )
+
+
+def test_a_callback_that_sleeps_inside_a_poll_polls_nothing_on_main_and_iothreads_alike() -> None:
+    """Another thread's poll of the same context would run what is pending there."""
+    own = (Poll(OWN.address, 3),)
+    asleep = replace(io_thread(IN_LSEEK), blocked_in="lseek", polls=own, cpu_ns=4)
+    (finding,) = explain(look(asleep, halves=(half("x", OWN),), main_loop=False))
+    assert (finding.kind, finding.bottom_halves) == ("stuck", (half("x", OWN),))
+    polls = ("epoll_wait+0x1", "qemu-system-x86_64@0x5", *IN_LSEEK[3:])
+    sound = replace(io_thread(polls), blocked_in="epoll_wait", polls=(Poll(OWN.address, 2),))
+    assert explain(look(sound, halves=(half("x", OWN),), main_loop=False)) == []
+
+
+def running(*inner: str) -> Thread:
+    return main_thread((*inner, "aio_bh_poll+0xc6", *LOOP[2:]), blocked_in="")
+
+
+def test_who_computes_in_one_callback_at_every_sighting_is_told_as_that() -> None:
+    seen = look(main_thread((), blocked_in=""), halves=())
+    main = seen.threads[0]
+    same = [running(f"inner+{n}", "qcrypto_pbkdf2+0x1", "qmp_marshal_x_exit+0x2") for n in range(6)]
+    found = computing(seen, main, same, 1_500_000_000)
+    assert found is not None
+    assert found.sentence == (
+        "the main loop does not run: 1234 (main) computes for QMP x-exit in qcrypto_pbkdf2 < "
+        "qmp_marshal_x_exit, for at least 1.5 s"
+    )
+    different = [running(f"bh_{n}+0x1") for n in range(6)]
+    assert computing(seen, main, different, 1_500_000_000) is None
+    assert goes_round(different)
+    taking = [main_thread(TAKING_BQL, blocked_in="futex", turns=n) for n in range(6)]
+    assert computing(seen, main, taking, 1_500_000_000) is None
+    assert not goes_round(taking)
+    assert goes_round([*taking, running("bh+0x1")])
+    assert not goes_round(same)
+    assert not goes_round([])
 
 
 def test_a_worker_that_gets_no_processor_is_no_hang() -> None:
@@ -237,6 +444,17 @@ def test_a_crash_is_told_by_its_core_and_an_abort_from_outside_is_none() -> None
         "BQL; Assertion `x' failed."
     )
     assert finding.proof
+    saving = ("__assert_fail+0x42", "qemu@0x1", "save_snapshot+0x1", "snapshot_save_job_bh+0x3")
+    frames = (*dying, *saving, "aio_bh_poll+0xc6", *IN_PFLASH[1:])
+    named = replace(dead, frames=frames, polls=(Poll(MAIN.address, 8),))
+    (finding,) = explain(look(waiting, named, ending=ending))
+    assert (
+        "CPU 0/TCG): save_snapshot, in snapshot_save_job_bh, a bottom half that it ran inside "
+        in (finding.sentence)
+    )
+    unnamed = replace(named, frames=(*frames[:6], "qemu@0x2", *frames[7:]))
+    (finding,) = explain(look(waiting, unnamed, ending=ending))
+    assert "): save_snapshot, a bottom half that it ran inside " in finding.sentence
     sent = replace(ending, sender=77, message="")
     assert [f.kind for f in explain(look(waiting, dead, ending=sent))] != ["crashed"]
 
@@ -290,12 +508,10 @@ def test_what_cannot_be_read_is_named_not_taken_for_clear(seen: Look, reason: st
     "seen",
     [
         STRANDED, look(main_thread(LOOP)), look(main_thread((), blocked_in="")),
-        look(main_thread(TAKING_BQL), bql_holder=0),
-        look(main_thread(TAKING_BQL), RUNNING_VCPU, bql_holder=VCPU_TID),
         look(main_thread(LOOP), replace(vcpu(IN_PFLASH[:1]), whole=False)),
         look(main_thread(LOOP), missing=("job_co", "handler_next", "bql")),
     ],
-    ids=["stranded", "idle", "running", "lock free", "takes turns", "another's stack", "others"],
+    ids=["stranded", "idle", "running", "another's stack", "others"],
 )  # fmt: skip
 def test_what_decides_nothing_leaves_nothing_open(seen: Look) -> None:
     assert unclear(seen) == []

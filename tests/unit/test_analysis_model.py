@@ -12,12 +12,14 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.analysis import AnalysedTrace, Trace
+from qtrace.analysis import Trace
+from qtrace.trace.reader import TraceFile
 from qtrace.trace.schema import Event
+from tests.unit.event_rows import numbered_runs
 from tests.unit.qemu_model import CONTEXTS, IOTHREAD, MAIN, VCPU, WORKER, Half, Life, Qemu
 from tests.unit.test_analysis_pairing import to_frame
 
-PROPERTY = settings(max_examples=60, deadline=None)
+PROPERTY = settings(max_examples=60)
 NAMES = ("a_bh", "b_bh")
 
 
@@ -62,7 +64,7 @@ def _act(draw: st.DrawFn, qemu: Qemu, halves: list[Half], tid: int, act: str) ->
             qemu.schedule(tid, halves[which])
 
 
-def recorded(qemu: Qemu, first: int, last: int) -> AnalysedTrace:
+def recorded(qemu: Qemu, first: int, last: int) -> Trace:
     """A recording of a part of it: places are row numbers."""
     events = qemu.events[first:last]
     began = {place: run for run, place in _returns(qemu).items()}
@@ -74,9 +76,10 @@ def recorded(qemu: Qemu, first: int, last: int) -> AnalysedTrace:
     frame = framed(events).assign(row=np.arange(first, last, dtype=np.int64))
     header: dict[str, Any] = {"target": {"pid": MAIN}, "watched": [], "all": {}}
     losses = pd.DataFrame({c: [] for c in ("since_ns", "until_ns", "count")}, dtype="int64")
-    return AnalysedTrace(
-        Trace(
+    return Trace(
+        TraceFile(
             path=Path("model"), frame=frame, header=header, losses=losses, step_losses=losses,
+            qmp_losses=losses,
             lost_events=0, exit=None, detach={"until_ns": 1 << 60}, warnings=[], complete=True,
         )
     )  # fmt: skip
@@ -152,7 +155,7 @@ def name(qemu: Qemu, place: int) -> str:
 def test_ends_and_nesting_of_runs_are_what_happened(qemu: Qemu, data: st.DataObject) -> None:
     first = data.draw(st.one_of(st.just(0), st.integers(0, len(qemu.events))))
     one = recorded(qemu, first, len(qemu.events))
-    runs, returns = one.runs, _returns(qemu)
+    runs, returns = numbered_runs(one.runs), _returns(qemu)
     lives = {life.ended: life for life in qemu.lives if life.end == "run"}
     places = runs["row"].tolist()
     assert places == [p for p in range(first, len(qemu.events)) if qemu.events[p].event == "run"]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.analysis import FINDINGS, Trace, classify, pair_instances
+from qtrace.analysis import FINDINGS, classify, pair_instances
+from qtrace.trace.reader import TraceFile
 from qtrace.trace.schema import COLUMNS, POINTER_COLUMNS, Event
 from tests.unit.event_rows import (
     CALLBACK,
@@ -24,7 +25,7 @@ from tests.unit.event_rows import (
     schedule,
 )
 
-PROPERTY = settings(max_examples=80, deadline=None)
+PROPERTY = settings(max_examples=80)
 
 
 def to_frame(events: list[Event]) -> pd.DataFrame:
@@ -205,9 +206,10 @@ def test_nothing_is_judged_from_incomplete_data(
     # The recorder knows only that they were lost between two looks.
     spans = [{"since_ns": t - t % 40, "until_ns": t - t % 40 + 40, "count": 1} for t in times]
     losses = pd.DataFrame(spans, columns=["since_ns", "until_ns", "count"], dtype="int64")
-    trace = Trace(
+    trace = TraceFile(
         path=Path("x"), frame=kept, header={"target": {"pid": PID}}, losses=losses,
         step_losses=losses[:0],
+        qmp_losses=losses[:0],
         lost_events=len(times), exit=None, detach={}, warnings=[], complete=True,
     )  # fmt: skip
     judged = classify(pair_instances(kept), trace)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from qtrace.analysis import exit_status, judge, read_trace
+from qtrace.analysis import exit_status, judge
 from qtrace.errors import ExitStatus
+from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import Event
 from tests.unit.event_rows import (
     CALLBACK,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from qtrace.analysis import judge, open_traces
-from qtrace.analysis.compare import compare
+from qtrace.analysis import Trace, compare, judge, open_traces
 from qtrace.analysis.lints import LINTS
 from qtrace.errors import TraceUnreadable
 from tests.unit.event_rows import NAME, VCPU_TID, recording, run, run_on_vcpu, schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "analysis/samples"
-FRAMES = ("events", "instances", "contexts", "threads", "findings")
+FRAMES = (
+    "events", "instances", "runs", "commands", "jobs", "contexts", "threads", "findings",
+)  # fmt: skip
 
 
 def two(folder: Path) -> Path:
@@ -77,6 +80,85 @@ def test_findings_of_several_traces_lead_to_their_instances(tmp_path: Path) -> N
         assert traces.explain(finding["instance"]).splitlines()[0].endswith(finding["trace"])
 
 
+def test_runs_of_several_traces_lead_to_their_instances_and_to_each_other(tmp_path: Path) -> None:
+    outer, own = run(20), {"name": "inner", "callback": 0x77, "opaque": 0x78}
+    inner = run(40, bh=0x9A, **own)
+    ends = [replace(inner, time_ns=50, event="return"), replace(outer, time_ns=60, event="return")]
+    for name in ("a.csv", "b.csv"):
+        recording(tmp_path / name, schedule(10), outer, schedule(30, **own), inner, *ends)
+    traces = open_traces(tmp_path)
+    assert traces.runs["name"].tolist() == [NAME, "inner"] * 2
+    assert traces.runs["outer"].fillna(-1).tolist() == [-1, 0, -1, 2]
+    assert traces.runs["parent"].fillna(-1).tolist() == [-1, 0, -1, 2]
+    for one in traces.runs.to_dict("records"):
+        own = traces.instances.iloc[one["instance"]]
+        assert own[["trace", "name", "ended_ns"]].tolist() == [
+            one["trace"], one["name"], one["time_ns"],
+        ]  # fmt: skip
+
+
+def test_frames_of_several_traces_are_kept(tmp_path: Path) -> None:
+    traces = open_traces(two(tmp_path))
+    for name in FRAMES:
+        assert getattr(traces, name) is getattr(traces, name)
+
+
+def test_commands_and_jobs_are_frames_with_their_wall_clock(tmp_path: Path) -> None:
+    """Their JSON need not be compact: who converts a trace may write it as he likes."""
+    trace = open_traces(SAMPLES / "late-reply-stock-10.0-kvm.parquet")[0]
+    saves = trace.commands[trace.commands["name"] == "snapshot-save"]
+    assert len(saves) == 3
+    steps = ["taken_ns", "begun_ns", "ended_ns", "replied_ns"]
+    assert (saves[steps].diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    for step, column in (("begin", "begun"), ("reply", "replied")):
+        rows = trace.evidence(saves[f"{column}_row"])
+        assert rows["detail"].str.contains(f'"step":"{step}"', regex=False).all()
+        assert rows["time_ns"].tolist() == saves[f"{column}_ns"].tolist()
+    began = pd.Timestamp(trace.header["wall_clock"])
+    since = saves["taken_ns"] - trace.events["time_ns"].iloc[0]
+    assert (saves["wall_clock"] - began).astype("int64").tolist() == since.tolist()
+    assert trace.jobs["name"].tolist()[::2] == ["save0", "save1", "save2"]
+    assert (trace.jobs["created_ns"] < trace.jobs["concluded_ns"]).all()
+    assert trace.jobs["status"].tolist() == ["null"] * 6
+    spaced = trace.events.assign(detail=trace.events["detail"].astype(str).map(wide))
+    spaced["detail"] = spaced["detail"].astype("category")
+    again = Trace(replace(trace.file, frame=spaced))
+    pd.testing.assert_frame_equal(again.commands, trace.commands)
+    pd.testing.assert_frame_equal(again.jobs, trace.jobs)
+    assert again.instances["verdict"].tolist() == trace.instances["verdict"].tolist()
+
+
+def wide(text: str) -> str:
+    """JSON as others write it."""
+    return json.dumps(json.loads(text), indent=1) if text else ""
+
+
+def test_a_recording_without_a_wall_clock_has_none(tmp_path: Path) -> None:
+    one = Trace(recording(tmp_path / "t.csv", run_on_vcpu(25), wall_clock="unknown"))
+    assert len(one.findings) == 1
+    assert one.findings["wall_clock"].isna().all()
+    assert str(one.findings["wall_clock"].dtype) == "datetime64[ns, UTC]"
+
+
+def test_a_frame_of_a_stack_stands_where_the_column_says() -> None:
+    one = open_traces(SAMPLES / "vcpu-poll-7.2-tcg.csv")[0]
+    found = one.instances.loc[one.findings["instance"]]
+    for stack, place, device in found[["stack", "deciding_frame", "device_frame"]].to_numpy(object):
+        frames = stack.split(";")
+        assert frames[place].startswith("aio_poll+")
+        assert frames[device].startswith("memory_region_dispatch_write+")
+        assert frames[-1].startswith(NAME)
+
+
+def test_the_pictures_are_there_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, qtrace.analysis as analysis\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "assert callable(analysis.pictures.swim_lanes)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_is_open_is_judged_and_compared_as_it_is(tmp_path: Path) -> None:
     """Nothing is read or computed again."""
     traces = open_traces(two(tmp_path))
@@ -91,7 +173,7 @@ def test_what_is_open_is_judged_and_compared_as_it_is(tmp_path: Path) -> None:
 def test_traces_show_what_they_are_and_read_nothing_for_it(tmp_path: Path) -> None:
     names = [tmp_path / f"{letter}.csv" for letter in "abcde"]
     assert repr(open_traces(names)) == "<Traces: 5: a.csv, b.csv, c.csv, d.csv, ...>"
-    assert repr(open_traces(names)[0]) == f"<AnalysedTrace {names[0]}>"
+    assert repr(open_traces(names)[0]) == f"<Trace {names[0]}>"
 
 
 def test_an_instance_is_explained_by_its_number(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qtrace.analysis import SEVERITY, exit_status, judge, load, worst
+from qtrace.analysis import SEVERITY, exit_status, judge, open_traces, worst
 from qtrace.analysis.stacks import judge_stack
 from qtrace.errors import ExitStatus, NoMatch, TraceUnreadable
 from qtrace.trace.schema import PARTIAL, TRUNCATED, UNREADABLE, Event
@@ -237,9 +237,9 @@ def test_several_traces_give_one_verdict(tmp_path: Path) -> None:
     recording(tmp_path / "b.csv", schedule(10), run_on_vcpu(20))
     for source in (tmp_path, str(tmp_path / "*.csv"), [tmp_path / "a.csv", tmp_path / "b.csv"]):
         assert only(judge(source))["verdicts"] == {"main-loop": 1, "vcpu-poll": 1}
-    assert len(load(tmp_path)) == 2
+    assert len(open_traces(tmp_path)) == 2
     with pytest.raises(TraceUnreadable, match="no trace at"):
-        load(tmp_path / "*.parquet")
+        open_traces(tmp_path / "*.parquet")
 
 
 def test_patterns_choose_and_unknown_ones_show_the_nearest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from tests.unit.event_rows import (
 )
 
 Analyze = Callable[..., int]
+SAMPLES = Path(__file__).resolve().parents[2] / "analysis/samples"
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_json_is_alone_on_stdout(
     output = capsys.readouterr()
     report = json.loads(output.out)
     assert list(report)[:4] == ["schema_version", "verdict", "complete", "lost_events"]
-    assert (report["schema_version"], report["verdict"]) == (1, "vcpu-poll")
+    assert (report["schema_version"], report["verdict"]) == (2, "vcpu-poll")
     assert report["complete"] is False
     assert "was cut off" in output.err
 
@@ -203,6 +205,70 @@ def test_of_many_that_were_watched_only_those_that_were_seen_are_named(
         out = capsys.readouterr().out
         assert line in out
         assert "idle_" not in out
+
+
+@pytest.mark.parametrize(
+    ("sample", "bill"),
+    [
+        (
+            "all-idle-7.2-tcg.parquet",
+            r"nothing found by \d\d lints; the longest callback took 2\.\d+ us of 100 ms allowed",
+        ),
+        (
+            "main-loop-7.2-tcg.parquet",
+            r"nothing found by \d lints; \d cannot tell from this recording",
+        ),
+        ("vcpu-poll-7.2-tcg.csv", None),
+        ("all-save-7.2-tcg.parquet", None),
+    ],
+)
+def test_a_clean_bill_says_who_looked_and_is_given_where_nothing_was_found(
+    analyze: Analyze, capsys: pytest.CaptureFixture[str], sample: str, bill: str | None
+) -> None:
+    analyze(SAMPLES / sample)
+    out = capsys.readouterr().out
+    if bill is None:
+        assert "nothing found" not in out
+    else:
+        assert re.search(f"^{bill}$", out, re.MULTILINE), out
+
+
+def test_what_was_not_seen_takes_one_line(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [{"name": f"snapshot_{job}_job_bh"} for job in ("save", "load", "delete")]
+    path = tmp_path / "none.csv"
+    write(path, [attach(watched=jobs), detach()])
+    assert analyze(path) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "_job_bh" in text]
+    assert line == (
+        "not-seen: snapshot_save_job_bh, snapshot_load_job_bh and snapshot_delete_job_bh were not "
+        "scheduled while the recording ran"
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "watched", "said"),
+    [
+        ("save_snapshot", "snapshot_save_job_bh", True),
+        ("load_snapshot", "snapshot_save_job_bh", False),
+        ("save_snapshot", "job_exit", False),
+        ("vm_stop", "snapshot_save_job_bh", False),
+    ],
+)
+def test_snapshots_without_a_job_are_told_where_the_job_was_watched(
+    analyze: Analyze,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    call: str,
+    watched: str,
+    said: bool,
+) -> None:
+    path = tmp_path / "trace.csv"
+    row = Event(20, "call", tid=1, thread="qemu", role="main", name=call, stack=("main", call))
+    write(path, [attach(watched=[{"name": watched}]), row, detach()])
+    assert analyze(path) == 0
+    assert ("the snapshots above had no job" in capsys.readouterr().out) == said
 
 
 def test_a_program_that_has_none_of_the_watched_ones_is_told_so(

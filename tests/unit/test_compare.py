@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qtrace.analysis.compare import compare, compare_status
+from qtrace.analysis.comparison import compare, compare_status
 from qtrace.errors import ExitStatus
 from tests.unit.event_rows import (
     NAME,
@@ -148,7 +148,7 @@ def test_the_command_ends_with_the_answer(tmp_path: Path, strikes: int, status: 
         done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (status, "")
         if words:
-            assert json.loads(done.stdout)["schema_version"] == 1
+            assert json.loads(done.stdout)["schema_version"] == 2
         else:
             assert done.stdout.splitlines()[-1].startswith("new: " if strikes else "nothing new")
 

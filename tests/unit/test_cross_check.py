@@ -15,7 +15,7 @@ from qtrace.target.maps import Module
 
 pytestmark = pytest.mark.qemu
 
-# As QEMU declares it since 0f08586c71 (6.2); at the place of qemu-img's own function and
+# As QEMU declares it since 0f08586c71 (6.1); at the place of qemu-img's own function and
 # variable, so that this is its debug info for all that anybody can tell.
 SOURCE = """
 struct AioContext;

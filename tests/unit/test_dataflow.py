@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from qtrace.target.cfi import CallFrames
-from qtrace.target.dataflow import Constant, Function, Returned, references_to
+from qtrace.target.dataflow import (
+    Argument,
+    Constant,
+    Function,
+    Returned,
+    references_to,
+)
 from qtrace.target.elf import Elf
+from qtrace.target.enqueue import enqueue_site
 from qtrace.target.symbols import SymbolTable, load_symbols
 
 pytestmark = pytest.mark.skipif(
@@ -99,6 +106,38 @@ def test_a_call_clobbers_what_the_callee_may_and_returns_in_rax(tmp_path: Path) 
     assert isinstance(function.states()[tail]["rbx"], Constant)
 
 
+def test_an_argument_is_followed_until_something_else_takes_its_register(tmp_path: Path) -> None:
+    elf, symbols, _frames = build(
+        tmp_path,
+        "mov %rdi, %rbx\n mov %rsi, %r12\n call *%rdx\n mov %rbx, (%rax)\n"
+        " mov %eax, %r12d\n call callee\n ret",
+    )
+    extent = symbols.extent("caller")
+    assert extent is not None
+    function = Function(elf, *extent)
+    states = function.states(arguments=["rdi", "rsi"])
+    (store,) = (i for i in function.instructions.values() if i.op_str.startswith("qword ptr [rax]"))
+    assert states[store.address] == {
+        "rbx": Argument("rdi"), "r12": Argument("rsi"),
+    }  # fmt: skip
+    (site,) = [a for a in references_to(elf, [symbols.address("callee") or 0]) if a >= extent[0]]
+    assert states[site] == {"rbx": Argument("rdi")}
+    assert "rbx" not in function.states()[site]
+
+
+def test_the_last_write_of_a_register_is_the_nearest_within_reach(tmp_path: Path) -> None:
+    elf, symbols, _frames = build(
+        tmp_path, "mov %rsi, %rdi\n or $3, %edx\n mov %edx, %ecx\n call callee\n ret"
+    )
+    extent = symbols.extent("caller")
+    assert extent is not None
+    function = Function(elf, *extent)
+    moved, ored, _copied, called, _end = function.instructions.values()
+    assert function.last_write("rdx", called.address, reach=24).address == ored.address
+    assert function.last_write("rdi", called.address, reach=24).address == moved.address
+    assert function.last_write("rdi", called.address, reach=called.address - ored.address) is None
+
+
 def test_a_loop_that_changes_a_register_makes_it_unknown_at_its_head(tmp_path: Path) -> None:
     _elf, state = state_at_call(
         tmp_path,
@@ -124,3 +163,54 @@ def test_bytes_that_only_look_like_a_call_are_not_instructions(tmp_path: Path) -
     function = Function(elf, *extent)
     real = [a for a in references_to(elf, [callee]) if a in function.instructions]
     assert len(real) == 1
+
+
+# aio_bh_enqueue() of 11.1: the flags at 0x28 are ORed with esi, and it is inserted at the end.
+ENQUEUE = """
+ mov (%rdi),%rcx
+ mov 0x28(%rdi),%eax
+ or $1,%esi
+1: mov %eax,%r8d
+ mov %eax,%edx
+ or %esi,%r8d
+ lock cmpxchg %r8d,0x28(%rdi)
+ jne 1b
+ and $1,%edx
+ je 3f
+2: mov %rcx,%rdi
+ call callee
+ .skip 60,0x90
+ ret
+3: mov 0xb0(%rcx),%rax
+"""
+INSERTS = """
+ mov %rax,0x20(%rdi)
+ lock cmpxchg %rdi,0xb0(%rcx)
+ jne 3b
+ jmp 2b
+"""
+
+
+@pytest.mark.parametrize(
+    ("insertion", "found"),
+    [
+        (INSERTS, True),
+        (" mov %rcx,%rdi\n" + INSERTS, False),
+        (INSERTS.replace("0x20", "0x40"), False),
+    ],
+    ids=["inserts", "another-pointer", "another-field"],
+)
+def test_an_insertion_is_found_where_the_code_jumps_to_it(
+    insertion: str, found: bool, tmp_path: Path
+) -> None:
+    elf, symbols, _frames = build(tmp_path, ENQUEUE + insertion)
+    extent = symbols.extent("caller")
+    assert extent is not None
+    function = Function(elf, *extent)
+    exchange = next(a for a, i in function.instructions.items() if i.mnemonic == "lock cmpxchg")
+    site = enqueue_site(function, exchange, 0x28)
+    assert (site is not None) is found
+    if site is not None:
+        # The branch behind the retry: the kernel emulates it, and rax has the old flags still.
+        assert function.instructions[site[0]].mnemonic == "je"
+        assert site[1:] == ("rdi", 0, "rsi")

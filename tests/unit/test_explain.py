@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from qtrace.analysis import AnalysedTrace, open_traces
-from qtrace.analysis.pick import pick
+from qtrace.analysis import Trace, open_traces
+from qtrace.analysis.selection import select_instances
 from qtrace.errors import NoMatch, NoSuchInstance
 from qtrace.trace.schema import PARTIAL, Event
 from tests.unit.event_rows import (
@@ -40,7 +40,7 @@ MS = 1_000_000
 
 def explained(folder: Path, *events: Event, index: int = 0, **header: Any) -> str:
     """The prose about an instance; the recording begins at 1 ns."""
-    return AnalysedTrace(recording(folder / "t.csv", *events, **header)).explain(index)
+    return Trace(recording(folder / "t.csv", *events, **header)).explain(index)
 
 
 def returned(run: Event, time_ns: int) -> Event:
@@ -122,7 +122,7 @@ def test_inside_which_run_and_for_which_command_it_was_scheduled(tmp_path: Path)
         in text
     )
     # The one that came after the command's end is not of it.
-    after = AnalysedTrace(tmp_path / "t.csv").explain(2)
+    after = Trace(tmp_path / "t.csv").explain(2)
     assert "QMP" not in after
 
 
@@ -149,11 +149,11 @@ def test_lost_events_are_told_and_nothing_is_claimed(tmp_path: Path) -> None:
 def test_one_that_did_not_return_is_told_for_how_long_at_least(tmp_path: Path) -> None:
     events = [attach(all={}), schedule(10 * MS), run(20 * MS)]
     path = write(tmp_path / "t.csv", [*events, detach(900 * MS, until_ns=700 * MS)])
-    text = AnalysedTrace(path).explain(0)
+    text = Trace(path).explain(0)
     assert "It had not returned 680 ms later, when the recording ended." in text
     path = write(tmp_path / "t.csv", [*events, detach(900 * MS)])
     assert "Whether it returned before the recording ended is not known." in (
-        AnalysedTrace(path).explain(0)
+        Trace(path).explain(0)
     )
 
 
@@ -172,24 +172,24 @@ def test_one_that_never_ran_or_was_taken_off(tmp_path: Path) -> None:
 def test_instances_are_picked_by_number_row_name_or_as_the_worst(tmp_path: Path) -> None:
     on_vcpu = run_on_vcpu(50)
     events = [schedule(10), run(20), schedule(30), on_vcpu, returned(on_vcpu, 60), schedule(70)]
-    one = AnalysedTrace(recording(tmp_path / "t.csv", *events, *other(80, 90)))
-    assert pick(one) == [1]
-    assert pick(one, patterns=["s*"]) == [1, 3]
-    assert pick(one, patterns=[NAME], every=True) == [0, 1, 2]
-    assert pick(one, [2, 0]) == [2, 0]
-    assert pick(one, rows=[3, 4, 6, 7]) == [0, 1]
+    one = Trace(recording(tmp_path / "t.csv", *events, *other(80, 90)))
+    assert select_instances(one) == [1]
+    assert select_instances(one, patterns=["s*"]) == [1, 3]
+    assert select_instances(one, patterns=[NAME], every=True) == [0, 1, 2]
+    assert select_instances(one, [2, 0]) == [2, 0]
+    assert select_instances(one, rows=[3, 4, 6, 7]) == [0, 1]
     for wrong in ({"numbers": [4]}, {"numbers": [-1]}, {"rows": [2]}, {"rows": [99]}):
         with pytest.raises(NoSuchInstance):
-            pick(one, **wrong)
+            select_instances(one, **wrong)
     with pytest.raises(NoMatch):
-        pick(one, patterns=["x"])
+        select_instances(one, patterns=["x"])
 
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.[cp]*")), ids=lambda path: path.name)
 def test_whatever_was_recorded_is_explained_with_rows_of_its_own(path: Path) -> None:
     one = open_traces(path)[0]
     names = sorted(set(one.instances["name"].astype(object)))
-    for index in pick(one, patterns=names):
+    for index in select_instances(one, patterns=names):
         text, own = one.explain(index), one.instances.iloc[index]
         assert f"\nVerdict {own['verdict']}: " in text
         assert "nan" not in text.lower().replace(str(path).lower(), "")
@@ -213,7 +213,7 @@ def test_the_command_explains_the_worst_and_ends_with_its_status(tmp_path: Path)
     assert done.stdout.startswith(f"{NAME}, instance 1 of ")
     done = command(trace, "0", "--format", "json")
     report = json.loads(done.stdout)
-    assert (done.returncode, report["schema_version"], report["trace"]) == (0, 1, str(trace))
+    assert (done.returncode, report["schema_version"], report["trace"]) == (0, 2, str(trace))
     (one,) = report["instances"]
     assert (one["instance"], one["verdict"], one["scheduled_row"]) == (0, "main-loop", 3)
     assert "dispatched it" in one["text"]

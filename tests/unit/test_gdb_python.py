@@ -1,8 +1,9 @@
-"""What gdb's own Python runs must be old enough for it, and need nothing besides."""
+"""What gdb's own Python and the watchdog run: old enough for gdb's, and nothing besides."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,12 +13,16 @@ ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 9)
 # Arguments that came after 3.9: dataclass(slots=, kw_only=), zip(strict=).
 TOO_NEW = {"slots", "kw_only", "strict"}
+# aio.py, which a user sources, and what sessions of ours import (record, steer, strand, ...).
+SCRIPTS = [f"qtrace.gdbscripts.{path.stem}" for path in (ROOT / "gdbscripts").glob("*.py")]
+# A process of its own: qtrace's Python, without its environment and its packages.
+WATCHDOG = "qtrace.gdb.watchdog"
 
 
-def reached() -> dict[str, Path]:
-    """Every module that sourcing gdbscripts/aio.py imports, by name."""
+def reached(*starts: str) -> dict[str, Path]:
+    """Every module that importing these imports, by name."""
     found: dict[str, Path] = {}
-    work = ["qtrace.gdbscripts.aio"]
+    work = list(starts)
     while work:
         name = work.pop()
         path = ROOT / name.replace(".", "/")
@@ -41,19 +46,57 @@ def imports(file: Path) -> list[str]:
     return names
 
 
-MODULES = reached()
+def foreign(file: Path) -> set[str]:
+    """What a file imports beside the standard library and qtrace."""
+    return {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - {
+        "qtrace"
+    }  # fmt: skip
 
 
-def test_the_walkers_are_among_what_gdb_runs() -> None:
-    assert {"qtrace.target.aio.walk", "qtrace.target.memory", "qtrace.gdbscripts.look"} <= set(
-        MODULES
-    )
+GDB_RUNS, WATCHDOG_RUNS = reached(*SCRIPTS), reached(WATCHDOG)
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+def test_the_walkers_and_the_scripts_of_sessions_are_among_what_gdb_runs() -> None:
+    assert {
+        "qtrace.target.aio.walk", "qtrace.target.memory", "qtrace.gdbscripts.look",
+        "qtrace.gdb.lifeline", "qtrace.target.ptrace",
+        *(f"qtrace.gdbscripts.{name}"
+          for name in ("record", "steer", "strand", "stops", "reroute", "pass_over")),
+    } <= set(GDB_RUNS)  # fmt: skip
+
+
+def test_the_rescue_is_among_what_the_watchdog_runs() -> None:
+    names = ("watchdog", "rescue", "trap_action", "priority", "lifeline")
+    assert {*(f"qtrace.gdb.{name}" for name in names), "qtrace.target.ptrace"} <= set(WATCHDOG_RUNS)
+
+
+@pytest.mark.parametrize("name", sorted(GDB_RUNS))
 def test_gdb_can_run_it(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text(), feature_version=OLDEST)
+    tree = ast.parse(GDB_RUNS[name].read_text(), feature_version=OLDEST)
     arguments = {k.arg for n in ast.walk(tree) if isinstance(n, ast.Call) for k in n.keywords}
     assert not arguments & TOO_NEW
-    tops = {name.split(".")[0] for name in imports(MODULES[name])}
-    assert tops - set(sys.stdlib_module_names) <= {"gdb", "qtrace"}
+    assert foreign(GDB_RUNS[name]) <= {"gdb"}
+
+
+@pytest.mark.parametrize("name", sorted(WATCHDOG_RUNS))
+def test_the_watchdog_can_run_it(name: str) -> None:
+    assert foreign(WATCHDOG_RUNS[name]) == set()
+
+
+@pytest.mark.gdb
+def test_gdb_imports_each_script_of_a_session() -> None:
+    """Really, as ``qtrace.gdb.session`` does; aio.py is sourced, and registers its commands."""
+    names = sorted(set(SCRIPTS) - {"qtrace.gdbscripts.__init__", "qtrace.gdbscripts.aio"})
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import {', '.join(names)}; print('done')"
+    run = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", f"python {code}"],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (run.stdout, run.stderr) == ("done\n", "")
+
+
+def test_the_watchdogs_python_imports_it() -> None:
+    """Really, as ``qtrace.gdb.guard`` does: no environment, no site-packages."""
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import {WATCHDOG}; print('done')"
+    run = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("done\n", "")

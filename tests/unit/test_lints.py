@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from qtrace.analysis import open_traces
-from qtrace.analysis.lint import Finding, LintResult, Threshold, choose
-from qtrace.analysis.lints import LINTS
+from qtrace.analysis.lint import Finding, LintResult, Threshold
+from qtrace.analysis.lints import LINTS, choose
 from qtrace.errors import BadThreshold, NoSuchLint
 from qtrace.trace.schema import Event
+from scripts import lint_table
 from tests.unit.event_rows import (
     BARE_POLL,
     CALLBACK,
@@ -174,7 +175,9 @@ def test_a_long_callback_names_its_length_and_who_waited_behind_it(tmp_path: Pat
     behind = in_iohandler(160 * MS, 161 * MS, "behind", before=100 * MS)
     found = only(lint(tmp_path, "long-callback", *ordered(long, behind, short)))
     assert (found.name, found.value, found.unit) == ("slow", 150 * MS, "ns")
-    assert found.facts["behind"] == {"count": 1, "name": "behind", "wait_ns": 91 * MS}
+    assert found.facts["behind"] == {
+        "count": 1, "name": "behind", "context": "iohandler", "wait_ns": 91 * MS,
+    }  # fmt: skip
     assert list(found.evidence()["event"]) == ["run", "return"]
     longer = lint(tmp_path, "long-callback", *ordered(long, short), long_callback="160ms")
     assert (longer.result, str(longer.threshold)) == ("none", "160 ms")
@@ -397,8 +400,10 @@ def test_what_needs_every_bottom_half_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", [attach(), schedule(10), run(20), detach()])
     results = open_traces(path).lint()
     needy = {lint.name for lint in choose(None) if lint.needs == "--all"} | {"late-reply"}
-    assert {one.lint for one in results if one.result == "inconclusive"} == needy
-    assert all("--all" in one.reason for one in results if one.result == "inconclusive")
+    unsure = {one.lint: one.reason for one in results if one.result == "inconclusive"}
+    assert unsure.pop("long-command") == "it needs the rows of QMP commands"
+    assert unsure.keys() == needy
+    assert all("--all" in reason for reason in unsure.values())
 
 
 def test_a_stuck_wait_needs_two_looks_at_the_same_place(tmp_path: Path) -> None:
@@ -417,13 +422,83 @@ def test_a_stuck_wait_needs_two_looks_at_the_same_place(tmp_path: Path) -> None:
     assert lint(tmp_path, "stuck-wait", *events, stuck_wait="3s").result == "none"
 
 
-def test_each_lint_has_its_section_in_the_document() -> None:
-    text = (Path(__file__).parents[2] / "docs/lints.md").read_text()
-    sections = dict(re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
-    assert tuple(sections) == LINTS
+def test_the_table_of_the_lints_is_what_they_say_of_themselves() -> None:
+    text = lint_table.PAGE.read_text()
+    assert lint_table.table() in text, "run python -m scripts.lint_table"
     for one in choose(None):
-        section = " ".join(sections[one.name].split())
-        for part in (one.sentence, one.evidence, one.source, one.why, one.needs):
-            assert part in section, one.name
-        assert f"**Threshold**: {one.threshold or 'none'}" in section
-        assert "```" in section
+        for part in (one.name, one.sentence, one.evidence, one.source, one.why, one.needs):
+            assert part in lint_table.table(), one.name
+    sections = dict(re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    assert list(sections) == [name for name in LINTS if name in sections]
+    assert all("```" in section for section in sections.values()), "each shows an output"
+
+
+def command(time_ns: int, step: str, number: int = 1, **changes: Any) -> Event:
+    detail = {"step": step, "number": number}
+    columns = {"tid": PID, "role": "main", "thread": "qemu", "name": "stop", **changes}
+    return Event(time_ns, "qmp", detail=detail, **columns)
+
+
+STEPS = ["begin", "command", "end", "reply"]
+
+
+def commanded(path: Path, *events: Event, **facts: Any) -> LintResult:
+    trace = write(path / "t.csv", [attach(qmp=STEPS), *events, detach(9_000 * MS, **facts)])
+    return open_traces(trace).lint(["long-command"])[0]
+
+
+def test_a_command_that_keeps_main_is_named_with_what_was_gone(tmp_path: Path) -> None:
+    begin, end = command(100 * MS, "begin"), command(6_060 * MS, "end")
+    found = only(commanded(tmp_path, begin, end))
+    assert (found.name, found.value, found.rows) == ("stop", 5_960 * MS, (3, 4))
+    assert found.sentence.startswith("QMP stop ran 5.96 s on the main thread (tid 100)")
+    # That the BQL was, looks have to show.
+    assert found.sentence.endswith(": the main loop was gone")
+    looks = [_stuck(time_ns * MS, PID) for time_ns in (1_000, 3_000)]
+    found = only(commanded(tmp_path, begin, *looks, end))
+    assert found.sentence.endswith(": the BQL and the main loop were gone")
+    looks = [_stuck(1_000 * MS, PID), _stuck(3_000 * MS, VCPU_TID)]
+    found = only(commanded(tmp_path, begin, *looks, end))
+    assert found.sentence.endswith(": the main loop was gone")
+
+
+def test_a_command_that_has_not_ended_is_as_long_as_that_is_certain(tmp_path: Path) -> None:
+    found = only(commanded(tmp_path, command(100 * MS, "begin"), until_ns=5_100 * MS))
+    assert (found.value, found.facts["ended"]) == (5_000 * MS, False)
+    assert "ran 5 s or longer on" in found.sentence
+    assert found.sentence.endswith("; it had not ended when the recording did")
+    # Cut off: the end would have been among the rows before the last one.
+    later = command(3_100 * MS, "command", 2)
+    rows = [attach(qmp=STEPS), command(100 * MS, "begin"), later, run(9_000 * MS, tid=VCPU_TID)]
+    (result,) = open_traces(write(tmp_path / "cut.csv", rows)).lint(["long-command"])
+    assert only(result).value == 3_000 * MS
+
+
+def test_commands_that_do_not_keep_the_loop_are_no_finding(tmp_path: Path) -> None:
+    quick = [command(100 * MS, "begin"), command(150 * MS, "end")]
+    # In its coroutine: it has neither begin nor end, however long its answer takes.
+    slow = [command(200 * MS, "command", 2), command(5_000 * MS, "reply", 2)]
+    assert commanded(tmp_path, *quick, *slow).result == "none"
+
+
+def test_where_steps_were_lost_a_command_is_not_accused(tmp_path: Path) -> None:
+    gone = Event(2_000 * MS, "lost", detail={"count": 1, "since_ns": 1_900 * MS, "probes": "qmp"})
+    for rest in ([command(6_000 * MS, "end")], []):
+        result = commanded(tmp_path, command(100 * MS, "begin"), gone, *rest, until_ns=8_000 * MS)
+        assert (result.result, result.findings) == ("inconclusive", [])
+
+
+def test_a_long_callback_names_the_command_in_it(tmp_path: Path) -> None:
+    dispatch = ran(1 * MS, 951 * MS, "do_qmp_dispatch_bh", context="iohandler")
+    steps = [
+        command(2 * MS, "begin", name="blockdev-add"),
+        command(950 * MS, "end", name="blockdev-add"),
+    ]
+    found = only(lint(tmp_path, "long-callback", *ordered(dispatch), *steps))
+    assert found.facts["command"] == "blockdev-add"
+    assert ": it ran QMP blockdev-add" in found.sentence
+
+
+def _stuck(time_ns: int, bql: int) -> Event:
+    detail = {"kind": "stuck", "bql": bql, "waits_at": ["0x1"], "cpu_ns": 1, "sentence": "s"}
+    return Event(time_ns, "blocked", PID, "qemu", "main", stack=NESTED[:-2], detail=detail)

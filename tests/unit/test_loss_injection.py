@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qtrace.analysis import AnalysedTrace, open_traces
+from qtrace.analysis import Trace, open_traces
+from qtrace.analysis.late_replies import late_replies
 from qtrace.analysis.lint import Finding
-from qtrace.analysis.replies import late_replies
-from qtrace.analysis.verdicts import losses_of
+from qtrace.analysis.losses import losses_of
+from tests.unit.event_rows import numbered_runs
 from tests.unit.losing import lose
 
 SAMPLES = Path(__file__).resolve().parents[2] / "analysis/samples"
@@ -30,7 +31,7 @@ WAITS = ("starvation", "head-of-line", "late-reply")
 
 
 @cache
-def sample(name: str) -> AnalysedTrace:
+def sample(name: str) -> Trace:
     return open_traces(SAMPLES / name)[0]
 
 
@@ -40,17 +41,17 @@ def truth(name: str) -> tuple[dict[tuple[int, int], str], dict[Any, Finding]]:
     return lives(one), {key(finding): finding for finding in findings(one)}
 
 
-def lives(one: AnalysedTrace) -> dict[tuple[int, int], str]:
+def lives(one: Trace) -> dict[tuple[int, int], str]:
     """The verdict of each instance by the rows of its schedule and its end, -1 for none."""
     rows = one.instances[["scheduled_row", "ended_row"]].fillna(-1).astype(int)
     pairs = map(tuple, rows.to_numpy().tolist())
     return dict(zip(pairs, one.instances["verdict"].astype(str), strict=True))
 
 
-def check_nesting(one: AnalysedTrace, whole: AnalysedTrace) -> None:
+def check_nesting(one: Trace, whole: Trace) -> None:
     """Ends of runs, and which lies or was scheduled in which, are what they are without losses.
     Of several around a moment another one may be known."""
-    runs, true = one.runs, whole.runs.set_index("row")
+    runs, true = numbered_runs(one.runs), numbered_runs(whole.runs).set_index("row")
     known = runs[(runs["end_ns"] >= 0).to_numpy()]
     assert (known["end_ns"].to_numpy() == true["end_ns"][known["row"]].to_numpy()).all()
     rows, every = runs["row"].to_numpy(), true.index.to_numpy()
@@ -67,7 +68,7 @@ def check_nesting(one: AnalysedTrace, whole: AnalysedTrace) -> None:
         assert (same | deeper).all(), column
 
 
-def findings(one: AnalysedTrace) -> list[Finding]:
+def findings(one: Trace) -> list[Finding]:
     results = [*one.lint(), *one.lint(None, LIMITS)]
     return [finding for result in results for finding in result.findings]
 
@@ -81,7 +82,7 @@ def key(finding: Finding) -> tuple[Any, ...]:
 def check(name: str, seed: int) -> None:
     burst, period_ns = (1, 20)[seed % 2], PERIODS[seed // 2 % len(PERIODS)]
     whole, known = truth(name)
-    one = AnalysedTrace(lose(sample(name).trace, seed, burst=burst, period_ns=period_ns))
+    one = Trace(lose(sample(name).file, seed, burst=burst, period_ns=period_ns))
     judged = lives(one)
     certain = {pair: verdict for pair, verdict in judged.items() if verdict != "inconclusive"}
     # What a look found pending: its schedule was lost.
@@ -113,12 +114,12 @@ def check(name: str, seed: int) -> None:
         assert any(late["command"] == true["command"] for true in late_replies([sample(name)]))
 
 
-def untouched(name: str, one: AnalysedTrace) -> list[tuple[int, int]]:
+def untouched(name: str, one: Trace) -> list[tuple[int, int]]:
     """The instances of the whole recording in whose life no relevant loss lies."""
     before = sample(name).instances
     found: list[tuple[int, int]] = []
     for watched in (False, True):
-        losses = losses_of(one.trace, watched)
+        losses = losses_of(one.file, watched)
         own = before[before["name"].isin(one.watched).to_numpy() == watched]
         born = own["scheduled_ns"].fillna(np.iinfo(np.int64).min).to_numpy(np.int64)
         died = own["ended_ns"].fillna(np.iinfo(np.int64).max).to_numpy(np.int64)

@@ -47,7 +47,7 @@ CONCLUSIONS = {
     "event-loop-tour": (
         4,
         [
-            "vCPU thread CPU 0/KVM (tid 7698) ran 26,705 bottom halves of the main loop inside",
+            "vCPU thread CPU 0/KVM (tid 7698) ran 20,017 bottom halves of the main loop inside",
             "exposure: the race of snapshot_save_job_bh is open",
         ],
     ),

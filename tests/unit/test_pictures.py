@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from qtrace.analysis import AnalysedTrace, open_traces
+from qtrace.analysis import Trace, open_traces
 from qtrace.analysis.pictures.lanes import swim_lanes, window
 from qtrace.analysis.pictures.latency import by_role, side_by_side
 from qtrace.analysis.pictures.reply import reply_timeline
@@ -29,11 +29,11 @@ SAMPLES = Path(__file__).parents[2] / "analysis" / "samples"
 TOUCH = 2.0
 
 
-def sample(name: str) -> AnalysedTrace:
+def sample(name: str) -> Trace:
     return open_traces(SAMPLES / name)[0]
 
 
-def beside(*names: str) -> dict[str, AnalysedTrace]:
+def beside(*names: str) -> dict[str, Trace]:
     return {name.partition("-7")[0]: sample(name) for name in names}
 
 
@@ -120,7 +120,7 @@ def test_runs_inside_runs_stand_on_top_of_them(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_recording_without_events_gives_a_picture_that_says_so(
-    draw: Callable[[AnalysedTrace], Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    draw: Callable[[Trace], Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figure = draw(open_traces(recording(tmp_path / "t.csv").path)[0])
     assert drawn(figure, monkeypatch)

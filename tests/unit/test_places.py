@@ -45,8 +45,10 @@ def test_the_context_has_just_been_returned_and_goes_straight_to_the_call(
     module: Module, name: str
 ) -> None:
     half = find_watchable(scan_module(module), name)
-    (address,) = context_chosen(module, half)
+    (chosen,) = context_chosen(module, half)
     (site,) = half.sites
+    address = chosen.address
+    assert (chosen.register, chosen.offset) == ("rax", None)
     assert called(module, address) == "qemu_get_aio_context"
     between = [i for i in decode(module, address, 20) if i.address < site.address]
     assert not any(i.mnemonic == "call" or i.mnemonic.startswith("j") for i in between)

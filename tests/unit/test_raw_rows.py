@@ -12,7 +12,7 @@ from qtrace.errors import OutputFailed, TraceUnreadable
 from qtrace.recorder.all_program import slot_type
 from qtrace.trace.convert import convert
 from qtrace.trace.raw import RawWriter
-from qtrace.trace.raw_rows import Facts, RowMaker
+from qtrace.trace.raw_rows import RawFacts, RawRowMaker
 from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import Event
 
@@ -35,16 +35,16 @@ def records(*rows: dict[str, Any]) -> Any:
     return made
 
 
-def rows_of(maker: RowMaker, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(maker: RawRowMaker, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = maker.table(records(*rows)).to_pylist()
     return found
 
 
-def maker() -> RowMaker:
-    facts = Facts(HEADER)
+def maker() -> RawRowMaker:
+    facts = RawFacts(HEADER)
     facts.learn({"names": {"50": "a_bh"}, "threads": {"7": ["qemu", "main"]},
                  "contexts": {"10": "main"}, "symbols": {"60": "aio_poll+0x124"}})  # fmt: skip
-    return RowMaker(facts, slot_type())
+    return RawRowMaker(facts, slot_type())
 
 
 def run(stack: int, bh: int = 0x30, **more: Any) -> dict[str, Any]:
@@ -56,12 +56,12 @@ def ended(stack: int, bh: int = 0x30, **more: Any) -> dict[str, Any]:
 
 
 def test_a_sampled_event_has_its_whole_stack_and_its_neighbours_have_not() -> None:
-    facts = Facts(HEADER)
+    facts = RawFacts(HEADER)
     facts.learn({"names": {"50": "a_bh"}, "symbols": {"60": "aio_poll+0x124"}})
     # Records have their number as time: the second of thread 7, the third of thread 8.
     facts.learn({"stacks": {"start;aio_poll+0x124;aio_bh_poll+0xc6": [[1, 7]]}})
     facts.learn({"stacks": {"start;timer_cb;notify": [[2, 8], [0, 9]]}})
-    own = RowMaker(facts, slot_type())
+    own = RawRowMaker(facts, slot_type())
     callers = (0x60, 0)
     rows = rows_of(own, run(100, caller=callers), run(90, caller=callers),
                    {"ip": 1, "bh": 0x30, "name": 0x50, "tid": 8})  # fmt: skip
@@ -70,6 +70,14 @@ def test_a_sampled_event_has_its_whole_stack_and_its_neighbours_have_not() -> No
         "start;aio_poll+0x124;aio_bh_poll+0xc6;a_bh",
         "start;timer_cb;notify",
     ]
+
+
+def test_records_of_a_kind_that_only_a_newer_qtrace_knows_are_counted_and_left_out() -> None:
+    newer = {"ip": 9, "kind": "poll", "new_flags": 0}
+    own = RawRowMaker(RawFacts(HEADER | {"sites": [newer, *SITES]}), slot_type())
+    rows = rows_of(own, run(100), {"ip": 9, "bh": 0x30}, ended(100))
+    assert [row["event"] for row in rows] == ["run", "return"]
+    assert own.unknown == 1
 
 
 def test_a_return_is_about_what_its_run_was_about() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from qtrace.analysis import AnalysedTrace, exit_status, judge, open_traces
-from qtrace.analysis.compare import compare, compare_status
+from qtrace.analysis import Trace, exit_status, judge, open_traces
+from qtrace.analysis.comparison import compare, compare_status
 from qtrace.analysis.lints import LINTS, find
-from qtrace.analysis.report import judge_analysed
+from qtrace.analysis.report import judge_opened
 from qtrace.errors import ExitStatus
 
 SAMPLES = Path(__file__).parents[2] / "analysis" / "samples"
@@ -23,13 +23,13 @@ CONTROLS = [name for name, label in LABELS.items() if label.get("control")]
 
 
 @cache
-def sample(name: str) -> AnalysedTrace:
+def sample(name: str) -> Trace:
     return open_traces(SAMPLES / name)[0]
 
 
 @cache
 def report(name: str) -> dict[str, Any]:
-    return judge_analysed([sample(name)], lints=None)
+    return judge_opened([sample(name)], lints=None)
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -37,6 +37,8 @@ def test_a_recording_is_judged_as_its_label_says(name: str) -> None:
     label, found = LABELS[name], report(name)
     verdicts = {half["name"]: half["verdicts"] for half in found["bottom_halves"]}
     assert verdicts == label["verdicts"]
+    assert len(found["stuck"]) == label.get("stuck", 0)
+    assert (found["verdict"] == "stuck") == bool(found["stuck"])
     assert (found["complete"], found["lost_events"], found["warnings"]) == (True, 0, [])
     (trace,) = found["traces"]
     assert (trace["exit"] or {}).get("signal") == label.get("killed_by")
@@ -131,14 +133,14 @@ def test_the_recordings_stay_small() -> None:
 def test_all_recordings_together_are_judged_like_one() -> None:
     """What `qtrace analyze` does with a folder."""
     together = judge(SAMPLES, lints=None)
-    assert together["verdict"] == "stranded"
+    assert together["verdict"] == "stuck"
     assert len(together["traces"]) == len(LABELS)
     assert len(together["lints"]) == len(LABELS) * len(LINTS)
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_a_recording_says_nothing_of_the_machine_it_was_made_on(name: str) -> None:
-    trace = sample(name).trace
+    trace = sample(name).file
     assert trace.header["target"]["exe"].startswith(("/usr/bin/", "/opt/qemu-"))
     frame = trace.frame
     texts = [str(text) for column in frame.select_dtypes("category") for text in

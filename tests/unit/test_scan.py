@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,18 @@ from qtrace.target.elf import Elf
 from qtrace.target.maps import Module
 from qtrace.target.scan import Scan, scan_binary
 from qtrace.target.symbols import SymbolTable, load_symbols
+from tests.builds import QEMU
+from tests.conftest import build
 
 JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
 
 
+@cache
 def scan_of(path: Path, *, symbols: bool = True) -> Scan:
-    elf = Elf(path)
-    table = load_symbols(elf) if symbols else SymbolTable([])
-    return scan_binary(elf, table, CallFrames(elf), "")
+    module = Module(Elf(path), 0)
+    if not symbols:
+        module.symbols = SymbolTable([])
+    return scan_binary(module, "")
 
 
 @pytest.mark.qemu
@@ -43,16 +49,66 @@ def test_the_snapshot_jobs_are_found_with_one_call_site_each_into_main(qemu_bina
 @pytest.mark.qemu
 def test_every_call_site_is_read_and_all_but_variables_are_named(qemu_binary: Path) -> None:
     scan = scan_of(qemu_binary)
-    listing = subprocess.run(
-        ["objdump", "-d", "--no-show-raw-insn", qemu_binary],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    target = f"{scan.scheduler:x} <aio_bh_schedule_oneshot_full"
-    expected = {int(line.split(":")[0], 16) for line in listing.splitlines() if target in line
-                and line.startswith(" ")}  # fmt: skip
-    assert {s.address for half in scan.bottom_halves for s in half.sites} == expected
+    assert {s.address for half in scan.bottom_halves for s in half.sites} == listed(
+        qemu_binary, scan
+    )
     unnamed = [half.name for half in scan.bottom_halves if not half.watchable]
     assert unnamed == ["cb"]
+
+
+@pytest.mark.builds
+def test_inlined_schedules_are_found_with_their_names_and_contexts() -> None:
+    """Ubuntu's build is link-time optimised: nobody calls the scheduling function."""
+    qemu = build("ubuntu").files / QEMU
+    scan = scan_of(qemu)
+    sites = {s.address: half for half in scan.bottom_halves for s in half.sites}
+    assert sum(half.watchable for half in sites.values()) >= 107
+    found = {half.name: half for half in scan.bottom_halves}
+    contexts = {n: {s.context for s in found[n].sites} for n in (*JOBS, "do_qmp_dispatch_bh")}
+    assert contexts.pop("do_qmp_dispatch_bh") == {"iohandler"}
+    assert list(contexts.values()) == [{"main"}] * len(JOBS)
+    for half in (found[name] for name in JOBS):
+        assert (len(half.sites), half.callback > 0, len(half.exits) > 0) == (1, True, True)
+
+
+@pytest.mark.builds
+@pytest.mark.soak
+def test_inlined_schedules_are_those_of_the_listing_and_found_without_symbols() -> None:
+    qemu = build("ubuntu").files / QEMU
+    scan = scan_of(qemu)
+    assert {s.address for half in scan.bottom_halves for s in half.sites} == listed(qemu, scan)
+    blind = scan_of(qemu, symbols=False)
+    assert (blind.found_by, blind.scheduler) == ("names", scan.scheduler)
+    assert blind.context_variables == scan.context_variables
+    assert [(h.name, h.callback, h.sites) for h in blind.bottom_halves if h.name in JOBS] == [
+        (h.name, h.callback, h.sites) for h in scan.bottom_halves if h.name in JOBS
+    ]
+
+
+def listed(qemu: Path, scan: Scan) -> set[int]:
+    """The schedules in objdump's listing: each call of the scheduling function, and of what it
+    ends in where the flags of a one-shot are loaded shortly before; not its own."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", qemu], capture_output=True, text=True, check=True
+    ).stdout
+    callees = {f"{s.callee:x}" for half in scan.bottom_halves for s in half.sites}
+    callees.add(f"{scan.scheduler:x}")
+    lines = listing.splitlines()
+    found = set()
+    for number, line in enumerate(lines):
+        called = any(c in line for c in callees) and re.match(
+            r" +([0-9a-f]+):\t(?:call|j\w+) +([0-9a-f]+)\b", line
+        )
+        if not called or called[2] not in callees:
+            continue
+        if called[2] == f"{scan.scheduler:x}":
+            found.add(int(called[1], 16))
+            continue
+        before = "\n".join(lines[max(number - 40, 0) : number])
+        flags = re.findall(r"mov +\$(0x[0-9a-f]+),%esi", before.rpartition(">:\n")[2])
+        if flags[-1:] == ["0xa"] and f"{scan.scheduler:016x}" not in before:
+            found.add(int(called[1], 16))
+    return found
 
 
 @pytest.mark.qemu
@@ -130,7 +186,7 @@ def test_the_command_prints_json_alone_on_stdout(qemu_binary: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     report = json.loads(run.stdout)
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert {half["name"] for half in report["bottom_halves"]} == set(JOBS)
     assert run.stderr == ""
 
@@ -153,7 +209,7 @@ def test_what_is_no_elf_file_is_refused(
 def test_a_program_that_is_not_qemu_is_refused() -> None:
     elf = Elf(shutil.which("ls") or "/bin/ls")
     with pytest.raises(NotQemu):
-        scan_binary(elf, load_symbols(elf), CallFrames(elf), "")
+        scan_binary(Module(elf, 0), "")
 
 
 def test_a_32_bit_binary_is_refused(tmp_path: Path) -> None:

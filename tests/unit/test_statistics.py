@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qtrace.analysis import judge, pair_instances, read_trace
-from qtrace.analysis.durations import run_durations
+from qtrace.analysis import judge, pair_instances
+from qtrace.analysis.timing import run_durations
 from qtrace.cli.statistics import print_statistics
-from qtrace.trace.reader import Trace
+from qtrace.trace.reader import TraceFile, read_trace
 from qtrace.trace.schema import PARTIAL, Event
 from qtrace.trace.writer import CsvWriter
 
@@ -57,11 +57,11 @@ def written(folder: Path, *events: Event, watched: tuple[str, ...] = ()) -> Path
     return path
 
 
-def trace_of(folder: Path, *events: Event) -> Trace:
+def trace_of(folder: Path, *events: Event) -> TraceFile:
     return read_trace(written(folder, *events))
 
 
-def durations(trace: Trace) -> list[int]:
+def durations(trace: TraceFile) -> list[int]:
     return list(run_durations(trace.frame, trace.losses)["duration_ns"])
 
 

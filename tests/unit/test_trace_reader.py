@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qtrace.analysis import judge
 from qtrace.errors import ExitStatus, TraceUnreadable
+from qtrace.trace.details import address_of, detail_column
 from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import Event
 from tests.unit.event_rows import CALLBACK, PID, attach, detach, lost, run, schedule, write
@@ -170,9 +172,7 @@ def test_the_documented_example_is_a_trace(tmp_path: Path) -> None:
     assert judge(trace)["verdict"] == "vcpu-poll"
 
 
-PATIENT = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PATIENT = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @PATIENT
@@ -210,3 +210,18 @@ def test_damage_never_ends_in_another_exception(tmp_path: Path, data: st.DataObj
     else:
         lines = json.dumps(trace.header)
     assert "\n" not in lines
+
+
+def test_a_detail_is_read_as_json_however_it_is_written() -> None:
+    texts = ['{"depth":2}', '{ "note": "x",\n "depth" : 3 }', '{"depth":"4"}', "no JSON", "[5]", "",
+             f'{{"depth":{1 << 70}}}', '{"depth":true}']  # fmt: skip
+    details = pd.Series(texts, dtype="category")
+    assert detail_column(details, "depth", 0).tolist() == [2, 3, 0, 0, 0, 0, 0, 0]
+    assert detail_column(details[1:2], "note", "").tolist() == ["x"]
+    assert detail_column(details[:0], "depth", 0).tolist() == []
+    assert detail_column(pd.Series([None], dtype=details.dtype), "depth", -1).tolist() == [-1]
+
+
+@pytest.mark.parametrize("text", ["", "-0x1", "0x1ffffffffffffffff", "bh", None, 7.5])
+def test_what_is_no_address_is_none(text: object) -> None:
+    assert address_of(text) == 0

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,20 @@ NAME = "snapshot_save_job_bh"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    return build(tmp_path_factory.mktemp("dist"), "--wheel")
+
+
+def build(folder: Path, kind: str) -> Path:
+    """A wheel or a source distribution of this checkout."""
+    command = [sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", str(folder)]
     run = subprocess.run([*command, str(ROOT)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    (built,) = folder.glob("*.whl")
+    (built,) = folder.iterdir()
     return built
+
+
+def only_once(found: Iterable[object]) -> bool:
+    return max(Counter(found).values()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +103,28 @@ def test_the_wheel_holds_the_linked_folders_as_files(wheel: Path) -> None:
         assert files
         assert files <= names
     assert {n for n in names if n.startswith("qtrace/lab/") and n.endswith(".bin")}
+
+
+def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
+    assert "qtrace/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_neither_archive_holds_a_link_or_a_file_twice(wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(build(tmp_path, "--sdist")) as sdist:
+        members = sdist.getmembers()
+        assert {m.type for m in members} <= {tarfile.REGTYPE, tarfile.DIRTYPE}
+        contents = [sdist.extractfile(m) for m in members if m.isfile()]
+        texts = [file.read() for file in contents if file is not None]
+        names = [m.name.partition("/")[2] for m in members]
+    assert only_once(names)
+    assert only_once(filter(None, texts))
+    for held in ("qtrace/analysis/lint.py", "qtrace/gdbscripts/aio.py", "probes/watch.bpf.c"):
+        assert held in names
+    with zipfile.ZipFile(wheel) as archive:
+        entries = archive.infolist()
+        assert not any(stat.S_ISLNK(entry.external_attr >> 16) for entry in entries)
+        assert only_once(entry.filename for entry in entries)
+        assert only_once(filter(None, (archive.read(entry) for entry in entries)))
 
 
 def test_the_wheel_holds_nothing_outside_the_package(wheel: Path) -> None:

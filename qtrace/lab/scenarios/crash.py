@@ -5,35 +5,33 @@ from __future__ import annotations
 from qtrace.errors import LabFailed, QmpFailed
 from qtrace.experiment.places import drops_bql
 from qtrace.experiment.steer import Steering
-from qtrace.experiment.subject import Subject
 from qtrace.lab.jobs import save
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 
 
 def run(setup: Setup) -> Outcome:
     """A real save, forced onto a vCPU thread. The recording outlives the QEMU."""
-    with recorded(setup, "pflash", disk=True) as (guest, recording):
+    with recorded(setup, "pflash", disk=True) as (guest, pump):
         version = guest.qmp.version
-        subject = Subject(guest.pid, BOTTOM_HALF)
-        if not drops_bql(subject.module):
+        qemu = LiveQemu(Process(guest.pid))
+        if not drops_bql(qemu.binary):
             raise LabFailed(
                 "this QEMU keeps the BQL while it saves (930e239d11, 8.2): it does not crash",
                 "use a QEMU before 8.2, as Debian 12's, with --qemu",
             )
-        recording.poll(0)  # what stacks need is read while there is a process to read it from
         watch = Stopwatch(setup)
-        with Steering(subject, "vcpu", setup.rounds):
+        with Steering(qemu, BOTTOM_HALF, "vcpu", setup.rounds):
             try:
                 while watch.next_round():
                     save(guest.qmp, f"qtrace{watch.rounds}")
             except QmpFailed:
                 pass
             seconds = watch.seconds
-        while not recording.ended and watch.seconds < setup.timeout_s:
-            recording.poll(0.1)
+        pump.wait_for_end(setup.timeout_s - watch.seconds)
         words = guest.last_words() or "still runs"
-        recording.stop("target exited" if recording.ended else "scenario ended")
         return Outcome(
             version,
             watch.rounds,

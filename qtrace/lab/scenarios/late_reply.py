@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from qtrace.experiment.reroute import Rerouting
-from qtrace.experiment.subject import Subject
 from qtrace.lab.jobs import JobTimes, save
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 
 MEMORY_MIB = 1024
 # Stock the reply came after 0.97 and more of the save, rerouted after 0.04 of it.
@@ -17,16 +18,17 @@ LATE, PROMPT = 0.8, 0.5
 
 def run(setup: Setup) -> Outcome:
     """Real saves of a guest with some memory, half of them rerouted."""
-    with recorded(setup, "idle", memory_mib=MEMORY_MIB, disk=True) as (guest, recording):
+    with recorded(setup, "idle", memory_mib=MEMORY_MIB, disk=True) as (guest, _pump):
         watch = Stopwatch(setup)
         times: dict[str, list[JobTimes]] = {"stock": [], "rerouted": []}
-        subject = Subject(guest.pid, BOTTOM_HALF)
+        qemu = LiveQemu(Process(guest.pid))
         for kind, found in times.items():
-            experiment = Rerouting(subject, "iohandler") if kind == "rerouted" else nullcontext()
+            experiment = (
+                Rerouting(qemu, BOTTOM_HALF, "iohandler") if kind == "rerouted" else nullcontext()
+            )
             with experiment:
                 while len(found) < max(setup.rounds // 2, 1) and watch.next_round():
                     found.append(save(guest.qmp, f"qtrace{watch.rounds}"))
-                    recording.poll(0)
         rows = [
             {"kind": kind, "reply_ms": round(one.reply, 1), "job_ms": round(one.done, 1),
              "error": one.error}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from qtrace.experiment.reroute import Rerouting
-from qtrace.experiment.subject import Subject
 from qtrace.lab.jobs import save, save_round
 from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 
 MEMORY_MIB = 256
 
@@ -15,13 +16,12 @@ def run(setup: Setup) -> Outcome:
     """As many rounds as vcpu-poll needs many times over, each rerouted, and a real save."""
     with recorded(setup, "pflash", idle_sockets=IDLE_SOCKETS, memory_mib=MEMORY_MIB, disk=True) as (
         guest,
-        recording,
+        _pump,
     ):
         watch = Stopwatch(setup)
-        with Rerouting(Subject(guest.pid, BOTTOM_HALF), "iohandler") as rerouting:
+        with Rerouting(LiveQemu(Process(guest.pid)), BOTTOM_HALF, "iohandler") as rerouting:
             while watch.next_round():
                 save_round(guest.qmp, f"qtrace{watch.rounds}")
-                recording.poll(0)
             times = save(guest.qmp, "real")
             seconds = watch.seconds
         rerouted = len(rerouting.seen)

@@ -15,11 +15,12 @@ import time
 from qtrace.errors import LabFailed
 from qtrace.experiment.places import drops_bql
 from qtrace.experiment.steer import Steering
-from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Guest
 from qtrace.lab.jobs import REAL, JobTimes, run_job, save
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 
 MEMORY_MIB = 256
 # Measured: 12 ms and more against 0.03 to 0.3 ms.
@@ -29,20 +30,19 @@ LOOK_S = 0.3
 
 def run(setup: Setup) -> Outcome:
     """Real saves forced onto the main thread, and a last one onto a vCPU thread."""
-    with recorded(setup, "pflash", memory_mib=MEMORY_MIB, disk=True) as (guest, recording):
-        version, subject = guest.qmp.version, Subject(guest.pid, BOTTOM_HALF)
-        if drops_bql(subject.module):
+    with recorded(setup, "pflash", memory_mib=MEMORY_MIB, disk=True) as (guest, _pump):
+        version, qemu = guest.qmp.version, LiveQemu(Process(guest.pid))
+        if drops_bql(qemu.binary):
             raise LabFailed(
                 "this QEMU crashes when a vCPU thread saves (fixed by 930e239d11, 8.2)",
                 "use a newer QEMU with --qemu; `qtrace lab crash` shows the crash of this one",
             )
         watch = Stopwatch(setup)
         saves: list[tuple[str, JobTimes]] = []
-        with Steering(subject, "main", setup.rounds) as steering:
+        with Steering(qemu, BOTTOM_HALF, "main", setup.rounds) as steering:
             while len(saves) < setup.rounds - 1 and watch.next_round():
                 saves.append(("main", save(guest.qmp, f"qtrace{watch.rounds}")))
-            recording.poll(0)
-        with Steering(subject, "vcpu") as last:
+        with Steering(qemu, BOTTOM_HALF, "vcpu") as last:
             watch.next_round()
             times = run_job(guest.qmp, "snapshot-save", f"qtrace{watch.rounds}", last=True, **REAL)
             saves.append(("vcpu", times))

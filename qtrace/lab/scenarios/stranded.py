@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 
 from qtrace.experiment.strand import Stranding
-from qtrace.experiment.subject import Subject
 from qtrace.lab.guest import Guest
 from qtrace.lab.hang import WAITS_IN, is_blocked, quit_guest, until_proven
 from qtrace.lab.jobs import NO_NODE
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup
 from qtrace.target.aio.why import STRANDED, confirm
-from qtrace.target.live import LiveSource
 from qtrace.target.look import Looker
 from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
 from qtrace.trace.schema import Event
 
 STALL_AFTER_S = 0.5
@@ -28,9 +27,9 @@ APART_S = 0.5
 def run(setup: Setup) -> Outcome:
     """One save, put off until the main thread waits for its job and polls only ``main``."""
     began = time.monotonic()
-    with recorded(setup, "idle", stall_after_s=STALL_AFTER_S) as (guest, recording):
+    with recorded(setup, "idle", stall_after_s=STALL_AFTER_S) as (guest, pump):
         version = guest.qmp.version
-        with Stranding(Subject(guest.pid, BOTTOM_HALF)) as stranding:
+        with Stranding(LiveQemu(Process(guest.pid)), BOTTOM_HALF) as stranding:
             setup.progress(1)
             guest.qmp.command("snapshot-save", **{"job-id": "job", "tag": "qtrace", **NO_NODE})
             while not stranding.poll(0.1) and time.monotonic() - began < setup.timeout_s:
@@ -38,17 +37,17 @@ def run(setup: Setup) -> Outcome:
             quit_guest(guest)
             seen: list[Event] = []
             while not any(map(is_blocked, seen)) and time.monotonic() - began < setup.timeout_s:
-                stranding.poll(0)
-                seen += recording.poll(0.1)
+                stranding.poll(0.1)
+                seen += pump.take()
         times = len(stranding.seen)
         # gdb has left; what is seen now is QEMU's alone.
-        seen += until_proven(recording, began + setup.timeout_s)
+        seen += until_proven(pump, began + setup.timeout_s)
         sentence = _inspect(guest)
         return Outcome(
             version,
             1,
             time.monotonic() - began,
-            facts={"put_off": times, "inspect": sentence, "warnings": recording.warnings()},
+            facts={"put_off": times, "inspect": sentence, "warnings": pump.warnings},
             lines=(f"put off {times} times, until QEMU was told to quit", f"inspect: {sentence}"),
             proven=BOTTOM_HALF in sentence and "iohandler" in sentence and WAITS_IN in sentence,
         )
@@ -56,7 +55,7 @@ def run(setup: Setup) -> Outcome:
 
 def _inspect(guest: Guest) -> str:
     """What `qtrace inspect` says of the process, from two looks of its own."""
-    looker = Looker(LiveSource(Process(guest.pid)))
+    looker = Looker(LiveQemu(Process(guest.pid)))
     first = looker.look()
     time.sleep(APART_S)
     findings = confirm(first, looker.look())

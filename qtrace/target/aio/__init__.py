@@ -1,8 +1,8 @@
 """QEMU's AioContexts and what waits in them, read over a ``Memory``.
 
-Everything in this package uses the standard library only, in Python 3.9's syntax, and
-imports nothing of qtrace but this package, ``qtrace.target.memory`` and ``qtrace.roles``: gdb
-runs the very same code in its own Python. Nothing here writes to a target or stops it.
+Everything in this package uses the standard library only, in Python 3.9's syntax, and imports
+nothing of qtrace but this package and what else does: gdb runs the very same code in its own
+Python. Nothing here writes to a target or stops it.
 
 ``instructions``
     ``Instruction``, ``Operand``, ``Register``, ``Immediate``, ``Place``; the protocol ``Program``
@@ -26,7 +26,7 @@ runs the very same code in its own Python. Nothing here writes to a target or st
     ``ChangingMemory``: reads a list again until two readings agree, else raises ``Torn``
     (``.what``). Of a stopped target only what a core lacks is torn.
 ``tls``
-    ``find_thread_pointers(memory, tids, areas) -> {tid: fs_base}`` for who has no registers.
+    ``thread_pointer(memory, robust_list, tid)``: fs_base of who has no registers.
 ``coroutine``
     ``saved_registers(memory, co, layout.co_env, guard)`` of a sleeping coroutine (names as in
     gdb: rbx rbp r12-r15 rsp rip); ``guard_of_thread(memory, fs_base)``, ``guard_of_auxv()``.

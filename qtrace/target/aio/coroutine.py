@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 
+from qtrace.target.arch_x86_64 import CALLEE_SAVED_NAMES
 from qtrace.target.memory import Memory, read_word
 
 # glibc's jmp_buf on x86-64: the last two and rbp are mangled (PTR_MANGLE).
 JMP_BUF = struct.Struct("<8Q")
-ORDER = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rsp", "rip")
+ORDER = (*CALLEE_SAVED_NAMES, "rsp", "rip")
 MANGLED = frozenset({"rbp", "rsp", "rip"})
 AT_RANDOM = 25
 GUARD_TLS = 0x30

@@ -2,6 +2,11 @@
 
 A build without optimisation keeps everything in memory, so that little can be read from its
 code; but it is what developers run, and with debug info.
+
+Who is right where code and debug info differ: for whoever only reads (looks, experiments, gdb's
+commands) debug info is believed, since calibration reads compiled code and the compiler knows; the
+facts are told. A recording of every bottom half, which puts offsets into BPF programs, takes the
+difference for debug info of another build and is refused (``qtrace.target.cross_check``).
 """
 
 from __future__ import annotations
@@ -45,10 +50,7 @@ VARIABLES = (
 
 
 def believed(layout: Layout, told: Mapping[str, int]) -> tuple[Layout, list[str]]:
-    """The layout with what debug info tells, and the facts on which the code says otherwise.
-
-    Debug info is believed: calibration reads compiled code, the compiler knows.
-    """
+    """The layout with what debug info tells, and the facts on which the code says otherwise."""
     known = {field.name: getattr(layout, field.name) for field in fields(layout)}
     told = {name: value for name, value in told.items() if name in known}
     differing = [name for name, value in told.items() if known[name] not in (None, value)]

@@ -8,14 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 
+def begins_bottom_half(words: tuple[int, ...], callback: int, opaque: int) -> bool:
+    """Whether words begin a QEMUBH with just these: {ctx, name, cb, opaque, ...}, or without the
+    name where it has none (``Layout.bh_name``)."""
+    return words[2:4] == (callback, opaque) or words[1:3] == (callback, opaque)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What one binary's code tells; None where it does not.
 
     Addresses are run-time ones: ``main_variable``, ``iohandler_variable`` (where the pointers
     &qemu_aio_context and iohandler_ctx lie), ``jobs`` (the head of the list), ``bql`` (its
-    pthread_mutex_t). ``*_tls`` are (negative) offsets from the thread pointer.
-    ``poll_register`` holds the ctx argument in every frame of aio_poll(). All others are
+    pthread_mutex_t; 0 in a program without one). ``*_tls`` are (negative) offsets from the thread
+    pointer. ``poll_register`` holds the ctx argument in every frame of aio_poll(). All others are
     offsets into the structure that their name begins with: ``bh_*`` QEMUBH, ``ctx_*``
     AioContext, ``handler_*`` AioHandler, ``co_*`` Coroutine, ``job_*`` Job, ``driver_*``
     JobDriver.
@@ -53,8 +59,9 @@ class Layout:
 
     @property
     def bh_name(self) -> int | None:
-        """``name`` came with 0f08586c71 (6.2), between ctx and cb."""
-        return 8 if self.bh_cb == 16 else None
+        """``name`` came with 0f08586c71 (6.1), between ctx and cb; opaque and next follow."""
+        cb = self.bh_next - 16 if self.bh_cb is None and self.bh_next else self.bh_cb
+        return 8 if cb == 16 else None
 
     def missing(self) -> list[str]:
         """The facts that were not found."""

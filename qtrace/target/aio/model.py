@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# QEMUBH flags (util/async.c; unchanged from 5.2 to 10.2).
-PENDING, SCHEDULED, DELETED, ONESHOT, IDLE = 1, 2, 4, 8, 16
+from qtrace.knowledge import DELETED, IDLE, ONESHOT, PENDING, SCHEDULED, WITHOUT_MAIN_LOOP
+
 FLAG_NAMES = (
     (PENDING, "PENDING"), (SCHEDULED, "SCHEDULED"), (DELETED, "DELETED"), (ONESHOT, "ONESHOT"),
     (IDLE, "IDLE"),
 )  # fmt: skip
+# In place of a system call's name: a thread that sleeps in the kernel without having called it, or
+# a guest's page fault inside KVM_RUN.
+PAGE_FAULT = "page fault"
+# Where the kernel lets such a one wait for who serves it (fs/userfaultfd.c).
+USERFAULT = "handle_userfault"
 JOB_TYPES = (
     "commit", "stream", "mirror", "backup", "create", "amend", "snapshot-load", "snapshot-save",
     "snapshot-delete",
@@ -44,18 +49,24 @@ class Context:
 
 @dataclass(frozen=True)
 class BottomHalf:
-    """A queued QEMUBH. ``name`` is as in QEMU's source, empty before QEMU 6.2.
+    """A queued QEMUBH. ``name`` is as in QEMU's source, empty where ``Layout.bh_name`` is None.
 
+    ``cb`` and ``opaque`` are None where the binary does not show where they lie.
     ``in_slice``: an aio_bh_poll() has taken it from the list and not run it yet.
     """
 
     address: int
     ctx: int
     name: str
-    cb: int
-    opaque: int
+    cb: int | None
+    opaque: int | None
     flags: int
     in_slice: bool = False
+
+    @property
+    def label(self) -> str:
+        """Without a name it is called by its callback's address, without that by its own."""
+        return self.name or (f"{self.cb:#x}" if self.cb else f"bh@{self.address:#x}")
 
     @property
     def will_run(self) -> bool:
@@ -69,16 +80,16 @@ class BottomHalf:
 
 @dataclass(frozen=True)
 class Handler:
-    """An AioHandler: callbacks (0 for none) on a file descriptor."""
+    """An AioHandler: callbacks (0 for none) on a file descriptor; None: not to be told."""
 
     address: int
     ctx: int
     fd: int
     events: int
-    io_read: int
-    io_write: int
-    opaque: int
-    deleted: bool
+    io_read: int | None
+    io_write: int | None
+    opaque: int | None
+    deleted: bool | None
 
 
 @dataclass(frozen=True)
@@ -94,13 +105,14 @@ class Coroutine:
 
 @dataclass(frozen=True)
 class Job:
-    """A job: ``kind`` and ``status`` as in QAPI, empty when not known; ``co`` its coroutine."""
+    """A job: ``kind`` and ``status`` as in QAPI, empty when not known; ``co`` its coroutine, 0
+    for none, None when not known."""
 
     address: int
     id: str
     kind: str
     status: str
-    co: int
+    co: int | None
 
 
 @dataclass(frozen=True)
@@ -112,18 +124,39 @@ class Poll:
 
 
 @dataclass(frozen=True)
+class Futex:
+    """The futex that a thread sleeps on: its address, the word there now, and the one 8 bytes on,
+    which is the owner's tid where it is a pthread_mutex_t. None: not to be read."""
+
+    address: int
+    word: int | None
+    owner: int | None
+
+
+@dataclass(frozen=True)
 class Thread:
     """A thread at one moment.
 
     Attributes:
         tid, name, role: see ``qtrace.roles.Role``; the name may be empty (cores).
-        blocked_in: the system call it sleeps in (``ppoll``), empty when it runs.
+        blocked_in: the system call it sleeps in (``ppoll``), or ``PAGE_FAULT``; empty when it
+            runs.
         frames: function names with offsets (``aio_poll+0x356``), leaf first; empty when it runs.
         whole: the chain was read consistently and reaches the thread's first function.
         polls: the aio_poll() frames, innermost first; ctx 0 where it cannot be told.
         waits_at: stack pointer and pc, what tells two waits apart.
         cpu_ns: the processor time it has used so far; equal in two looks when it did not run
             between them. 0 where it is not known.
+        turns: how many times it has been given a processor so far; 0 where it is not known.
+        state: as ps(1) shows it (``R``, ``S``, ``D``, ``T``, ``t``), empty where it is not known.
+        wchan: the kernel's function that it sleeps in, empty where that is not known.
+        arguments: those of the system call that it sleeps in.
+        futex: what it sleeps on in futex(); None when in another call.
+        outside: what it waits for outside of the process, as half a sentence (``on fd 10, unix
+            socket nbd.sock, whose other end is ...``); empty when that was not asked for, or does
+            not show.
+        asleep_since_ns: since when at the latest it has not run, by the clock of ``time_ns``; 0
+            when that was not asked for, or does not show.
     """
 
     tid: int
@@ -137,6 +170,13 @@ class Thread:
     cpu_ns: int = 0
     # A thread of the kernel's (KVM's, vhost's) that bears the process's id.
     kernel: bool = False
+    turns: int = 0
+    state: str = ""
+    wchan: str = ""
+    arguments: tuple[int, ...] = ()
+    futex: Futex | None = None
+    outside: str = ""
+    asleep_since_ns: int = 0
 
     @property
     def functions(self) -> list[str]:
@@ -170,9 +210,13 @@ class Look:
     Attributes:
         torn: names what changed too fast to be read, or is not there (a core that is cut off).
         missing: the facts of the layout that the binary does not show.
-        unread: addresses of the contexts whose bottom halves are among ``torn``.
+        unread: addresses of the contexts whose bottom halves cannot be read; ``unread_handlers``
+            and ``unread_coroutines`` likewise. They are torn, or a fact is missing.
+        jobs: None where they cannot be read.
         dark: the threads of which it cannot be read whether they have a context of their own;
             the main thread when the main loop's contexts cannot be read.
+        absent: in words, the mapped files that stacks lead through and that are not here, or are
+            other builds.
     """
 
     time_ns: int
@@ -180,24 +224,37 @@ class Look:
     bottom_halves: tuple[BottomHalf, ...] = ()
     handlers: tuple[Handler, ...] = ()
     scheduled: tuple[Coroutine, ...] = ()
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[Job, ...] | None = ()
     threads: tuple[Thread, ...] = ()
-    # Tid of the BQL's holder, 0 when nobody holds it, None when not known.
+    # Tid of the BQL's holder, 0 when nobody holds it, None when not known; and its mutex's address,
+    # 0 in a program without one.
     bql_holder: int | None = None
+    bql: int | None = None
     # How the process of a core ended; None when it lives, or was only copied (gcore).
     ending: Ending | None = None
-    # The process was stopped (SIGSTOP, a debugger): that nothing moves shows nothing then.
-    stopped: bool = False
+    # Why nothing in the process can move ("stopped by SIGSTOP", "held by a tracer, process 12
+    # (gdb)", "frozen by its cgroup /x"), empty while it can: that nothing moves shows nothing then.
+    held: str = ""
     # The program's main thread has a main loop (qemu-img and its like only poll).
     main_loop: bool = True
     torn: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unread: tuple[int, ...] = ()
+    unread_handlers: tuple[int, ...] = ()
+    unread_coroutines: tuple[int, ...] = ()
     dark: tuple[int, ...] = ()
+    absent: tuple[str, ...] = ()
     # Facts on which the code says otherwise than debug info, which is believed.
     differing: tuple[str, ...] = ()
-    # The coroutine's own stack, leaf first, by its address.
+    # The coroutine's own stack, leaf first, by its address; that of one that runs is its thread's.
     coroutine_frames: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    # The coroutines of jobs that are entered, and the tid of the thread that is in them, 0 where
+    # it does not show. One with frames of its own has entered another.
+    awake: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.held)
 
     def context(self, ctx: int) -> Context:
         return next((c for c in self.contexts if c.address == ctx), Context(ctx, ""))
@@ -208,4 +265,5 @@ class Look:
 
 def has_main_loop(program: str) -> bool:
     """Whether a program's main thread runs a main loop; that of qemu-img and its like polls."""
-    return program not in ("qemu-img", "qemu-nbd", "qemu-io")
+    # NixOS's are called `.qemu-img-wrapped`.
+    return program.removeprefix(".").removesuffix("-wrapped") not in WITHOUT_MAIN_LOOP

@@ -87,10 +87,10 @@ class ChangingMemory:
             node = self.word(node + follow)
         raise Inconsistent
 
-    def linked(self, head: int, follow: int) -> Iterator[int]:
-        """A QLIST: each node points back to the pointer that leads to it."""
+    def linked(self, head: int, follow: int, limit: int = MAX_NODES) -> Iterator[int]:
+        """A QLIST or QTAILQ: each node points back to the pointer that leads to it."""
         place = head
-        for _ in range(MAX_NODES):
+        for _ in range(limit):
             node = self.word(place)
             if not node:
                 return

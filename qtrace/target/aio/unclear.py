@@ -6,16 +6,21 @@ That nothing was found shows nothing where what would show it could not be read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from qtrace.target.aio.model import Context, Look, Thread
 from qtrace.target.aio.waits import (
-    BIG_LOCK,
-    goes_on,
+    has_loop,
+    in_loop,
+    in_words,
     is_blocked_off,
+    is_polling,
     may_hold_lock,
     may_run_elsewhere,
     waiting,
+    waits_for_big_lock,
 )
+from qtrace.target.aio.why import loop_threads
 
 # Facts of the layout without which something pending, or who polls for it, may not be seen.
 NEEDED = (
@@ -38,6 +43,20 @@ def unclear(look: Look, name: str = "") -> list[str]:
     return list(dict.fromkeys([*_lists(look), *_threads(look, name)]))
 
 
+def unclear_in_core(look: Look, name: str = "") -> list[str]:
+    """The same of a core, which is one look: whether a loop's thread that runs comes back to its
+    loop it cannot show."""
+    reasons = unclear(look, name)
+    if name or (look.ending is not None and not look.ending.sender):
+        return reasons
+    for thread in loop_threads(look):
+        asleep = replace(thread, blocked_in="ppoll")
+        runs = not thread.blocked_in and thread.whole and has_loop(look, thread)
+        if runs and not in_loop(look, asleep):
+            reasons.append(f"{thread.label} {in_words(look, thread)}: it may come back, or not")
+    return reasons
+
+
 def still_unclear(before: Look, now: Look, name: str = "") -> list[str]:
     """What two looks both leave open: of a program that runs, one may come at a bad moment."""
     reasons = unclear(now, name)
@@ -46,6 +65,8 @@ def still_unclear(before: Look, now: Look, name: str = "") -> list[str]:
 
 
 def _lists(look: Look) -> Iterator[str]:
+    if look.absent:
+        yield f"stacks lead through code that is not here: {'; '.join(look.absent)}"
     facts = [fact for fact in look.missing if fact in NEEDED]
     if facts:
         yield f"the code of this QEMU does not show {', '.join(facts)}"
@@ -67,7 +88,8 @@ def _threads(look: Look, name: str) -> Iterator[str]:
     for thread in look.threads:
         if thread.role == "iothread" and thread.tid not in known:
             yield f"the AioContext of {thread.label} was not found"
-        if thread.role == "main" and look.main_loop and not name:
+    if not name:
+        for thread in loop_threads(look):
             yield from _wait(look, thread)
     for context in look.contexts:
         if not waiting(look, context, name):
@@ -77,7 +99,7 @@ def _threads(look: Look, name: str) -> Iterator[str]:
             yield f"thread {context.tid}, which runs `{context.label}`, is not there"
             continue
         yield from _wait(look, runner)
-        blocked = is_blocked_off(runner, context.address) and not goes_on(look, runner)
+        blocked = is_blocked_off(look, runner, context.address)
         if blocked and may_run_elsewhere(look, context, runner):
             yield from _others(look, context, runner)
 
@@ -86,9 +108,9 @@ def _wait(look: Look, thread: Thread) -> Iterator[str]:
     """What of a thread's own wait is not known."""
     if thread.frames and not thread.whole:
         yield f"the stack of {thread.label} breaks off"
-    elif thread.polls and not thread.polls[0].ctx:
+    elif is_polling(thread) and not thread.polls[0].ctx:
         yield f"which AioContext {thread.label} polls cannot be told"
-    elif thread.blocked_in and BIG_LOCK.intersection(thread.functions) and not _holder_known(look):
+    elif waits_for_big_lock(look, thread) and not _holder_known(look):
         yield f"{thread.label} waits for the BQL, and who holds it cannot be read"
 
 
@@ -97,7 +119,7 @@ def _others(look: Look, context: Context, runner: Thread) -> Iterator[str]:
     for thread in look.threads:
         if thread.tid == runner.tid:
             continue
-        if thread.polls and not thread.polls[0].ctx:
+        if is_polling(thread) and not thread.polls[0].ctx:
             yield f"which AioContext {thread.label} polls cannot be told"
         if context.name != "main" or not may_hold_lock(look, thread):
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from qtrace.knowledge import IDLE, PENDING
 from qtrace.target.aio.layout import Layout
 from qtrace.target.aio.model import (
     JOB_STATUSES,
@@ -161,17 +162,17 @@ class AioReader:
         (owner,) = struct.unpack_from("<Q", raw, 0)
         (flags,) = struct.unpack_from("<I", raw, flags_at)
         # PENDING is set before it is queued, and cleared after it is taken off.
-        if owner != ctx or not flags & 1 or flags > 31:
+        if owner != ctx or not flags & PENDING or flags >= 2 * IDLE:
             raise Inconsistent
 
-        def word(offset: int | None) -> int:
-            return 0 if offset is None else int(struct.unpack_from("<Q", raw, offset)[0])
+        def word(offset: int | None) -> int | None:
+            return None if offset is None else int(struct.unpack_from("<Q", raw, offset)[0])
 
         layout = self.layout
         cb = word(layout.bh_cb)
-        if layout.bh_cb is not None and not cb:
+        if cb == 0:
             raise Inconsistent
-        name = self._memory.constant(word(layout.bh_name)) if layout.bh_name is not None else ""
+        name = self._memory.constant(word(layout.bh_name) or 0)
         return BottomHalf(address, ctx, name, cb, word(layout.bh_opaque), flags, in_slice)
 
     def handlers(self, ctx: int) -> list[Handler]:
@@ -187,14 +188,15 @@ class AioReader:
             if not -1 <= fd < 1 << 30:
                 raise Inconsistent
 
-            def word(offset: int | None, node: int = node) -> int:
-                return 0 if offset is None else self._memory.word(node + offset)
+            def word(offset: int | None, node: int = node) -> int | None:
+                return None if offset is None else self._memory.word(node + offset)
 
+            deleted = word(layout.handler_deleted)
             found.append(
                 Handler(
                     node, ctx, fd, events, word(layout.handler_io_read),
                     word(layout.handler_io_write), word(layout.handler_opaque),
-                    bool(word(layout.handler_deleted)),
+                    None if deleted is None else bool(deleted),
                 )
             )  # fmt: skip
         return found
@@ -234,7 +236,7 @@ class AioReader:
                 id=self._memory.string(self._memory.word(job)),
                 kind=self._job_type(job),
                 status=self._enum(job, layout.job_status, JOB_STATUSES),
-                co=0 if layout.job_co is None else self._memory.word(job + layout.job_co),
+                co=None if layout.job_co is None else self._memory.word(job + layout.job_co),
             )
             for job in self._memory.linked(self._fact("jobs"), self._fact("job_next"))
         ]
@@ -256,7 +258,10 @@ class AioReader:
     def bql_holder(self) -> int:
         """Tid of the thread that holds the BQL, as its mutex tells; 0 for none."""
         self._memory.forget()
-        raw = self._memory.read(self._fact("bql"), MUTEX_OWNER + 4)
+        mutex = self._fact("bql")
+        if not mutex:
+            return 0
+        raw = self._memory.read(mutex, MUTEX_OWNER + 4)
         if len(raw) < MUTEX_OWNER + 4:
             raise Torn("BQL")
         locked, _count, owner = struct.unpack("<III", raw)

@@ -1,0 +1,236 @@
+"""What changed between two sets of recordings, as plain data: what `qtrace diff` prints."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qtrace.analysis.rates import Count, bursts, chance, hits, say
+from qtrace.analysis.report import judge_opened
+from qtrace.analysis.report_types import Report
+from qtrace.analysis.timing import durations, percentiles, waits
+from qtrace.analysis.traces import Source, Traces, open_traces
+from qtrace.analysis.verdicts import FINDINGS, SEVERITY
+from qtrace.errors import ExitStatus
+
+Samples = dict[tuple[str, str], list[npt.NDArray[np.float64]]]
+
+
+def compare(
+    before: Source,
+    after: Source,
+    patterns: Iterable[str] = (),
+    lints: Collection[str] | None = None,
+    thresholds: Mapping[str, float | str] | None = None,
+) -> dict[str, Any]:
+    """Both sides judged alike, and what is different.
+
+    Args:
+        before, after: whatever ``open_traces`` takes.
+        patterns: globs of bottom halves, instead of those that either side watched.
+        lints: names of those whose new findings count; None for all of level ``error``.
+
+    Returns:
+        JSON-able: ``answer`` (``new``, ``inconclusive`` or ``none``) and ``why``, a sentence;
+        ``before`` and ``after`` (``traces``, ``verdict``, ``complete``, ``lost_events``);
+        ``bottom_halves``, each with ``name``, ``verdicts`` (``verdict``, ``before``, ``after``:
+        ``[count, of]``, ``bursts``, ``chance``, ``sentence``: see ``rates``); ``times``, for each
+        bottom half and context (``main > iohandler`` where it moved)
+        ``wait`` and ``duration`` on either side (``count`` and nanoseconds, None without any);
+        ``came`` and ``gone``: findings of one side only, with their ``evidence``.
+
+    Raises:
+        TraceUnreadable, NoMatch, NoSuchLint, BadThreshold: see ``judge``.
+    """
+    sides = [open_traces(before), open_traces(after)]
+    wanted = list(patterns)
+    reports = [
+        judge_opened(side, _known(side, wanted), lints=lints, thresholds=thresholds)
+        for side in sides
+    ]
+    halves = _bottom_halves(reports, sides)
+    samples = [_samples(side) for side in sides]
+    moved = _moved(samples)
+    found = [_findings(report, moved) for report in reports]
+    came = [found[1][key] for key in found[1] if key not in found[0]]
+    gone = [found[0][key] for key in found[0] if key not in found[1]]
+    answer, why = _answer(halves, came, reports, lints)
+    return {
+        "answer": answer,
+        "why": why,
+        "before": _side(reports[0]),
+        "after": _side(reports[1]),
+        "bottom_halves": halves,
+        "times": _times(samples, moved),
+        "came": came,
+        "gone": gone,
+        "warnings": [text for report in reports for text in report["warnings"]],
+    }
+
+
+def compare_status(comparison: dict[str, Any]) -> ExitStatus:
+    """What came wins over what stays open."""
+    statuses = {"new": ExitStatus.FINDING, "inconclusive": ExitStatus.INCONCLUSIVE}
+    return statuses.get(comparison["answer"], ExitStatus.OK)
+
+
+def _known(side: Traces, patterns: list[str]) -> list[str]:
+    """Of these patterns those that one side knows: the other may have nothing of it."""
+    names = {n for t in side for n in [*t.watched, *map(str, t.instances["name"].unique())]}
+    return [pattern for pattern in patterns if fnmatch.filter(names, pattern)] or patterns
+
+
+def _side(report: Report) -> dict[str, Any]:
+    found: Mapping[str, Any] = report
+    return {key: found[key] for key in ("traces", "verdict", "complete", "lost_events")}
+
+
+def _bottom_halves(reports: list[Report], sides: list[Traces]) -> list[dict[str, Any]]:
+    own = [{half["name"]: half["verdicts"] for half in r["bottom_halves"]} for r in reports]
+    halves = []
+    for name in dict.fromkeys([*own[0], *own[1]]):
+        counts = [side.get(name, {}) for side in own]
+        total = [sum(side.values()) for side in counts]
+        rows = []
+        for verdict in sorted({*counts[0], *counts[1]}, key=SEVERITY.index):
+            each = bursts([hits(one.instances, name, verdict) for one in side] for side in sides)
+            pair = [Count(c.get(verdict, 0), n, each) for c, n in zip(counts, total, strict=True)]
+            rows.append(
+                {
+                    "verdict": verdict,
+                    "before": [pair[0].count, pair[0].of],
+                    "after": [pair[1].count, pair[1].of],
+                    "bursts": each,
+                    "chance": chance(*pair),
+                    "sentence": say(*pair),
+                }
+            )
+        halves.append({"name": name, "instances": total, "verdicts": rows})
+    return halves
+
+
+def _findings(report: Report, moved: Collection[str]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The findings of one side, of each kind the first; by what makes two the same."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    key: tuple[str, ...]
+    for half in report["bottom_halves"]:
+        for seen in half["findings"]:
+            key = (half["name"], seen["verdict"])
+            kept = found.setdefault(
+                key,
+                {
+                    "kind": "verdict",
+                    "name": half["name"],
+                    "verdict": seen["verdict"],
+                    "level": "error",
+                    "sentence": f"{half['name']}: {seen['verdict']} on {seen['role'] or 'unknown'}"
+                    f" thread {seen['thread'] or '?'}",
+                    "count": 0,
+                    "evidence": seen["evidence"],
+                },
+            )
+            kept["count"] += 1
+    for lint in report["lints"]:
+        for one in lint["findings"]:
+            context = "" if one["name"] in moved else one["context"]
+            key = (lint["lint"], one["name"], context, one["role"])
+            kept = found.setdefault(
+                key,
+                {
+                    "kind": "lint",
+                    "lint": lint["lint"],
+                    "name": one["name"],
+                    "level": one["level"],
+                    "sentence": one["sentence"],
+                    "count": 0,
+                    "evidence": one["evidence"],
+                },
+            )
+            kept["count"] += one["count"]
+    return found
+
+
+def _answer(
+    halves: list[dict[str, Any]],
+    came: list[dict[str, Any]],
+    reports: list[Report],
+    lints: Collection[str] | None,
+) -> tuple[str, str]:
+    counting = [one for one in came if one["level"] == "error" or lints is not None]
+    if counting:
+        return "new", f"new: {counting[0]['sentence']}"
+    for after in reports[1]["bottom_halves"]:
+        if open_still := after["verdicts"].get("inconclusive", 0):
+            text = f"{open_still:,} of {after['name']} after are inconclusive: one may be new"
+            return "inconclusive", text
+        if after["verdict"] == "inconclusive":
+            return "inconclusive", f"{after['name']} after: {after['notes'][0]}"
+    for half in halves:
+        found = [row for row in half["verdicts"] if row["verdict"] in FINDINGS and row["before"][0]]
+        if found and not half["instances"][1]:
+            text = f"{half['name']} was not seen after: nothing shows that its finding is gone"
+            return "inconclusive", text
+    asked = lints is not None
+    if asked and any(lint["result"] == "inconclusive" for lint in reports[1]["lints"]):
+        names = [r["lint"] for r in reports[1]["lints"] if r["result"] == "inconclusive"]
+        return "inconclusive", f"{', '.join(dict.fromkeys(names))}: inconclusive after"
+    if came:
+        return "none", "what came is told by lints and does not count: --lint NAME makes it count"
+    return "none", "nothing new came"
+
+
+def _samples(traces: Traces) -> dict[str, Samples]:
+    """All waits and durations of one side, by name and context."""
+    samples: dict[str, Samples] = {"wait": {}, "duration": {}}
+    for trace in traces:
+        for what, found in (("wait", waits(trace.instances)), ("duration", durations(trace.runs))):
+            for (name, context), values in found.groupby(["name", "context"], observed=True)["ns"]:
+                samples[what].setdefault((str(name), str(context)), []).append(
+                    values.to_numpy(np.float64)
+                )
+    return samples
+
+
+def _moved(sides: list[dict[str, Samples]]) -> dict[str, tuple[str, str]]:
+    """Names to the contexts before and after, of what ran in one before and in another one after,
+    as with a fix that schedules it elsewhere: that is compared with itself all the same."""
+    own: list[dict[str, set[str]]] = [{}, {}]
+    for side, contexts in zip(sides, own, strict=True):
+        for name, context in {key for samples in side.values() for key in samples}:
+            contexts.setdefault(name, set()).add(context)
+    found = {}
+    for name in own[0].keys() & own[1].keys():
+        before, after = own[0][name], own[1][name]
+        if before != after and len(before) == len(after) == 1:
+            found[name] = (before.pop(), after.pop())
+    return found
+
+
+def _times(
+    sides: list[dict[str, Samples]], moved: dict[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The bottom halves of either side, those that ran most first."""
+    keys = dict.fromkeys(
+        (name, moved.get(name, (context, context)))
+        for side in sides
+        for samples in side.values()
+        for name, context in samples
+    )
+    rows = []
+    for name, contexts in keys:
+        row: dict[str, Any] = {"name": name, "context": " > ".join(dict.fromkeys(contexts))}
+        ran = 0
+        for what in ("wait", "duration"):
+            pair = []
+            for side, context in zip(sides, contexts, strict=True):
+                values = np.concatenate([*side[what].get((name, context), []), np.empty(0)])
+                ran = max(ran, len(values))
+                found = percentiles(values)
+                pair.append(None if found is None else {"count": len(values), **found})
+            row[what] = {"before": pair[0], "after": pair[1]}
+        rows.append((ran, row))
+    return [row for _, row in sorted(rows, key=lambda one: -one[0])]

@@ -1,0 +1,201 @@
+"""The frames of one recording: each is made when it is first asked for, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qtrace.analysis.arrays import Numbers
+from qtrace.analysis.contexts import contexts_of
+from qtrace.analysis.held import held
+from qtrace.analysis.instances import pair_instances
+from qtrace.analysis.jobs import jobs_of
+from qtrace.analysis.losses import joined
+from qtrace.analysis.qmp_commands import carried_out, commands_of
+from qtrace.analysis.runs import latest_ends, runs_of, unfinished
+from qtrace.analysis.stranded import Proof, proofs
+from qtrace.analysis.stuck import Away, threads_away
+from qtrace.analysis.threads import threads_of
+from qtrace.analysis.timing import run_durations
+from qtrace.analysis.verdicts import classify, finding_rows
+from qtrace.trace.reader import TraceFile, read_trace
+
+
+class Frames:
+    """What lints, explanations and pictures work on (docs/analysis.md).
+
+    In all frames an absent number is ``<NA>`` and an absent text is empty; an address is 0 where
+    it is not known, and a stack is folded as in the file: ``root;...;leaf``.
+    """
+
+    def __init__(self, source: str | Path | TraceFile, only: Collection[str] | None = None) -> None:
+        self._source, self._only = source, only
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}>"
+
+    @cached_property
+    def file(self) -> TraceFile:
+        """What the reader gives. Raises TraceUnreadable: no such file, no trace, a broken one."""
+        source = self._source
+        return source if isinstance(source, TraceFile) else read_trace(source, self._only)
+
+    @property
+    def path(self) -> Path:
+        """The file's."""
+        return self._source.path if isinstance(self._source, TraceFile) else Path(self._source)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The attach row's detail: ``target``, ``watched``, with `--all` also ``all``."""
+        return self.file.header
+
+    @property
+    def detach(self) -> dict[str, Any]:
+        """The detach row's detail; empty when the trace was cut off."""
+        return self.file.detach
+
+    @property
+    def exit(self) -> dict[str, Any] | None:
+        """The exit row's detail, None when the target outlived the recording."""
+        return self.file.exit
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each thing that was skipped or is missing."""
+        return self.file.warnings
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing at its end: it has its detach row."""
+        return self.file.complete
+
+    @property
+    def every(self) -> bool:
+        """It has every bottom half (`--all`), not only watched ones."""
+        return "all" in self.header
+
+    @property
+    def watched(self) -> list[str]:
+        """The names of the bottom halves that the recording watched."""
+        return [item["name"] for item in self.header["watched"]]
+
+    @property
+    def lost_events(self) -> int:
+        """How many events were lost."""
+        return self.file.lost_events
+
+    @property
+    def losses(self) -> pd.DataFrame:
+        """Intervals in which events were lost."""
+        return self.file.losses
+
+    @property
+    def all_losses(self) -> pd.DataFrame:
+        """``losses``, and those of rows on which no verdict depends: returns of watched ones."""
+        return joined(self.losses, self.file.step_losses)
+
+    @property
+    def qmp_losses(self) -> pd.DataFrame:
+        """Intervals in which steps of QMP commands or changes of jobs may have been lost."""
+        return joined(self.file.qmp_losses, self.file.step_losses)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row per event, in time order."""
+        return self.file.frame
+
+    @cached_property
+    def instances(self) -> pd.DataFrame:
+        """One row per instance, with its verdict, in the order of their first event."""
+        return classify(pair_instances(self.events, self.losses), self.file)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row per run, in time order: its end, and the runs around it (analysis/runs.py)."""
+        return runs_of(self.events, self.durations, self.instances, self.all_losses)
+
+    @cached_property
+    def commands(self) -> pd.DataFrame:
+        """One row per QMP command: when it was taken, begun, done and answered."""
+        found = commands_of(self.events)
+        times = [found[column] for column in ("taken_ns", "begun_ns", "ended_ns", "replied_ns")]
+        first = times[0].fillna(times[1]).fillna(times[2]).fillna(times[3])
+        return found.assign(wall_clock=self.wall_clock(first))
+
+    @cached_property
+    def jobs(self) -> pd.DataFrame:
+        """One row per job: when it was created, ran, was concluded and dismissed."""
+        found = jobs_of(self.events)
+        return found.assign(wall_clock=self.wall_clock(found["time_ns"]))
+
+    @cached_property
+    def contexts(self) -> pd.DataFrame:
+        """One row per AioContext: what was scheduled into it and who ran it."""
+        return contexts_of(self.instances)
+
+    @cached_property
+    def threads(self) -> pd.DataFrame:
+        """One row per thread: what it scheduled and ran."""
+        return threads_of(self.events, self.instances)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """The watched instances whose verdict is a finding; ``instance`` leads back to them."""
+        found = finding_rows(self.instances, self.watched)
+        return found.assign(wall_clock=self.wall_clock(found["time_ns"]))
+
+    @cached_property
+    def carried_out(self) -> pd.DataFrame:
+        """One row per QMP command that was begun, and until when it lasted at least."""
+        return carried_out(self.file, self.away, self.qmp_losses)
+
+    @cached_property
+    def proofs(self) -> dict[int, Proof]:
+        """The two looks that prove each stranded instance, by its index in ``instances``."""
+        return proofs(self.instances, self.file)
+
+    @cached_property
+    def away(self) -> list[Away]:
+        """The times for which a loop's thread was seen not to come back (analysis/stuck.py)."""
+        return threads_away(self.file)
+
+    @cached_property
+    def held(self) -> list[dict[str, Any]]:
+        """The times for which somebody held the target (analysis/held.py)."""
+        return held(self.file)
+
+    @cached_property
+    def durations(self) -> pd.DataFrame:
+        """How long each run with a known end took (analysis/timing.py)."""
+        return run_durations(self.events, self.all_losses)
+
+    @cached_property
+    def unfinished(self) -> pd.Series:
+        """The runs that had not come to an end: for how long at least, in ns, by their index in
+        ``runs`` (analysis/runs.py)."""
+        return unfinished(self.runs, self.latest_ends, self.file, self.all_losses)
+
+    @cached_property
+    def latest_ends(self) -> Numbers:
+        """When each of ``runs`` had ended at the latest (analysis/runs.py)."""
+        return latest_ends(self.runs, self.file)
+
+    def evidence(self, rows: Iterable[int]) -> pd.DataFrame:
+        """The rows of ``events`` with these numbers (column ``row``), in time order."""
+        return self.events[self.events["row"].isin(list(rows))]
+
+    def wall_clock(self, times: pd.Series) -> pd.Series:
+        """Times of any frame (``time_ns``, ``scheduled_ns`` and so on) as the host's clock told
+        them: datetime64[ns, UTC], right to a millisecond; ``NaT`` where one is absent, and all of
+        them where the recording does not tell (``wall_clock`` in its header)."""
+        text = str(self.header.get("wall_clock", ""))
+        began = pd.to_datetime(pd.Series(text, times.index), utc=True, errors="coerce")
+        first = self.events.loc[(self.events["event"] == "attach").to_numpy(), "time_ns"]
+        since = times.astype("Int64") - int(first.iloc[0])
+        found: pd.Series = began + pd.to_timedelta(since, unit="ns")
+        return found.astype("datetime64[ns, UTC]")

@@ -1,0 +1,83 @@
+"""How long bottom halves waited and ran, and how often they came: of single ones and of many."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from qtrace.analysis.arrays import Numbers, code_of
+from qtrace.analysis.brackets import match, numbered, stable_order
+from qtrace.analysis.losses import disturbed
+
+# What tells one distribution of times from another.
+COLUMNS = ["name", "context", "role"]
+
+
+class Percentiles(TypedDict):
+    """Where times lie: the middle, the tail, the worst; nanoseconds."""
+
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
+
+
+def run_durations(events: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """Runs of one trace, in time order, to ``row`` and ``duration_ns`` of those that have an end.
+
+    The recorder joined each return with its run by the thread and its stack pointer; one that
+    it could not join has no callback and ends nothing. A bottom half may run again inside its
+    own run (its callback polls): brackets on one thread. A pair around which events were lost
+    is left out: the return may be another run's.
+    """
+    kind = code_of(events["event"], ("run", "return"))
+    bh = events["bh"].to_numpy()
+    at = np.flatnonzero((kind >= 0) & (bh != 0) & (events["callback"].to_numpy() != 0))
+    group = numbered(events["tid"].to_numpy()[at], bh[at])
+    order = stable_order(group)
+    at = at[order]
+    begin, end = match(group[order], kind[at] == 0, at)
+    pairs = (begin >= 0) & (end >= 0)
+    begin, end = begin[pairs], end[pairs]
+    times = events["time_ns"].to_numpy()
+    began, ended = times[begin], times[end]
+    found = pd.DataFrame({"row": events["row"].to_numpy()[begin], "duration_ns": ended - began})
+    return found[~disturbed(began, ended, losses)].reset_index(drop=True)
+
+
+def waits(instances: pd.DataFrame) -> pd.DataFrame:
+    """``name``, ``context``, ``role`` (who ran it) and ``ns`` (int64), schedule to run, of the
+    instances of which that is certain."""
+    sure = (instances["end"] == "run").to_numpy() & instances["wait_ns"].notna().to_numpy()
+    sure = sure & (instances["verdict"] != "inconclusive").to_numpy()
+    found = instances.loc[sure, [*COLUMNS, "wait_ns"]].rename(columns={"wait_ns": "ns"})
+    return found.astype({"ns": np.int64})
+
+
+def durations(runs: pd.DataFrame) -> pd.DataFrame:
+    """``name``, ``context``, ``role`` and ``ns`` (int64), start of the callback to its end, of the
+    runs whose end is known."""
+    ended = runs[runs["end_ns"].notna().to_numpy()]
+    return ended[COLUMNS].assign(ns=(ended["end_ns"] - ended["time_ns"]).astype(np.int64))
+
+
+def percentiles(values: npt.NDArray[np.float64]) -> Percentiles | None:
+    """Of nanoseconds, NaN left out; None for none."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    p50, p99 = np.percentile(known, (50, 99))
+    return {"p50_ns": int(p50), "p99_ns": int(p99), "max_ns": int(known.max())}
+
+
+def busiest_window(times: Numbers, window_ns: int) -> tuple[int, int, float]:
+    """Of sorted times, the window with most of them: the position of its first, how many it holds,
+    and how many a second that is."""
+    if not len(times):
+        return 0, 0, 0.0
+    held = times.searchsorted(times + window_ns, side="left") - np.arange(len(times))
+    at = int(held.argmax())
+    count = int(held[at])
+    return at, count, count * 1e9 / window_ns

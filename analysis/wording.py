@@ -1,0 +1,65 @@
+"""Threads, counts and times as sentences have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtrace.knowledge import SNAPSHOT_JOBS
+
+SENTENCES = {
+    "vcpu-poll": "{name} ran inside a vCPU thread's aio_poll() {times} of {total}",
+    "foreign-poll": "{name} ran on a thread that does not own its context {times} of {total}",
+    "stranded": "{name} cannot run: the only thread that could is blocked ({times} of {total})",
+    "pending": "{name} had not run {times} of {total} when the recording ended",
+    "nested-poll": "{name} ran on the main thread inside a nested aio_poll() {times} of {total}",
+    "iothread": "{name} ran on the IOThread that owns its context {times} of {total}",
+    "main-loop": "{name} ran in the main loop {times} of {total}",
+    "cancelled": "{name} was cancelled before it ran {times} of {total}",
+    "deleted": "{name} was deleted before it ran {times} of {total}",
+    "not-seen": "{name} was not scheduled while the recording ran",
+    "inconclusive": "what became of {name} is not certain",
+}
+ROLES = {"vcpu": "vCPU thread", "iothread": "IOThread", "migration": "migration thread",
+         "worker": "worker thread"}  # fmt: skip
+
+
+def who(role: str, thread: str, tid: int) -> str:
+    """A thread in a sentence."""
+    if role == "main":
+        return f"the main thread (tid {tid})"
+    return f"{ROLES.get(role, 'thread')} {thread} (tid {tid})"
+
+
+def thread_of(one: Any) -> str:
+    """The thread of a row of ``instances``, ``runs`` or ``events``, in a sentence."""
+    return who(str(one["role"]), str(one["thread"]), int(one["tid"]))
+
+
+def verdict_sentence(half: Any, stuck: bool) -> str:
+    """The verdict of a bottom half (an item of ``bottom_halves`` in a report).
+
+    Args:
+        stuck: a loop was, for a part of the recording.
+    """
+    verdict, counts = half["verdict"], half["verdicts"]
+    count = counts.get(verdict, 0)
+    sentence = SENTENCES[verdict].format(
+        name=half["name"],
+        times="1 time" if count == 1 else f"{count} times",
+        total=sum(counts.values()),
+    )
+    if verdict == "not-seen" and stuck:
+        sentence += ", for a part of which the main loop or an IOThread was stuck"
+    if verdict == "vcpu-poll" and half["name"] in SNAPSHOT_JOBS:
+        sentence += " (QEMU issue 2111)"
+    return sentence
+
+
+def times(count: int) -> str:
+    """``once``, ``7 times``."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def capital(text: str) -> str:
+    """As a sentence begins."""
+    return text if text.startswith("vCPU") else text[:1].upper() + text[1:]

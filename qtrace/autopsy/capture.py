@@ -1,0 +1,222 @@
+"""Capture before kill: in order of what is surest, each part within its time, nothing stopped."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qtrace import __version__
+from qtrace.autopsy import evidence
+from qtrace.autopsy.archive import Writer
+from qtrace.autopsy.memory import (
+    Asleep,
+    NotedMemory,
+    core,
+    first_pages,
+    guest_memory,
+    mapped_files,
+    read_text,
+)
+from qtrace.check.watching import Watching, load
+from qtrace.errors import NoSuchProcess, OutputFailed, QtraceError
+from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.target.live import LiveSource
+from qtrace.target.process import Process
+
+T = TypeVar("T")
+
+# All of it together; a part that is not over by then is left out.
+LIMIT_S = 10.0
+# For what comes after the looks; the recording has what is left.
+RESERVED_S, END_S = 1.5, 1.0
+# They take up to eight seconds of a QEMU that hangs, on a busy host longer; without them all the
+# rest says little.
+LOOKS_S = 15.0
+RECORD_S = 3.0
+NO_GUEST_RAM = "no guest RAM is in it; stacks and heap of QEMU are, and its command line is not"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What ``qtrace inspect`` says: for people, as JSON, and its exit status."""
+
+    text: str
+    document: dict[str, Any]
+    status: int
+
+
+@dataclass
+class Captured:
+    """What came of it.
+
+    Attributes:
+        said: None when there were no looks.
+        size: of the file, in bytes.
+        missing: what is not in the file, and why, in words.
+    """
+
+    path: Path
+    said: Said | None = None
+    size: int = 0
+    took_s: float = 0.0
+    missing: list[str] = field(default_factory=list)
+
+
+class _TooLong(Exception):
+    pass
+
+
+def capture(
+    process: Process, path: Path, force: bool, say: Callable[[Process], Said], why: str = ""
+) -> Captured:
+    """Write the autopsy of a process.
+
+    Args:
+        say: looks at it, as ``qtrace inspect`` does.
+        why: what it was begun for, in words.
+
+    Raises:
+        OutputExists, OutputFailed
+    """
+    began = time.monotonic()
+    pid = process.pid
+    found = Captured(path)
+    program = load()
+    writer = Writer(path, force, _about(process, why))
+
+    def left(reserved: float) -> float:
+        return began + LIMIT_S - reserved - time.monotonic()
+
+    def part(name: str, seconds: float, take: Callable[[], T]) -> T | None:
+        """A part; None, and noted, when there is none."""
+        try:
+            return _within(seconds, take)
+        except _TooLong:
+            found.missing.append(f"{name}: not there within {max(seconds, 0):.0f} s")
+        except (QtraceError, OSError) as error:
+            text = error.message if isinstance(error, QtraceError) else str(error)
+            found.missing.append(f"{name}: {text}")
+        return None
+
+    def keep(members: Iterable[tuple[str, bytes]] | None) -> None:
+        for name, data in members or ():
+            if not writer.add(name, data):
+                found.missing.append(f"{name}: the file would be too large")
+
+    try:
+        keep(part("process", left(RESERVED_S), lambda: list(evidence.of_process(pid))))
+        keep(part("threads", left(RESERVED_S), lambda: list(evidence.of_threads(pid))))
+        table = part("descriptors", 2 * END_S, lambda: evidence.of_descriptors(pid))
+        keep([table] if table else [])
+        keep(part("maps", END_S, lambda: list(evidence.behind_the_lock(pid))))
+        memory = part("memory", left(RESERVED_S), lambda: _note_memory(process))
+        found.said = part("looks", LOOKS_S, lambda: say(process))
+        if found.said is not None:
+            keep([("inspect.txt", found.said.text.encode("utf-8", "surrogateescape"))])
+            writer.add_json("inspect.json", found.said.document)
+        if memory is not None:
+            keep(
+                part("core", max(left(END_S), END_S), lambda: _core(process, memory, found.missing))
+            )
+        seconds = min(RECORD_S, left(END_S) - END_S)
+        keep(part("recording", left(END_S), lambda: _record(pid, program, seconds, found.missing)))
+        again = part("threads again", END_S, lambda: list(evidence.of_threads(pid)))
+        keep((f"again/{name}", data) for name, data in again or ())
+        found.took_s = time.monotonic() - began
+        status = found.said.status if found.said else None
+        writer.finish({"missing": found.missing, "took_s": found.took_s, "status": status})
+    except OutputFailed:
+        writer.abandon()
+        raise
+    found.size = path.stat().st_size
+    return found
+
+
+def _about(process: Process, why: str) -> dict[str, Any]:
+    return {
+        "qtrace": __version__,
+        "why": why,
+        "wall_clock": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "monotonic_ns": time.monotonic_ns(),
+        "host": {"kernel": platform.release(), "processors": os.cpu_count()},
+        "target": {"pid": process.pid, "program": process.program, "executable": process.exe_path},
+        "contents": NO_GUEST_RAM,
+    }
+
+
+def _within(seconds: float, take: Callable[[], T]) -> T:
+    """What ``take`` returns or raises. One that does not end is left behind: it may wait for the
+    kernel, which only the end of this process ends."""
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(take())
+        except BaseException as error:
+            errors.append(error)
+
+    if seconds <= 0:
+        raise _TooLong
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise _TooLong
+    return answers[0]
+
+
+def _note_memory(process: Process) -> NotedMemory:
+    """From here on it is noted which of its memory is read."""
+    memory = NotedMemory(process.memory)
+    process.__dict__["memory"] = memory
+    return memory
+
+
+def _core(process: Process, memory: NotedMemory, missing: list[str]) -> list[tuple[str, bytes]]:
+    pid = process.pid
+    guest = guest_memory(read_text(f"/proc/{pid}/smaps"))
+    if guest is None:
+        missing.append("core: the kernel does not tell which memory is the guest's")
+        return []
+    source = LiveSource(process)
+    asleep = []
+    for tid in source.threads():
+        registers = source.state(tid).registers
+        if registers:
+            asleep.append(Asleep(tid, registers[RETURN_ADDRESS], registers[RSP]))
+    # The main thread is a core's first.
+    asleep.sort(key=lambda thread: (thread.tid != pid, thread.tid))
+    auxv = Path(f"/proc/{pid}/auxv").read_bytes()
+    maps = read_text(f"/proc/{pid}/maps")
+    pages = memory.pages | first_pages(maps)
+    data, left_out = core(memory, pages, asleep, guest, auxv, mapped_files(maps))
+    if left_out:
+        missing.append(f"core: {left_out} pages, which are guest RAM, gone, or too many")
+    return [("core", data)]
+
+
+def _record(pid: int, program: Any, seconds: float, missing: list[str]) -> list[tuple[str, bytes]]:
+    """A watching recording."""
+    if seconds <= 0:
+        raise _TooLong
+    with tempfile.TemporaryDirectory(prefix="qtrace-") as folder:
+        path = Path(folder, "trace.csv")
+        with Watching(pid, path, program) as watching:
+            try:
+                watching.wait(seconds)
+            except NoSuchProcess:
+                missing.append("recording: the process ended meanwhile")
+            seen = watching.stop()
+        if watching.unseen:
+            missing.append(f"recording: {watching.unseen}")
+        return [("trace.csv", path.read_bytes())] if seen else []

@@ -1,0 +1,92 @@
+"""The watching recording of a check: QMP commands, jobs, snapshots; a check goes on without it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+
+from qtrace.errors import NoSuchProcess, QtraceError
+from qtrace.recorder.options import RecordingOptions
+from qtrace.recorder.program import Program, load_ahead
+from qtrace.recorder.session import Recording
+from qtrace.recorder.start import start_recording
+from qtrace.target.host import capabilities
+
+WHAT = "QMP commands and snapshot jobs"
+
+
+def has_rights() -> bool:
+    """Whether eBPF may be used."""
+    return "CAP_SYS_ADMIN" in capabilities()
+
+
+def load() -> Future[Program] | None:
+    """Begin to load what a recording needs; None where there is no right to."""
+    return load_ahead() if has_rights() else None
+
+
+class Watching:
+    """A recording from now on, or none.
+
+    Args:
+        program: as ``load`` began it; None where it is to do without a recording.
+
+    Attributes:
+        unseen: what it does not show, and why, in words; empty when it shows all.
+    """
+
+    def __init__(self, pid: int, path: Path, program: Future[Program] | None) -> None:
+        """Raises NoSuchProcess."""
+        self.pid = pid
+        self.unseen = ""
+        self._recording: Recording | None = None
+        if program is None:
+            self.unseen = WHAT if has_rights() else f"{WHAT}: eBPF needs root"
+            return
+        try:
+            self._recording = start_recording(pid, RecordingOptions(path), program)
+        except NoSuchProcess:
+            raise
+        except QtraceError as error:
+            self.unseen = f"{WHAT}, for which eBPF is needed: {error.message}"
+
+    def wait(self, seconds: float) -> None:
+        """Record for so long. Raises NoSuchProcess when the target ends."""
+        at = time.monotonic() + seconds
+        while (left := at - time.monotonic()) > 0:
+            if self._recording is None:
+                time.sleep(left)
+                continue
+            try:
+                self._recording.poll(left)
+            except QtraceError as error:
+                self._fail(error)
+            else:
+                if self._recording.ended:
+                    raise NoSuchProcess(self.pid)
+
+    def stop(self) -> bool:
+        """End it; whether there is something to be read."""
+        if self._recording is not None:
+            try:
+                self._recording.stop("duration")
+            except QtraceError as error:
+                self._fail(error)
+        return self._recording is not None
+
+    def __enter__(self) -> Watching:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Take the probes off, whatever has gone wrong."""
+        if self._recording is not None:
+            with suppress(QtraceError):
+                self._recording.stop("interrupted")
+
+    def _fail(self, error: QtraceError) -> None:
+        """What there is of it is not all: it shows nothing."""
+        self.__exit__()
+        self._recording = None
+        self.unseen = f"{WHAT}, as the recording failed: {error.message}"

@@ -1,0 +1,1 @@
+"""Recordings as pictures: a timeline for Perfetto, and one HTML file."""

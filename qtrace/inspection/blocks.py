@@ -1,0 +1,72 @@
+"""The block layer of a live QEMU, or of a core, as ``qtrace.qemu.looking`` reads it."""
+
+from __future__ import annotations
+
+from qtrace.qemu.calibration import calibrate
+from qtrace.qemu.looking import BlockReader, Unwound
+from qtrace.qemu.model import BlockLook
+from qtrace.target.aio.awake import Awake
+from qtrace.target.aio.model import Look
+from qtrace.target.aio_code import ModuleProgram
+from qtrace.target.arch_x86_64 import DWARF_NUMBERS, RSP
+from qtrace.target.look import Looker
+from qtrace.target.memory import Pages
+from qtrace.target.stack import COROUTINE
+
+# The frames of a coroutine that is free: qemu_coroutine_switch() in its trampoline, at the C
+# library's first function.
+FREE_FRAMES = 3
+# Ways to the same leaf that are kept.
+MOST_ALIKE = 32
+WORD = 8
+
+
+class BlockLooker:
+    """Takes looks at the block layer of one QEMU."""
+
+    def __init__(self, looker: Looker) -> None:
+        layout = calibrate(ModuleProgram(looker.source.binary))
+        self._reader = BlockReader(_Source(looker), layout)
+
+    def look(self, look: Look) -> BlockLook:
+        """What is there now; ``look`` has just been taken, with its details."""
+        return self._reader.look(look)
+
+
+class _Source:
+    """As ``qtrace.qemu.looking.Source``."""
+
+    def __init__(self, looker: Looker) -> None:
+        self._looker = looker
+        self.memory = looker.source.memory
+        self.layout = looker.layout
+        self.pointer_guard = looker.source.pointer_guard
+        self.guarded = looker.source.guarded
+        self.name = looker.name
+        # Of chains that were unwound: where each return address lies, from the stack pointer on.
+        self._known: dict[int, list[tuple[tuple[tuple[int, int], ...], Unwound]]] = {}
+
+    def awake(self) -> Awake:
+        return self._looker.awake()
+
+    def unwound(self, co: int, registers: dict[str, int], memory: Pages) -> Unwound:
+        base, left_by = registers["rsp"], registers["rip"]
+        alike = self._known.setdefault(left_by, [])
+        for places, unwound in alike:
+            # A thousand coroutines wait in a handful of ways: the same functions called from the
+            # same places, at the same places of the stack.
+            if all(memory.word(base + place) == pc for place, pc in places):
+                return unwound
+        unwinder = self._looker.unwinder
+        known = {DWARF_NUMBERS[name]: value for name, value in registers.items()}
+        chain = unwinder.unwind(known, memory.word)
+        whole = chain.end == COROUTINE
+        if whole and len(chain.frames) <= FREE_FRAMES:
+            return Unwound((), True, True)
+        names = unwinder.names(chain)
+        unwound = Unwound(tuple(names[:-2] if whole else names), whole, False)
+        if whole and len(alike) < MOST_ALIKE:
+            frames = chain.frames[1:]
+            places = tuple((frame.registers[RSP] - WORD - base, frame.pc) for frame in frames)
+            alike.append((places, unwound))
+        return unwound

@@ -1,0 +1,63 @@
+"""Everything that looks at a live QEMU show of what is stuck in it: threads and requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qtrace.inspection.answer import Answer, answer
+from qtrace.inspection.request_proof import Requests
+from qtrace.inspection.surroundings import surroundings
+from qtrace.qemu.remarks import migrating
+from qtrace.target.aio.model import Look
+from qtrace.target.aio.why import explain
+from qtrace.target.look import Looker
+from qtrace.target.outside import with_outside
+from qtrace.target.proof import Proof, prove
+
+TRIES_AFTER_HOLD = 4
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What looks showed; ``look`` is the last one that the answer's findings of threads are of."""
+
+    look: Look
+    answer: Answer
+
+
+class Inspector:
+    """Asks one live QEMU, as often as anybody likes; what it learns is kept in between."""
+
+    def __init__(self, looker: Looker) -> None:
+        self.looker = looker
+        self._requests = Requests(looker)
+
+    def ask(self, look: Look | None = None, *, held: bool = False) -> Inspected:
+        """Look until it is known what is in the way: at once where nothing is, else some seconds.
+
+        Args:
+            look: one that was taken just now, with its details.
+            held: the process was for that look. Whatever slept has run since, to sleep again, and
+                on a busy host it may not have come to that yet.
+
+        Raises:
+            NoSuchProcess
+        """
+        looker, requests = self.looker, self._requests
+        look = look or looker.look()
+        first = requests.look(None if held else look)
+        proof = self._prove(look, held)
+        shown = with_outside(looker, proof.look, migrating(proof.look))
+        of_requests = requests.prove(first)
+        quiet = not (proof.findings or of_requests.findings or proof.look.stopped)
+        run_state = of_requests.last.blocks.run_state
+        around = list(surroundings(looker, proof.look, run_state)) if quiet else []
+        told = answer(shown, proof.findings, proof.reasons, of_requests, around)
+        return Inspected(proof.look, told)
+
+    def _prove(self, look: Look, held: bool) -> Proof:
+        for _ in range(TRIES_AFTER_HOLD if held else 1):
+            proof = prove(self.looker, self.looker.look() if held and not look.stopped else look)
+            if proof.findings or not explain(proof.look):
+                break
+        return proof

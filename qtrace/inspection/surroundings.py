@@ -1,0 +1,102 @@
+"""Where nothing is stuck: who is connected to a QEMU and waits, and what its processors do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qtrace.host.descriptors import Descriptor, Descriptors
+from qtrace.qemu.polling import longest_poll_ns, longest_poll_offset
+from qtrace.target.aio.mechanics import VCPU_IDLE
+from qtrace.target.aio.model import Look, Thread
+from qtrace.target.aio.waits import asleep_ns, in_words
+from qtrace.target.aio_code import ModuleProgram
+from qtrace.target.live import LiveSource
+from qtrace.target.look import Looker
+from qtrace.target.memory import Memory
+from qtrace.target.outside import with_outside
+from qtrace.units import show
+
+# virt/kvm/kvm_main.c: where a halted vCPU sleeps inside of KVM_RUN.
+KVM_HALTED = ("kvm_vcpu_block", "kvm_vcpu_halt")
+# A vCPU thread that sleeps elsewhere for so long keeps the guest waiting.
+LONG_SLEEP_NS = 500_000_000
+# Thirty times the default (IOTHREAD_POLL_MAX_NS_DEFAULT): an IOThread that is asked for something
+# a thousand times a second never sleeps.
+LONG_POLL_NS = 1_000_000
+
+
+def surroundings(looker: Looker, look: Look, run_state: str) -> Iterator[str]:
+    """Where nothing is found: what tells where to look, in words; of a core nothing.
+
+    Args:
+        run_state: as in QMP; empty where it does not show.
+    """
+    source = looker.source
+    if not isinstance(source, LiveSource):
+        return
+    yield from connections(Descriptors(source.pid))
+    offset = longest_poll_offset(ModuleProgram(source.binary))
+    if offset is not None:
+        yield from pollers(look, source.memory, offset)
+    if run_state == "running":
+        yield from processors(looker, look)
+
+
+def connections(descriptors: Descriptors) -> Iterator[str]:
+    """Clients that are not accepted, with whom is served meanwhile; and processes that cannot read
+    what they were sent."""
+    waiting = descriptors.with_somebody_waiting()
+    for one in waiting:
+        if one.relation == "which has not accepted yet":
+            clients = " and ".join(peer.text for peer in one.peers)
+            served = [_peers(o) for o in descriptors.connected_to(one.name) if o.peers]
+            text = f"unix socket {one.name} has not accepted {clients}"
+            yield text + (f", while it serves {' and '.join(served)}" if served else "")
+        elif any(peer.held or peer.hangs for peer in one.peers):
+            yield f"does not take what it is sent: {one.text}"
+
+
+def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:
+    """IOThreads that keep a processor busy between two events."""
+    for context in look.contexts:
+        longest = longest_poll_ns(memory, context.address, offset)
+        if context.name.startswith("iothread:") and longest and longest >= LONG_POLL_NS:
+            length = show(longest, "ns")
+            yield (
+                f"the loop of {context.quoted} polls for up to {length} before it sleeps "
+                "(poll-max-ns): that takes a processor"
+            )
+
+
+def processors(looker: Looker, look: Look) -> Iterator[str]:
+    """What the guest's processors do: run, wait for an interrupt, or for somebody else."""
+    vcpus = [thread for thread in look.threads if thread.role == "vcpu"]
+    halted = [thread for thread in vcpus if is_halted(thread)]
+    asleep = {thread.tid for thread in vcpus if thread.blocked_in and thread not in halted}
+    shown = with_outside(looker, look, asleep)
+    late = [t for t in shown.threads if t.tid in asleep and asleep_ns(shown, t) >= LONG_SLEEP_NS]
+    for thread in late:
+        lasted = show(asleep_ns(shown, thread), "ns")
+        yield (
+            f"vCPU thread {thread.label} has not run for at least {lasted}: it "
+            f"{in_words(shown, thread)}"
+        )
+    if vcpus and len(halted) == len(vcpus):
+        count = "the guest's vCPU is" if len(vcpus) == 1 else f"all {len(vcpus)} vCPUs are"
+        yield f"{count} halted: the guest is idle, or waits for an interrupt"
+    elif len(late) + len(halted) < len(vcpus):
+        yield (
+            f"the guest runs: {len(vcpus) - len(late) - len(halted)} of {len(vcpus)} vCPUs "
+            "are not halted"
+        )
+
+
+def is_halted(thread: Thread) -> bool:
+    """Whether a vCPU thread waits for an interrupt, in QEMU's loop or in KVM's."""
+    if thread.wchan.startswith(KVM_HALTED):
+        return True
+    return bool(thread.blocked_in) and any(VCPU_IDLE.match(f) for f in thread.functions)
+
+
+def _peers(one: Descriptor) -> str:
+    return " and ".join(peer.text for peer in one.peers)

@@ -1,0 +1,116 @@
+"""Whom outside of QEMU a request waits for: a descriptor's other end, or what a worker is in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from qtrace.host.descriptors import Descriptor, Descriptors
+from qtrace.host.peer import ENDED, Peer
+from qtrace.qemu.model import BlockLook, Node
+from qtrace.qemu.requests import InFlight
+from qtrace.qemu.waits import DATA, KERNEL, REPLY, ROOM, WORKER
+from qtrace.target.aio.model import Look
+from qtrace.target.call_arguments import Descriptor as ByDescriptor
+from qtrace.target.call_arguments import waited_for
+from qtrace.target.memory import Memory
+
+
+@dataclass(frozen=True)
+class Whom:
+    """Who has a request in hand, at one moment.
+
+    Attributes:
+        text: as the rest of a sentence: ``waits for a reply on fd 10, unix socket nbd.sock, ...``.
+        peers: the processes at the other end, as far as they are seen.
+        queued: bytes that they have been sent and have not read, or not acknowledged.
+        tid, moves: QEMU's thread that is at it, 0 for none, and what changes when that has run.
+    """
+
+    text: str
+    peers: tuple[Peer, ...] = ()
+    queued: int = 0
+    tid: int = 0
+    moves: tuple[int, int] = (0, 0)
+
+    @property
+    def cannot_move(self) -> bool:
+        """Whether none of them can go on by itself: stopped, frozen, held by a tracer, ended."""
+        return bool(self.peers) and all(p.held or p.state in ENDED for p in self.peers)
+
+    @property
+    def owes(self) -> bool:
+        """Whether it shows that they have work to do: bytes to read, or a thread that hangs."""
+        return bool(self.queued) or any(peer.hangs for peer in self.peers)
+
+    def is_unmoved(self, earlier: Whom) -> bool:
+        """Whether none of them has run at all since an earlier moment, nor taken a byte."""
+        if not self.peers:
+            return bool(self.queued) and self.queued == earlier.queued
+        known = all(peer.turns for peer in self.peers)
+        same = {p.pid: p.turns for p in self.peers} == {p.pid: p.turns for p in earlier.peers}
+        return known and same and self.queued == earlier.queued
+
+
+class Outside:
+    """Looks up whom requests wait for, at one moment; each descriptor once."""
+
+    def __init__(self, pid: int, memory: Memory, look: Look, blocks: BlockLook) -> None:
+        self._memory = memory
+        self._look = look
+        self._blocks = blocks
+        self._descriptors = Descriptors(pid)
+        self._known: dict[tuple[int, bool | None], Descriptor] = {}
+
+    def of(self, one: InFlight) -> Whom:
+        """Whom a request waits for; of what waits inside of QEMU only the words."""
+        kind = one.wait.kind
+        if kind in (REPLY, ROOM, DATA) and one.co is not None and one.co.fds:
+            found = self._describe(one.co.fds[0], kind == ROOM)
+            return _of_descriptor(f"{one.wait.text} on {found.text}", found)
+        if kind == WORKER and one.co is not None:
+            return self._of_worker(one, self._blocks.workers.get(one.co.address, 0))
+        if kind == KERNEL and one.node is not None:
+            return self._of_kernel(one, one.node)
+        return Whom(one.wait.text)
+
+    def _of_kernel(self, one: InFlight, node: Node) -> Whom:
+        """Whom asynchronous I/O waits for: the file of its node, whose descriptor is what
+        BDRVRawState begins with (block/file-posix.c). It must bear the node's name."""
+        raw = self._memory.read(node.opaque, 4) if node.opaque else b""
+        if len(raw) < 4 or not node.filename:
+            return Whom(one.wait.text)
+        found = self._describe(int.from_bytes(raw, "little"), None)
+        if os.path.basename(found.name) != os.path.basename(node.filename):
+            return Whom(one.wait.text)
+        return _of_descriptor(f"{one.wait.text} on {found.text}", found)
+
+    def _of_worker(self, one: InFlight, tid: int) -> Whom:
+        thread = self._look.thread(tid)
+        if thread is None:
+            return Whom(one.wait.text)
+        where = f"{thread.blocked_in} ({thread.wchan})" if thread.wchan else thread.blocked_in
+        text = f"waits for worker thread {tid}, which is in {where}"
+        moves = (thread.cpu_ns, thread.turns)
+        for waited in waited_for(self._memory, thread.blocked_in, thread.arguments):
+            if isinstance(waited, ByDescriptor):
+                found = self._describe(waited.fd, waited.writes)
+                peers = _known_peers(found)
+                return Whom(f"{text} on {found.text}", peers, 0, tid, moves)
+        return Whom(text, tid=tid, moves=moves)
+
+    def _describe(self, fd: int, writes: bool | None) -> Descriptor:
+        key = (fd, writes)
+        if key not in self._known:
+            self._known[key] = self._descriptors.describe(fd, writes=writes)
+        return self._known[key]
+
+
+def _of_descriptor(text: str, found: Descriptor) -> Whom:
+    queued = found.unread if found.unread is not None else found.unacknowledged
+    return Whom(text, _known_peers(found), queued or 0)
+
+
+def _known_peers(found: Descriptor) -> tuple[Peer, ...]:
+    """The processes from whose state something may be concluded."""
+    return found.peers if found.certain else ()

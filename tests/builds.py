@@ -1,0 +1,58 @@
+"""The builds of QEMU that tests run on, and what each stands for."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+QEMU = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One build.
+
+    Attributes:
+        name: how the tests' ids call it.
+        starts: the folder with what starts its programs; may be scripts that enter a root.
+        files: the folder with the programs themselves.
+        brings: the command that brings it here.
+    """
+
+    name: str
+    starts: Path
+    files: Path
+    brings: str
+
+    @property
+    def is_here(self) -> bool:
+        return (self.starts / QEMU).exists()
+
+
+def _rooted(name: str) -> Build:
+    folder = ROOT / ".cache/qemus" / name
+    return Build(name, folder / "bin", folder / "root/usr/bin", "make qemus")
+
+
+_installed = Path(shutil.which(QEMU) or f"/usr/bin/{QEMU}").parent
+_backports = ROOT / ".cache/qemu-backports/usr/bin"
+
+BUILDS = {
+    build.name: build
+    for build in (
+        # The machine's own: 7.2, aio_bh_enqueue() inlined into its callers.
+        Build("installed", _installed, _installed, "apt-get install qemu-system-x86 qemu-utils"),
+        # 10.0, built for the machine's own libraries.
+        Build("backports", _backports, _backports, "make qemus"),
+        # Ubuntu 24.04's 8.2.2: link-time optimised, with frame pointers and endbr64.
+        _rooted("ubuntu"),
+        # Debian 13's 10.0: a newer C library.
+        _rooted("stable"),
+        # The newest of trixie-backports: its loops wait in io_uring_enter().
+        _rooted("newest"),
+        # 5.2: bottom halves have no names.
+        _rooted("old"),
+    )
+}

@@ -1,0 +1,153 @@
+"""``qtrace check`` on live QEMUs: healthy ones, hung ones, and what cannot be seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from tests.limits import TIMEOUT_S
+from tests.live.gdb_cases import STRANDED, Hung, everywhere
+from tests.live.test_privilege import NOBODY, PTRACE_AND_FILES
+
+pytestmark = pytest.mark.qemu
+
+LINES = 10
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with Guest(find_qemu(), firmware="idle") as started:
+        yield started
+
+
+def run_check(*options: object, user: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run(
+        [*user, sys.executable, "-m", "qtrace", "check", *map(str, options)],
+        text=True, capture_output=True, timeout=TIMEOUT_S,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert "Traceback" not in run.stderr, run.stderr
+    return run
+
+
+def answer(*options: object, user: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+    run = run_check(*options, "--format", "json", user=user)
+    return run.returncode, json.loads(run.stdout)
+
+
+@pytest.mark.bpf
+@everywhere
+def test_a_healthy_qemu_is_told_so_with_the_numbers_that_show_it(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    over = threading.Event()
+    with Guest(qemu_binary, accel, firmware="idle") as guest:
+
+        def ask() -> None:
+            while not over.wait(0.05):
+                guest.qmp.command("query-status")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            status, document = answer("--pid", guest.pid, "--for", "2s")
+        finally:
+            over.set()
+            asking.join()
+        pid = guest.pid
+    assert (status, document["verdict"]) == (0, "healthy")
+    assert (document["findings"], document["noted"], document["unclear"]) == ([], [], [])
+    assert document["unseen"] == []
+    main, *others = document["loops"]
+    assert (main["tid"], main["role"]) == (pid, "main")
+    assert 0 < main["seen_in_loop"] <= main["seen"]
+    assert 0 < main["away_at_most_ns"] <= document["watched_ns"]
+    assert {loop["role"] for loop in others} <= {"iothread"}
+    assert document["qmp"]["commands"] > 0
+    assert document["processors"]["vcpu"]["threads"] == 1
+    assert document["processors"]["main"]["ran_ns"] > 0
+    assert document["next"].startswith("qtrace ") or "processors" in document["next"]
+
+
+@pytest.mark.bpf
+def test_a_hung_qemu_is_told_within_seconds_and_the_cause_comes_first(hung: Hung) -> None:
+    pid = hung(find_qemu(), "tcg", "live").pid
+    run = run_check("--pid", pid, "--for", "1m")
+    assert run.returncode == 1
+    head, first, *rest = run.stdout.splitlines()
+    assert f"pid {pid}" in head
+    assert first.startswith(f"stuck: the main loop does not run: {pid} (main) waits in bdrv_drain")
+    assert STRANDED in first
+    assert len(rest) <= LINES - 2
+    assert rest[-1].startswith("next: qtrace ")
+    assert "healthy" not in run.stdout
+
+
+def test_without_the_right_to_record_looks_alone_tell_and_what_was_not_seen_is_named(
+    guest: Guest,
+) -> None:
+    user = (*NOBODY, *PTRACE_AND_FILES)
+    status, document = answer("--pid", guest.pid, "--for", "1s", user=user)
+    assert (status, document["verdict"]) == (0, "healthy")
+    assert document["qmp"]["commands"] is None
+    assert document["unseen"] == ["QMP commands and snapshot jobs: eBPF needs root"]
+
+
+def test_a_stopped_qemu_is_neither_healthy_nor_wrong(guest: Guest) -> None:
+    os.kill(guest.pid, signal.SIGSTOP)
+    try:
+        status, document = answer("--pid", guest.pid, "--for", "1s", "--looks-only")
+    finally:
+        os.kill(guest.pid, signal.SIGCONT)
+    assert (status, document["verdict"]) == (4, "inconclusive")
+    assert "stopped by" in document["unclear"][0]
+
+
+def test_every_qemu_of_the_host_has_its_line_and_the_worst_comes_first(
+    guest: Guest, hung: Hung
+) -> None:
+    stuck = hung(find_qemu(), "tcg", "live").pid
+    run = run_check("--host", "--for", "1s", "--format", "json")
+    assert run.returncode == 1
+    document = json.loads(run.stdout)
+    found = {one["target"]["pid"]: one["verdict"] for one in document["qemus"]}
+    assert (found[stuck], found[guest.pid]) == ("stuck", "healthy")
+    assert document["verdict"] == document["qemus"][0]["verdict"] == "stuck"
+    order = list(found)
+    assert order.index(stuck) < order.index(guest.pid)
+
+
+def test_of_qemus_that_nobody_may_look_at_it_is_said_line_by_line(guest: Guest) -> None:
+    run = run_check("--host", "--for", "1s", user=NOBODY)
+    assert run.returncode == 4
+    (line,) = [line for line in run.stdout.splitlines() if f" {guest.pid}" in line]
+    assert line.startswith("inconclusive")
+    assert "run qtrace as root" in line
+
+
+@pytest.mark.parametrize("options", [(), ("--pid", 1, "--host"), ("--pid", 1, "--name", "x")])
+def test_one_thing_is_to_be_named(options: tuple[object, ...]) -> None:
+    run = run_check(*options)
+    assert (run.returncode, "--pid" in run.stderr) == (2, True)
+
+
+def test_of_a_guest_that_is_not_there_the_nearest_name_is_told(guest: Guest) -> None:
+    run = run_check("--name", "qtrace-lib")
+    assert run.returncode == 3
+    assert "no guest is called 'qtrace-lib'" in run.stderr
+    assert "the nearest is qtrace-lab" in run.stderr
+
+
+def test_a_process_that_is_none_is_told_as_everywhere() -> None:
+    run = run_check("--pid", 1 << 22)
+    assert (run.returncode, "remedy: qtrace ps" in run.stderr) == (3, True)

@@ -1,0 +1,116 @@
+"""Hangs of other kinds than a nested poll: a lock whose holder runs, and work that is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.target.aio.model import Look
+from qtrace.target.look import Looker
+from qtrace.target.process import Process
+from qtrace.target.proof import prove
+from qtrace.target.qemu import LiveQemu
+from tests.live.gdb_cases import everywhere
+from tests.live.hung import functions_of_main_thread
+from tests.live.inspecting import inspect
+from tests.live.ptraced import until
+from tests.live.writing import DEBUG_CONSOLE, SERIAL, functions_waiting_for_lock, writing_guest
+
+pytestmark = pytest.mark.qemu
+
+# How long LUKS is to try how many rounds it can do, in ms.
+ITERATIONS_MS = 30_000
+LOOKS = 20
+
+
+@everywhere
+def test_a_vcpu_that_runs_for_ever_with_the_bql_makes_the_main_loop_stuck(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    """Nobody reads the debug console's pipe: the vCPU thread tries again every 100 us, so that the
+    lock's holder runs and moves all the time."""
+    with writing_guest(qemu_binary, accel, tmp_path, DEBUG_CONSOLE) as qemu:
+        until(lambda: "main_loop_wait" in functions_waiting_for_lock(qemu.pid), "the hang")
+        status, document, _err = inspect("--pid", qemu.pid)
+    assert (status, document["verdict"]) == (1, "stuck")
+    (finding,) = document["findings"]
+    sentence = finding["sentence"]
+    assert sentence.startswith(f"the main loop does not run: {qemu.pid} (main) waits in main_loop")
+    assert f" (CPU 0/{accel.upper()}), which " in sentence
+    assert ", for the BQL of " in sentence
+    assert "qemu_chr_" in sentence
+    assert ", for device isa-debugcon /machine/peripheral-anon/device[" in sentence
+    assert f"pipe {tmp_path}/pipe, whose read end is held by process {os.getpid()} (" in sentence
+    assert "it was given no processor in between" in finding["proof"]
+    assert finding["at_least_ns"] >= 2_000_000_000
+
+
+def test_a_vcpu_that_writes_to_who_takes_it_is_nothing_to_report(tmp_path: Path) -> None:
+    with writing_guest(find_qemu(), "tcg", tmp_path, SERIAL) as qemu:
+        status, document, _err = inspect("--pid", qemu.pid)
+    assert (status, document["verdict"], document["findings"]) == (0, "clear", [])
+
+
+@everywhere
+def test_a_main_thread_that_computes_is_told_as_that_and_never_as_stuck(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    """LUKS counts its rounds on the main thread, and on another one while main waits for it."""
+    arguments = ("-object", "secret,id=key,data=123456")
+    with Guest(qemu_binary, accel, firmware="idle", extra_args=arguments) as guest:
+        image = guest.folder / "image"
+        image.write_bytes(bytes(16 << 20))
+        guest.qmp.command("blockdev-add", driver="file", filename=str(image), **{"node-name": "n"})
+        with socket.socket(socket.AF_UNIX) as qmp:
+            qmp.connect(str(guest.second_qmp_socket))
+            options = {"driver": "luks", "file": "n", "size": 1 << 20, "key-secret": "key",
+                       "iter-time": ITERATIONS_MS}  # fmt: skip
+            create = {"execute": "blockdev-create",
+                      "arguments": {"job-id": "luks", "options": options}}  # fmt: skip
+            qmp.sendall(b'{"execute": "qmp_capabilities"}' + json.dumps(create).encode())
+            seen = []
+            while "computes" not in seen:
+                assert len(seen) < LOOKS
+                status, document, _err = inspect("--pid", guest.pid)
+                assert (document["verdict"], status) in {
+                    ("clear", 0), ("computes", 4), ("inconclusive", 4)
+                }  # fmt: skip
+                seen.append(document["verdict"])
+    (finding,) = document["findings"]
+    assert finding["command"] in (None, "QMP blockdev-create")
+    assert "qcrypto_" in finding["sentence"]
+    assert finding["sentence"].startswith(f"the main loop does not run: {guest.pid} (main)")
+
+
+def test_a_wait_that_began_only_after_the_first_look_is_proven_too(tmp_path: Path) -> None:
+    """The same wait as at the first look, but another one: it moved in between. So does one that a
+    debugger has let go, until it gets a processor to fall asleep on again."""
+    with Guest(find_qemu(), firmware="idle") as guest, socket.socket(socket.AF_UNIX) as qmp:
+        looker = Looker(LiveQemu(Process(guest.pid)))
+        qmp.connect(str(guest.second_qmp_socket))
+        qmp.sendall(b'{"execute": "qmp_capabilities"}')
+        first = opening(guest, qmp, tmp_path / "first", looker)
+        (tmp_path / "first").read_bytes()
+        # It is answered when the other command is over.
+        guest.qmp.command("query-status")
+        opening(guest, qmp, tmp_path / "second", looker)
+        proof = prove(looker, replace(first, time_ns=time.monotonic_ns()))
+    (finding,) = proof.findings
+    assert (finding.kind, finding.command) == ("stuck", "QMP pmemsave")
+    assert "it was given no processor in between" in finding.proof
+
+
+def opening(guest: Guest, qmp: socket.socket, pipe: Path, looker: Looker) -> Look:
+    """A look while the main thread waits for somebody to read a pipe."""
+    os.mkfifo(pipe)
+    arguments = {"val": 0, "size": 1, "filename": str(pipe)}
+    qmp.sendall(json.dumps({"execute": "pmemsave", "arguments": arguments}).encode())
+    until(lambda: "qmp_pmemsave" in functions_of_main_thread(guest.pid), "the wait for a reader")
+    return looker.look()

@@ -1,0 +1,186 @@
+"""Requests that nobody answers: which one, on which node, and on whom it waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtrace.analysis import judge
+from qtrace.inspection.request_proof import Requests
+from qtrace.lab.guest import Guest, find_qemu
+from qtrace.qemu.waits import REPLY
+from qtrace.target.look import Looker
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
+from tests.live.attached import attached
+from tests.live.dead_fuse import fuse_file, guest_on
+from tests.live.hung import functions_of_main_thread
+from tests.live.inspecting import inspect
+from tests.live.other_process import stop
+from tests.live.ptraced import until
+
+pytestmark = pytest.mark.qemu
+
+NODE, DEVICE = "far", "vd"
+# A server that takes so long for each request, and sleeps meanwhile.
+SLOW = "latency-ns=90000000000"
+# QEMU would look at the disk to find it out.
+GEOMETRY = "cyls=2,heads=16,secs=63"
+# Where the main thread waits for a read that qemu-io has begun.
+DRAINS = {"blk_pread", "blk_drain"}
+
+
+@contextmanager
+def guest_on_server(qemu: Path, folder: Path, *options: str) -> Iterator[tuple[Guest, int]]:
+    """A guest with the disk DEVICE, whose node NODE a storage daemon serves; and its pid.
+
+    Args:
+        options: of the null-co node that is served.
+    """
+    path = folder / "nbd"
+    server = subprocess.Popen(
+        [qemu.with_name("qemu-storage-daemon"),
+         "--blockdev", ",".join(("null-co,node-name=disk,size=1048576,read-zeroes=off", *options)),
+         "--nbd-server", f"addr.type=unix,addr.path={path}",
+         "--export", "nbd,id=e,node-name=disk,name=disk,writable=on"]
+    )  # fmt: skip
+    try:
+        until(path.exists, "the server")
+        disk = (
+            "-blockdev",
+            f"nbd,node-name={NODE},export=disk,server.type=unix,server.path={path}",
+            "-device", f"virtio-blk-pci,drive={NODE},id={DEVICE},{GEOMETRY}",
+        )  # fmt: skip
+        with Guest(qemu, "tcg", "idle", extra_args=disk) as guest:
+            yield guest, server.pid
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ask(guest: Guest, line: str) -> None:
+    """Begin a request, whose end nobody waits for."""
+    line = f'qemu-io -d /machine/peripheral/{DEVICE}/virtio-backend "{line}"'
+    guest.qmp.command("human-monitor-command", **{"command-line": line})
+    requests = Requests(Looker(LiveQemu(Process(guest.pid))))
+    until(lambda: requests.look().causes, "the request")
+
+
+def of_requests(document: dict[str, Any]) -> dict[str, Any]:
+    (finding,) = [f for f in document["findings"] if f["verdict"] == "request-stuck"]
+    return dict(finding)
+
+
+def test_a_write_to_a_stopped_server_leads_to_its_process(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    with guest_on_server(qemu_binary, tmp_path) as (guest, server):
+        stop(server)
+        ask(guest, "aio_write 4k 512")
+        status, document, _err = inspect("--pid", guest.pid)
+        os.kill(server, signal.SIGCONT)
+        requests = Requests(Looker(LiveQemu(Process(guest.pid))))
+        until(lambda: not requests.look().causes, "the answer")
+    assert (status, document["verdict"]) == (1, "request-stuck")
+    finding = of_requests(document)
+    (request,) = finding["requests"]
+    assert (request["kind"], request["offset"], request["bytes"]) == ("write", 4096, 512)
+    assert (request["node"], request["device"], request["wait"]) == (NODE, DEVICE, "reply")
+    assert [(p["pid"], p["state"]) for p in finding["processes"]] == [(server, "T")]
+    # The request, and what it writes.
+    assert finding["queued_bytes"] >= 512
+    assert finding["looks"] == 2
+    words = finding["sentence"]
+    assert (
+        f"write of 512 bytes at 4096 on node {NODE} (nbd), for {DEVICE}: waits for a reply on fd"
+        in words
+    )
+    assert f"process {server} (qemu-storage-da), stopped by a signal (SIGSTOP)" in words
+
+
+def test_a_server_that_is_merely_slow_is_no_finding(qemu_binary: Path, tmp_path: Path) -> None:
+    with guest_on_server(qemu_binary, tmp_path, SLOW) as (guest, _server):
+        ask(guest, "aio_read 0 4k")
+        requests = Requests(Looker(LiveQemu(Process(guest.pid))))
+        proof = requests.prove(requests.look())
+    assert proof.findings == ()
+    # What it says of it: it is there, and how long.
+    assert [one.wait.kind for one in proof.waiting] == [REPLY]
+    assert proof.waited_ns >= 500_000_000
+
+
+@pytest.mark.fuse
+def test_a_worker_on_a_dead_file_system_leads_to_whoever_serves_it(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    with guest_on(qemu_binary, "tcg", tmp_path) as (guest, file):
+        file.put_to_sleep(guest, "worker")
+        status, document, _err = inspect("--pid", guest.pid)
+        server = file.pid
+    assert status == 1
+    finding = of_requests(document)
+    assert [request["kind"] for request in finding["requests"]] == ["read"]
+    assert finding["tid"] is not None
+    assert [p["pid"] for p in finding["processes"]] == [server]
+    assert f"worker thread {finding['tid']}, which is in" in finding["sentence"]
+    assert f"{file.path}, on fuse" in finding["sentence"]
+
+
+@pytest.mark.bpf
+def test_a_recording_tells_the_request_that_a_drain_waits_for(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    with (
+        guest_on_server(find_qemu(), tmp_path) as (guest, server),
+        socket.socket(socket.AF_UNIX) as qmp,
+    ):
+        stop(server)
+        ask(guest, "aio_write 4k 512")
+        qmp.connect(str(guest.second_qmp_socket))
+        qmp.sendall(b'{"execute": "qmp_capabilities"} {"execute": "stop"}')
+        until(lambda: "vm_stop" in functions_of_main_thread(guest.pid), "the hang")
+        with attached(guest.pid, "--stall-after", "500ms", "-o", trace) as attach:
+            status, report, _err = attach.end()
+    (stuck,) = report["stuck"]
+    assert (status, report["verdict"], stuck["command"]) == (1, "stuck", "QMP stop")
+    request = f"write of 512 bytes at 4096 on node {NODE} (nbd), for {DEVICE}: waits for a reply"
+    assert re.search(
+        rf"; in flight for at least [\d.]+ m?s: {re.escape(request)}", stuck["sentence"]
+    )
+    assert f"process {server} (qemu-storage-da), stopped by a signal (SIGSTOP)" in stuck["sentence"]
+    # The same from the file alone.
+    assert judge([trace])["stuck"] == report["stuck"]
+
+
+@pytest.mark.fuse
+def test_asynchronous_io_on_a_dead_file_system_leads_to_whoever_serves_it(tmp_path: Path) -> None:
+    line = 'qemu-io d "read 0 4096"'
+    read = {"execute": "human-monitor-command", "arguments": {"command-line": line}}
+    with fuse_file(find_qemu(), tmp_path) as file:
+        disk = f"file,node-name=d,filename={file.path},aio=native,cache.direct=on,locking=off"
+        with (
+            Guest(find_qemu(), firmware="idle", extra_args=("-blockdev", disk)) as guest,
+            socket.socket(socket.AF_UNIX) as qmp,
+        ):
+            try:
+                file.freeze()
+                qmp.connect(str(guest.second_qmp_socket))
+                qmp.sendall(b'{"execute":"qmp_capabilities"}' + json.dumps(read).encode())
+                until(lambda: DRAINS & set(functions_of_main_thread(guest.pid)), "the read")
+                status, document, _err = inspect("--pid", guest.pid)
+            finally:
+                file.thaw()
+        finding = of_requests(document)
+        assert [process["pid"] for process in finding["processes"]] == [file.pid]
+    assert status == 1
+    assert "waits for the kernel (Linux AIO) on fd " in finding["sentence"]
+    assert f", {file.path}, on fuse" in finding["sentence"]

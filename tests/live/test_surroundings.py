@@ -1,0 +1,56 @@
+"""Where nothing is stuck: whom the monitor serves, which IOThread polls, who is halted."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from qtrace.inspection.surroundings import surroundings
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.target.look import Looker
+from qtrace.target.process import Process
+from qtrace.target.qemu import LiveQemu
+from tests.live.gdb_cases import everywhere
+from tests.live.other_process import holding, stop
+from tests.live.ptraced import until
+
+pytestmark = pytest.mark.qemu
+CONNECTS = "s = socket.socket(socket.AF_UNIX); s.connect('{name}'); s.recv(1)"
+
+
+def told(guest: Guest) -> list[str]:
+    looker = Looker(LiveQemu(Process(guest.pid)))
+    return list(surroundings(looker, looker.look(), "running"))
+
+
+def test_a_monitor_that_gives_no_greeting_serves_somebody_else(tmp_path: Path) -> None:
+    with Guest(find_qemu(), firmware="idle") as guest:
+        name = guest.second_qmp_socket.name
+        first = holding(CONNECTS.format(name=name), folder=guest.folder)
+        with first as pid, socket.socket(socket.AF_UNIX) as second:
+            stop(pid)
+            until(lambda: not any("has not accepted" in text for text in told(guest)), "its accept")
+            second.connect(str(guest.second_qmp_socket))
+            found = [text for text in told(guest) if "has not accepted" in text]
+    assert len(found) == 1
+    assert f"has not accepted process {os.getpid()} (" in found[0]
+    assert f", while it serves process {pid} (" in found[0]
+    assert found[0].endswith("stopped by a signal (SIGSTOP)")
+
+
+@everywhere
+def test_processors_that_are_halted_and_loops_that_poll_for_long_are_told(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    arguments = ("-object", "iothread,id=io0,poll-max-ns=10000000000", "-object", "iothread,id=io1")
+    with Guest(qemu_binary, accel, firmware="idle", extra_args=arguments) as guest:
+        until(lambda: any("halted" in text for text in told(guest)), "its halt")
+        found = told(guest)
+    assert [text for text in found if "polls" in text] == [
+        "the loop of `iothread:io0` polls for up to 10 s before it sleeps (poll-max-ns): "
+        "that takes a processor"
+    ]
+    assert "the guest's vCPU is halted: the guest is idle, or waits for an interrupt" in found

@@ -1,0 +1,88 @@
+"""A QEMU whose memory nobody can read any more: the kernel keeps whoever tries waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qtrace.lab.guest import Guest, find_qemu
+from qtrace.target.unanswered import NoAnswer, ask
+from tests.live.dead_fuse import changing_the_map, fuse_file, locked_memory_map
+from tests.live.inspecting import inspect
+from tests.live.ptraced import assert_runs_on, until
+
+pytestmark = [pytest.mark.fuse, pytest.mark.qemu]
+
+TIMEOUT_S = 60
+
+
+# Unmaps dirty memory of a file in one thread, and maps some in another.
+UNMAP = """
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+SIZE, READ_WRITE, SHARED, ANONYMOUS = 1 << 16, 3, 1, 0x22
+dirty = libc.mmap(None, SIZE, READ_WRITE, SHARED, os.open(sys.argv[1], os.O_RDWR), 0)
+ctypes.memset(dirty, 7, SIZE)
+threading.Thread(target=lambda: (sys.stdin.read(1), libc.munmap(dirty, SIZE))).start()
+print("ready", flush=True)
+sys.stdin.read(1)
+libc.mmap(None, SIZE, READ_WRITE, ANONYMOUS, -1, 0)
+print("over", flush=True)
+"""
+
+
+def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path) -> None:
+    with fuse_file(find_qemu(), tmp_path) as file:
+        child = subprocess.Popen(
+            [sys.executable, "-c", UNMAP, str(file.path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with child:
+            try:
+                assert child.stdout.readline() == b"ready\n"
+                question = Path(f"/proc/{child.pid}/cmdline").read_bytes
+                assert ask(question, 0.5)
+                file.freeze()
+                for threads in (1, 2):
+                    child.stdin.write(b"x")
+                    until(lambda n=threads: changing_the_map(child.pid) == n, "the sleep")
+                with pytest.raises(NoAnswer, match=r"read .*/cmdline, .*\(folio_wait_bit\)"):
+                    ask(question, 0.5)
+                assert ask(lambda: os.readlink(f"/proc/{child.pid}/exe"), 0.5)
+            finally:
+                file.thaw()
+            assert child.stdout.readline() == b"over\n"
+        assert child.returncode == 0
+
+
+@pytest.mark.soak
+def test_whoever_gets_no_answer_ends_and_says_who_is_in_the_way(tmp_path: Path) -> None:
+    with (
+        Guest(find_qemu(), firmware="idle") as other,
+        locked_memory_map(find_qemu(), tmp_path) as (guest, file),
+    ):
+        for options in ((), ("--gdb",)):
+            status, document, err = inspect("--pid", guest.pid, *options)
+            assert (status, document) == (3, {})
+            assert f"the kernel lets nobody read /proc/{guest.pid}/" in err
+            assert "(folio_wait_bit)" in err
+        run = subprocess.run(
+            [sys.executable, "-m", "qtrace", "ps", "--format", "json"],
+            text=True, capture_output=True, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        listed = {p["pid"]: p for p in json.loads(run.stdout)["processes"]}
+        assert "the kernel lets nobody read" in listed[guest.pid]["hindrance"]
+        assert listed[other.pid]["version"]
+        file.thaw()
+        assert inspect("--pid", guest.pid)[0] == 0
+        assert_runs_on(guest)

@@ -1,0 +1,106 @@
+"""What a thread that sleeps waits for outside of QEMU: a file, and the process behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from tests.live.dead_fuse import guest_on
+from tests.live.gdb_cases import everywhere
+from tests.live.hung import functions_of_main_thread
+from tests.live.inspecting import in_words, inspect, thread
+from tests.live.other_process import holding, stop
+from tests.live.ptraced import until
+
+pytestmark = pytest.mark.qemu
+LISTENS = "s = socket.socket(socket.AF_UNIX); s.bind('full'); s.listen(0)\n" \
+          "c = socket.socket(socket.AF_UNIX); c.connect('full')"  # fmt: skip
+
+
+@pytest.mark.fuse
+@everywhere
+def test_an_open_on_a_dead_file_system_leads_to_whoever_serves_it(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    with guest_on(qemu_binary, accel, tmp_path) as (guest, file):
+        file.put_to_sleep(guest, "main")
+        until(lambda: "qmp_blockdev_add" in functions_of_main_thread(guest.pid), "the hang")
+        status, document, _err = inspect("--pid", guest.pid)
+        server = file.pid
+    (finding,) = document["findings"]
+    assert (status, finding["verdict"]) == (1, "stuck")
+    assert f"{file.path}, on fuse" in finding["sentence"]
+    served = f"served by process {server} (qemu-storage-da), stopped by a signal (SIGSTOP)"
+    assert served in finding["sentence"]
+    assert served in thread(document, guest.pid)["waits_outside"]
+    assert thread(document, guest.pid)["asleep_ns"] > 0
+
+
+def test_a_connect_leads_to_whoever_accepts_nobody(tmp_path: Path) -> None:
+    address = {"type": "unix", "data": {"path": str(tmp_path / "full")}}
+    backend = {"type": "socket", "data": {"server": False, "addr": address}}
+    ask = {"execute": "chardev-add", "arguments": {"id": "c", "backend": backend}}
+    with (
+        holding(LISTENS, folder=tmp_path) as pid,
+        Guest(find_qemu(), firmware="idle") as guest,
+        socket.socket(socket.AF_UNIX) as qmp,
+    ):
+        stop(pid)
+        qmp.connect(str(guest.second_qmp_socket))
+        qmp.sendall(b'{"execute":"qmp_capabilities"}' + json.dumps(ask).encode())
+        until(lambda: "qmp_chardev_add" in functions_of_main_thread(guest.pid), "the hang")
+        status, document, _err = inspect("--pid", guest.pid)
+    (finding,) = document["findings"]
+    assert status == 1
+    assert "/full, where it waits behind 1 client to be accepted by" in finding["sentence"]
+    assert f"process {pid} (" in finding["sentence"]
+    assert "stopped by a signal (SIGSTOP)" in finding["sentence"]
+
+
+def test_an_open_of_a_pipe_that_nobody_has_is_told_and_its_name_is_inert() -> None:
+    with Guest(find_qemu(), firmware="idle") as guest, socket.socket(socket.AF_UNIX) as qmp:
+        pipe = guest.folder / "p\x1b[31m\n"
+        os.mkfifo(pipe)
+        backend = {"type": "file", "data": {"out": pipe.name}}
+        ask = {"execute": "chardev-add", "arguments": {"id": "c", "backend": backend}}
+        qmp.connect(str(guest.second_qmp_socket))
+        qmp.sendall(b'{"execute":"qmp_capabilities"}' + json.dumps(ask).encode())
+        until(lambda: "qmp_chardev_add" in functions_of_main_thread(guest.pid), "the hang")
+        status, document, _err = inspect("--pid", guest.pid)
+        shown = in_words("--pid", guest.pid)
+    (finding,) = document["findings"]
+    assert status == 1
+    said = "of pipe p\\x1b[31m\\x0a, whose other end nobody has open"
+    assert said in finding["sentence"]
+    assert said in " ".join(shown.split())
+    assert "\x1b" not in shown
+
+
+@everywhere
+def test_who_polls_for_a_connection_is_told_with_the_thread_that_makes_it(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    """An NBD server that never greets: a thread waits for it, and main in a nested poll."""
+    server = {"type": "unix", "path": str(tmp_path / "s")}
+    ask = {"driver": "nbd", "node-name": "x", "server": server}
+    code = "s = socket.socket(socket.AF_UNIX); s.bind('s'); s.listen(1)"
+    with (
+        holding(code, folder=tmp_path) as pid,
+        Guest(qemu_binary, accel, firmware="idle") as guest,
+        socket.socket(socket.AF_UNIX) as qmp,
+    ):
+        stop(pid)
+        qmp.connect(str(guest.second_qmp_socket))
+        add = json.dumps({"execute": "blockdev-add", "arguments": ask})
+        qmp.sendall(b'{"execute":"qmp_capabilities"}' + add.encode())
+        until(lambda: "qmp_blockdev_add" in functions_of_main_thread(guest.pid), "the hang")
+        status, document, _err = inspect("--pid", guest.pid)
+    finding = next(f for f in document["findings"] if f["verdict"] == "stuck")
+    assert status == 1
+    assert "; meanwhile " in finding["sentence"]
+    assert f"unix socket s, which is not accepted yet by process {pid} (" in finding["sentence"]

@@ -1,0 +1,58 @@
+"""Whoever breaks a recording off is told what is there, and which command goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qtrace.cli.files import Files
+
+
+def broken_off(
+    output: Path | None, folder: Path, left: Path | None, *, force: bool = False
+) -> None:
+    """Break it off when a file is there."""
+
+    def record() -> None:
+        with Files(output, force, everything=True, folder=folder):
+            if left is not None:
+                left.write_text("rows")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_raw_file_is_to_be_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], force: bool
+) -> None:
+    output, raw = tmp_path / "a trace.csv", tmp_path / "a trace.csv.raw"
+    broken_off(output, tmp_path, raw, force=force)
+    said = capsys.readouterr().err
+    option = " --force" if force else ""
+    assert f"qtrace convert{option} '{raw}' '{output}'" in said
+
+
+def test_a_trace_is_to_be_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "t.parquet"
+    broken_off(output, tmp_path, output)
+    assert f"qtrace analyze {output}" in capsys.readouterr().err
+
+
+def test_where_nothing_was_to_be_kept_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_off(None, tmp_path, tmp_path / "trace.parquet.raw")
+    assert "nothing was kept" in capsys.readouterr().err
+
+
+def test_before_anything_was_recorded_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "t.csv"
+    broken_off(output, tmp_path, None)
+    output.write_text("an earlier one")
+    broken_off(output, tmp_path, None, force=True)
+    assert capsys.readouterr().err == ""

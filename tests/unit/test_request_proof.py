@@ -1,0 +1,90 @@
+"""When a request is stuck, and when it is merely slow: what looks show together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qtrace.host.peer import Peer
+from qtrace.inspection.request_proof import IDLE_NS, RequestLook, shown_by
+from qtrace.inspection.whom import Whom
+from qtrace.qemu.model import ASLEEP, BlockLook, Coroutine, Node, Request
+from qtrace.qemu.requests import InFlight
+from qtrace.qemu.waits import REPLY, CoroutineWait
+from qtrace.target.aio.model import Look
+
+SECOND = 1_000_000_000
+STOPPED = Peer(7, "qemu-nbd", "T", held="stopped by a signal (SIGSTOP)", turns=5)
+ASLEEP_PEER = Peer(7, "server", "S", turns=5)
+NODE = Node(1, "d", "nbd", None, None, None, None)
+WAIT = CoroutineWait(REPLY, "waits for a reply")
+
+
+def request(offset: int = 0, sleeps_at: int = 100) -> InFlight:
+    co = Coroutine(0x50, "entry", ASLEEP, sleeps_at=(sleeps_at, 1), fds=(9,))
+    own = Request(0x40, NODE.address, "read", offset, 512, co.address)
+    return InFlight(own, f"read of 512 bytes at {offset}", NODE, (NODE,), None, co, WAIT)
+
+
+def look(time_ns: int, whom: Whom, one: InFlight | None = None, held: str = "") -> RequestLook:
+    one = one or request()
+    shown = Look(time_ns, held=held)
+    return RequestLook(time_ns, shown, BlockLook(time_ns), (one,), (), {one.key: whom})
+
+
+def on(peer: Peer, queued: int = 0) -> Whom:
+    return Whom("waits for a reply on fd 9", (peer,), queued)
+
+
+def test_whose_server_is_stopped_is_stuck_after_half_a_second() -> None:
+    assert shown_by([look(0, on(STOPPED)), look(SECOND // 4, on(STOPPED))]).findings == ()
+    (finding,) = shown_by([look(0, on(STOPPED)), look(SECOND // 2, on(STOPPED))]).findings
+    assert finding.sentence == "read of 512 bytes at 0 on node d (nbd): waits for a reply on fd 9"
+    assert (finding.count, finding.at_least_ns) == (1, SECOND // 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        look(SECOND, on(STOPPED), request(offset=512)),
+        look(SECOND, on(STOPPED), request(sleeps_at=200)),
+        look(SECOND, on(ASLEEP_PEER)),
+        look(SECOND, on(STOPPED), held="stopped by a signal (SIGSTOP)"),
+    ],
+    ids=["another request", "the same goes on", "the server was let go on", "QEMU itself is held"],
+)
+def test_one_look_that_shows_something_else_is_enough(other: RequestLook) -> None:
+    assert shown_by([look(0, on(STOPPED)), other]).findings == ()
+
+
+def test_a_server_that_owes_something_and_does_not_run_is_no_slow_one() -> None:
+    owing = on(ASLEEP_PEER, queued=28)
+    assert shown_by([look(0, owing), look(IDLE_NS - 1, owing)]).findings == ()
+    assert len(shown_by([look(0, owing), look(IDLE_NS, owing)]).findings) == 1
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        on(ASLEEP_PEER),
+        on(replace(ASLEEP_PEER, turns=6), queued=28),
+        on(ASLEEP_PEER, queued=27),
+        on(replace(ASLEEP_PEER, turns=0), queued=28),
+    ],
+    ids=["it has read all", "it ran", "it reads", "whether it ran is not known"],
+)
+def test_a_server_that_may_be_slow_is_told_and_no_finding(later: Whom) -> None:
+    proof = shown_by([look(0, on(ASLEEP_PEER, queued=28)), look(2 * IDLE_NS, later)])
+    assert proof.findings == ()
+    assert [one.what for one in proof.waiting] == ["read of 512 bytes at 0"]
+    assert proof.waited_ns == 2 * IDLE_NS
+
+
+def test_a_worker_that_has_run_is_at_it() -> None:
+    first, later = (
+        replace(on(STOPPED), tid=3, moves=(1, 1)),
+        replace(on(STOPPED), tid=3, moves=(2, 1)),
+    )
+    assert shown_by([look(0, first), look(SECOND, later)]).findings == ()
+    assert len(shown_by([look(0, first), look(SECOND, first)]).findings) == 1
