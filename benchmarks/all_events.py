@@ -24,15 +24,15 @@ from pathlib import Path
 from benchmarks.pairs import Row, qemus
 from benchmarks.qemu_img import run_bench, seconds
 from benchmarks.watching import served_disk
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
 from qtrace.lab.block_load import bench_command, disk_image
-from qtrace.recorder.bcc_module import load_bcc
-from qtrace.recorder.child import Child
-from qtrace.recorder.uprobes import Uprobes, links_work
-from qtrace.target.all_sites import plan_all
-from qtrace.target.bpf import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.process import Process
+from qtrace.process.process import Process
+from qtrace.record.child import Child
+from qtrace.record.ebpf.bcc_module import load_bcc
+from qtrace.record.ebpf.uprobes import Uprobes, links_work
+from qtrace.sites.all_sites import plan_all
 from qtrace.trace.reader import read_trace
 
 REQUESTS = 200_000

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from benchmarks.pairs import Row, qemus
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.lab.guest import Guest
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.scan_cache import scan_module
+from qtrace.sites.scan_cache import scan_module
 
 ROUNDS = 15
 COLD_ROUNDS = 5

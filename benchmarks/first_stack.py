@@ -11,10 +11,10 @@ from pathlib import Path
 
 from benchmarks.pairs import Row, qemus
 from qtrace.lab.guest import Guest
-from qtrace.lab.jobs import save_round
-from qtrace.recorder.ebpf import Hit
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.record.ebpf.ebpf_recorder import Hit
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 
 SAVES = 50
 

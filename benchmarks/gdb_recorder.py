@@ -11,10 +11,10 @@ from collections.abc import Callable
 from benchmarks.pairs import Row, interval, qemus, ratios
 from benchmarks.watching import flash_writes
 from qtrace.lab.guest import Guest
-from qtrace.recorder.gdbmi import GdbProbes
-from qtrace.target.process import Process
-from qtrace.target.scan_cache import scan_module
-from qtrace.target.watch import plan_watch
+from qtrace.process.process import Process
+from qtrace.record.gdb_recorder import GdbProbes
+from qtrace.sites.scan_cache import scan_module
+from qtrace.sites.watch import plan_watch
 
 
 def run(pairs: int) -> list[Row]:

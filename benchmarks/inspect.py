@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from benchmarks.pairs import Row, interval, qemus, ratios
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Guest
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.process.process import Process
 
 WATCH = ("--watch", "0.1")
 # Long enough for five looks: one is due at once, as the watch was held.

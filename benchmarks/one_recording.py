@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from benchmarks.qemu_img import seconds
-from qtrace.recorder.launch import launch
-from qtrace.recorder.options import RecordingOptions
+from qtrace.record.launch import launch
+from qtrace.record.recording_options import RecordingOptions
 
 
 def record(folder: Path, command: list[str]) -> dict[str, float]:

@@ -17,8 +17,8 @@ BACKPORTS = Path(__file__).parents[1] / ".cache/qemu-backports/usr/bin/qemu-syst
 
 def qemus() -> list[tuple[str, Path]]:
     """The QEMUs to measure on, by version."""
-    from qtrace.target.elf import Elf
-    from qtrace.target.process import read_version
+    from qtrace.binary.elf import Elf
+    from qtrace.process.process import read_version
 
     paths = [find_qemu(), *([BACKPORTS] if BACKPORTS.exists() else [])]
     return [(read_version(Elf(path)).partition(" ")[0], path) for path in paths]

@@ -20,10 +20,10 @@ from benchmarks.pairs import qemus
 from benchmarks.watching import served_disk
 from qtrace.lab.block_load import bench_command
 from qtrace.lab.guest import Guest
-from qtrace.lab.jobs import save_round
-from qtrace.recorder.all_recorder import Counts
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.record.all_events.all_recorder import Counts
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.convert import convert
 
 Load = Literal["daemon", "pflash"]

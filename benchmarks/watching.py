@@ -14,12 +14,12 @@ from pathlib import Path
 from benchmarks.pairs import Row, interval, qemus, ratios
 from qtrace.lab.block_load import bench_command, storage_daemon
 from qtrace.lab.guest import Guest
-from qtrace.recorder.ebpf import EbpfProbes
-from qtrace.recorder.program import load_watch
-from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.process import Process
-from qtrace.target.scan_cache import scan_module
-from qtrace.target.watch import plan_watch
+from qtrace.process.process import Process
+from qtrace.record.ebpf.bpf_program import load_watch
+from qtrace.record.ebpf.ebpf_recorder import EbpfProbes
+from qtrace.record.ebpf.uprobes import Uprobes
+from qtrace.sites.scan_cache import scan_module
+from qtrace.sites.watch import plan_watch
 
 WINDOW_S = 0.2
 REQUESTS = 3000

@@ -40,7 +40,7 @@ def _import_package() -> None:
     parent = os.path.dirname(here)
     for folder in (os.path.join(parent, "qtrace"), parent):
         init = os.path.join(folder, "__init__.py")
-        if os.path.isfile(init) and os.path.isdir(os.path.join(folder, "target", "aio")):
+        if os.path.isfile(init) and os.path.isdir(os.path.join(folder, "qemu", "aio")):
             spec = importlib.util.spec_from_file_location(
                 "qtrace", init, submodule_search_locations=[folder]
             )
@@ -60,13 +60,14 @@ def _register() -> None:
             )
         )
     _import_package()
-    from qtrace.gdbscripts import blocks, breakpoints, lists, waits
+    from qtrace.gdbscripts import block_commands, breakpoints, list_commands, why_commands
 
     Aio()
     for command in (
-        lists.Contexts, lists.BottomHalves, lists.Handlers, lists.Threads, lists.Jobs,
-        blocks.Nodes, blocks.Requests, blocks.Coroutines, waits.Coroutine, waits.Why,
-        breakpoints.Break,
+        list_commands.Contexts, list_commands.BottomHalves, list_commands.Handlers,
+        list_commands.Threads, list_commands.Jobs,
+        block_commands.Nodes, block_commands.Requests, block_commands.Coroutines,
+        why_commands.Coroutine, why_commands.Why, breakpoints.Break,
     ):  # fmt: skip
         command()
 

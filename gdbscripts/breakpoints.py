@@ -9,11 +9,11 @@ import gdb
 
 from qtrace.gdbscripts.call_sites import CallSites, Section
 from qtrace.gdbscripts.command import AioCommand
-from qtrace.gdbscripts.look import layout
-from qtrace.gdbscripts.stacks import symbol_at
+from qtrace.gdbscripts.gdb_look import layout
+from qtrace.gdbscripts.gdb_stacks import symbol_at
+from qtrace.gdbscripts.gdb_target import GdbMemory, GdbProgram, file_code, is_core, register
 from qtrace.gdbscripts.tables import say
-from qtrace.gdbscripts.target import GdbMemory, GdbProgram, file_code, is_core, register
-from qtrace.target.aio.walk import AioReader, Missing
+from qtrace.qemu.aio.walk import AioReader, Missing
 
 INT3 = b"\xcc"
 RUN = "--run"

@@ -11,8 +11,8 @@ import re
 import struct
 from dataclasses import dataclass
 
-from qtrace.target.aio.instructions import Program
-from qtrace.target.arch_x86_64 import CALLEE_SAVED_NAMES
+from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES
+from qtrace.qemu.aio.instructions import Program
 
 # The function, and the registers of the arguments `name` and `cb` in it.
 SCHEDULES = {"aio_bh_schedule_oneshot_full": ("rcx", "rsi")}

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 
 import gdb
 
-from qtrace.gdbscripts.files import begin, files
+from qtrace.gdbscripts.gdb_target import file_code, is_core, require_target, selection_kept
 from qtrace.gdbscripts.tables import tell
-from qtrace.gdbscripts.target import file_code, is_core, require_target, selection_kept
-from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.walk import Missing
+from qtrace.gdbscripts.target_files import begin, files
+from qtrace.qemu.aio.consistent_lists import Torn
+from qtrace.qemu.aio.walk import Missing
 
 
 class AioCommand(gdb.Command):

@@ -14,8 +14,8 @@ from typing import Any
 
 import gdb
 
-from qtrace.gdbscripts.target import BUILD_ID, GdbMemory, GdbProgram, file_code
-from qtrace.target.cache import cache_folder
+from qtrace.gdbscripts.gdb_target import BUILD_ID, GdbMemory, GdbProgram, file_code
+from qtrace.host.cache import cache_folder
 
 # To tell where the program lies from where the scan has it.
 SCHEDULER = "aio_bh_schedule_oneshot_full"

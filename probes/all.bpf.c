@@ -1,6 +1,6 @@
 /* Every bottom half: a small record from each cheap site of the event loop (docs/probes.md).
  *
- * Which registers hold what at a site is the compiler's choice. qtrace/target/all_sites.py
+ * Which registers hold what at a site is the compiler's choice. qtrace/sites/all_sites.py
  * finds out and passes it as -D options:
  *
  * ENQUEUES  ENQUEUE(number, bh, new flags, where the return address lies) for each form

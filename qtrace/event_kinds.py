@@ -1,7 +1,7 @@
 """The kinds of events, one line each: what recorders, files and readers must know of one.
 
 A new kind of `--all` is a line here, its function in probes/all.bpf.c, and its site in
-qtrace/target/all_sites.py.
+qtrace/sites/all_sites.py.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qtrace import __version__
 from qtrace.autopsy import evidence
 from qtrace.autopsy.archive import Writer
-from qtrace.autopsy.memory import (
+from qtrace.autopsy.kept_memory import (
     Asleep,
     NotedMemory,
     core,
@@ -26,9 +26,9 @@ from qtrace.autopsy.memory import (
 )
 from qtrace.check.watching import Watching, load
 from qtrace.errors import NoSuchProcess, OutputFailed, QtraceError
-from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
-from qtrace.target.live import LiveSource
-from qtrace.target.process import Process
+from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.process.live_source import LiveSource
+from qtrace.process.process import Process
 
 T = TypeVar("T")
 

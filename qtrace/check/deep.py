@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qtrace.errors import NoSuchProcess
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.overhead import cost_per_hit
-from qtrace.recorder.start import start_recording
+from qtrace.record.all_events.overhead import cost_per_hit
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.convert import convert
 
 LONGEST_S = 1.0

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from qtrace.host.thread_files import ThreadFiles
-from qtrace.target.aio.model import Look, Thread
-from qtrace.target.aio.waits import in_loop, is_unmoved, waits_for_big_lock
-from qtrace.target.aio.why import loop_threads
-from qtrace.target.look import Looker
+from qtrace.inspection.looker import Looker
+from qtrace.machine.thread_files import ThreadFiles
+from qtrace.qemu.aio.findings import loop_threads
+from qtrace.qemu.aio.model import Look, Thread
+from qtrace.qemu.aio.waits import in_loop, is_unmoved, waits_for_big_lock
 
 # vCPU threads are many: they are seen every so many times that the loops are.
 VCPUS_EVERY = 5

@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from qtrace.errors import NoSuchProcess, QtraceError
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.program import Program, load_ahead
-from qtrace.recorder.session import Recording
-from qtrace.recorder.start import start_recording
-from qtrace.target.host import capabilities
+from qtrace.host.capabilities import capabilities
+from qtrace.record.ebpf.bpf_program import Program, load_ahead
+from qtrace.record.recording import Recording
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 
 WHAT = "QMP commands and snapshot jobs"
 

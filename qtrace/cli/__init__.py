@@ -19,15 +19,13 @@ import click
 from qtrace import __version__
 from qtrace.cli.signals import BrokenOff
 from qtrace.errors import ExitStatus, QtraceError
-from qtrace.target.unanswered import NoAnswer, watch_over_this_thread
+from qtrace.host.unanswered import NoAnswer, watch_over_this_thread
 
 COMMANDS = (
     "check", "autopsy", "ps", "doctor", "scan", "attach", "run", "analyze", "explain", "diff",
     "lints", "convert", "export", "report", "inspect", "steer", "reroute", "lab", "gdb-script",
     "completion",
 )  # fmt: skip
-# Those whose module has another name: report.py prints a verdict.
-MODULES = {"report": "report_page"}
 
 
 class LazyGroup(click.Group):
@@ -39,8 +37,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        name = MODULES.get(cmd_name, cmd_name.replace("-", "_"))
-        module = importlib.import_module(f"qtrace.cli.{name}")
+        module = importlib.import_module(f"qtrace.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

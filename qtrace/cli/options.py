@@ -65,7 +65,7 @@ def process_options(
             if given > 1 or (required and not given):
                 raise click.UsageError("name a process by --pid, or a guest by --name")
             if guest is not None:
-                from qtrace.target.listing import find_guest
+                from qtrace.process.process_list import find_guest
 
                 pid = find_guest(guest)
             return function(*arguments, pid=pid, **others)

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from qtrace.gdb.channel import Message
-from qtrace.gdb.session import Ending, GdbSession
-from qtrace.target.process import unless_it_ends
-from qtrace.target.qemu import LiveQemu
-from qtrace.target.watch import find_watchable
+from qtrace.gdb.gdb_session import Ending, GdbSession
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.process.process import unless_it_ends
+from qtrace.sites.watch import find_watchable
 
 T = TypeVar("T")
 

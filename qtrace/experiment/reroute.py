@@ -7,9 +7,9 @@ from typing import Literal
 
 from qtrace.errors import TargetError
 from qtrace.experiment.experiment import Experiment, Thread
-from qtrace.experiment.places import context_chosen
 from qtrace.gdb.channel import Message
-from qtrace.target.qemu import LiveQemu
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.sites.experiment_places import context_chosen
 
 To = Literal["iohandler", "main"]
 
@@ -26,7 +26,7 @@ class Reroute:
 class Rerouting(Experiment[Reroute]):
     """Sends a bottom half elsewhere. What has been rerouted stays where it then is."""
 
-    script = "reroute"
+    script = "rerouting"
 
     def __init__(self, qemu: LiveQemu, name: str, to: To, count: int = 0) -> None:
         """Find all places.

@@ -7,12 +7,12 @@ from typing import Literal
 
 from qtrace.errors import ScanFailed, TargetError
 from qtrace.experiment.experiment import Experiment, Thread
-from qtrace.experiment.places import context_chosen, just_entered, main_loop_unlock
-from qtrace.gdb.capture import CAPTURE, hit_of
 from qtrace.gdb.channel import Message
-from qtrace.target.aio.layout import Layout
-from qtrace.target.qemu import LiveQemu
-from qtrace.target.stack import CopiedStack
+from qtrace.gdb.stop_registers import CAPTURE, hit_of
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.process.stack import CopiedStack
+from qtrace.qemu.aio.layout import Layout
+from qtrace.sites.experiment_places import context_chosen, just_entered, main_loop_unlock
 
 RunOn = Literal["vcpu", "main"]
 # The longest that the main loop, or all others, are held for one run; a vCPU thread that polls
@@ -48,7 +48,7 @@ class Run:
 class Steering(Experiment[Run]):
     """Brings about so many runs on the wanted thread, by holding whoever is in the way."""
 
-    script = "steer"
+    script = "steering"
 
     def __init__(
         self, qemu: LiveQemu, name: str, run_on: RunOn, count: int = 1, hold_s: float = HOLD_S

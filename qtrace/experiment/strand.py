@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from qtrace.errors import ScanFailed
 from qtrace.experiment.experiment import Experiment, Thread
-from qtrace.experiment.places import context_chosen, just_entered, name_argument
 from qtrace.gdb.channel import Message
-from qtrace.target.qemu import LiveQemu
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.sites.experiment_places import context_chosen, just_entered, name_argument
 
 # At a thousand a second this is longer than anybody waits for.
 LIMIT = 100_000
@@ -29,7 +29,7 @@ class Stranding(Experiment[PutOff]):
     Once the main thread polls only the main context, as in its clean-up, it is pending for good.
     """
 
-    script = "strand"
+    script = "stranding"
 
     def __init__(self, qemu: LiveQemu, name: str) -> None:
         """Find all places. Raises NoMatch, or ScanFailed when the code does not show them."""

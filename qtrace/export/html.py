@@ -24,7 +24,7 @@ from qtrace.analysis.verdicts import SEVERITY
 from qtrace.analysis.wording import verdict_sentence
 from qtrace.errors import OutputFailed
 from qtrace.export.drawing import Drawing, drawing_of
-from qtrace.export.output import check_suffix, replacing
+from qtrace.export.output_file import check_suffix, replacing
 from qtrace.export.report_data import inert, recording_data
 
 SUFFIXES = (".html", ".htm")

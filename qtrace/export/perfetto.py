@@ -22,7 +22,7 @@ import pandas as pd
 from qtrace.analysis.arrays import Numbers
 from qtrace.errors import ExtraMissing
 from qtrace.export.drawing import MARKS, Drawing, Finding, Span, lanes, nested
-from qtrace.export.output import check_suffix, replacing
+from qtrace.export.output_file import check_suffix, replacing
 
 try:
     from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (

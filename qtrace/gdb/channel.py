@@ -22,7 +22,7 @@ class Message:
 
 
 class Channel:
-    """Our end of a socket to the script; gdbscripts/stops.py has the other."""
+    """Our end of a socket to the script; qtrace/gdb/inside/stops.py has the other."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 from qtrace.errors import RecorderUnavailable, TargetError
-from qtrace.gdb.state import is_stopped
-from qtrace.target.arch_x86_64 import BREAKPOINT
-from qtrace.target.host import check_gdb, check_ptrace_scope
-from qtrace.target.process import Process
-from qtrace.target.unstoppable import REHEARSAL_S, rehearse
+from qtrace.gdb.target_state import is_stopped
+from qtrace.host.capabilities import check_gdb, check_ptrace_scope
+from qtrace.machine.arch_x86_64 import BREAKPOINT
+from qtrace.machine.unstoppable import REHEARSAL_S, rehearse
+from qtrace.process.process import Process
 
 
 def check_usable(process: Process) -> None:

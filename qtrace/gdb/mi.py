@@ -21,8 +21,8 @@ from typing import Any
 from pygdbmi.gdbmiparser import parse_response
 
 from qtrace.errors import RecorderUnavailable
-from qtrace.gdb.priority import GDB_PRIORITY, hurry
-from qtrace.target.readable import readable
+from qtrace.gdb.safety.priority import GDB_PRIORITY, hurry
+from qtrace.machine.readable import readable
 
 Record = dict[str, Any]
 

@@ -22,7 +22,7 @@ SETTINGS = (
     "set confirm off",
     "set history save off",
     "set mi-async on",
-    # Of several threads the last one to die frees gdb's memory: see qtrace.gdb.lifeline.
+    # Of several threads the last one to die frees gdb's memory: see qtrace.gdb.safety.lifeline.
     "maintenance set worker-threads 0",
 )
 # QEMU's signals are QEMU's: KVM kicks its vCPUs by SIGUSR1, and gdb would stop at each.

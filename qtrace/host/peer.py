@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtrace.host.held import Holders
-from qtrace.host.thread_files import ThreadFiles
+from qtrace.host.held_threads import Holders
+from qtrace.machine.thread_files import ThreadFiles
 
 # Of a process with more threads, so many are looked at.
 MOST_THREADS = 256

@@ -1,1 +1,4 @@
-"""Looks taken at a QEMU, of all that it shows: the block layer, and whom it waits for."""
+"""One QEMU with all that is learned of it, looks taken at it, and what they prove.
+
+Only ``held_look`` stops it, for a moment and when asked to.
+"""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from qtrace.inspection.request_proof import RequestFinding, RequestLook, RequestProof
-from qtrace.qemu.remarks import remarks
-from qtrace.qemu.requests import InFlight
-from qtrace.target.aio.model import Look
-from qtrace.target.aio.why import SEVERITY, STUCK, Finding
+from qtrace.qemu.aio.findings import SEVERITY, STUCK, Finding
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.remarks import remarks
+from qtrace.qemu.block.requests import InFlight
 from qtrace.units import show
 
 # Who waits in one of these waits for requests that are in flight: of all nodes, of one, of a job.

@@ -1,17 +1,17 @@
-"""The block layer of a live QEMU, or of a core, as ``qtrace.qemu.looking`` reads it."""
+"""The block layer of a live QEMU, or of a core, as ``qtrace.qemu.block.block_walk`` reads it."""
 
 from __future__ import annotations
 
-from qtrace.qemu.calibration import calibrate
-from qtrace.qemu.looking import BlockReader, Unwound
-from qtrace.qemu.model import BlockLook
-from qtrace.target.aio.awake import Awake
-from qtrace.target.aio.model import Look
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.arch_x86_64 import DWARF_NUMBERS, RSP
-from qtrace.target.look import Looker
-from qtrace.target.memory import Pages
-from qtrace.target.stack import COROUTINE
+from qtrace.binary.module_code import ModuleProgram
+from qtrace.inspection.looker import Looker
+from qtrace.machine.arch_x86_64 import DWARF_NUMBERS, RSP
+from qtrace.machine.memory import Pages
+from qtrace.process.stack import COROUTINE
+from qtrace.qemu.aio.awake import Awake
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.block_calibration import calibrate
+from qtrace.qemu.block.block_model import BlockLook
+from qtrace.qemu.block.block_walk import BlockReader, Unwound
 
 # The frames of a coroutine that is free: qemu_coroutine_switch() in its trampoline, at the C
 # library's first function.
@@ -34,7 +34,7 @@ class BlockLooker:
 
 
 class _Source:
-    """As ``qtrace.qemu.looking.Source``."""
+    """As ``qtrace.qemu.block.block_walk.Source``."""
 
     def __init__(self, looker: Looker) -> None:
         self._looker = looker

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtrace.inspection.answer import Answer, answer
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.outside import with_outside
+from qtrace.inspection.proof import Proof, prove
 from qtrace.inspection.request_proof import Requests
 from qtrace.inspection.surroundings import surroundings
-from qtrace.qemu.remarks import migrating
-from qtrace.target.aio.model import Look
-from qtrace.target.aio.why import explain
-from qtrace.target.look import Looker
-from qtrace.target.outside import with_outside
-from qtrace.target.proof import Proof, prove
+from qtrace.qemu.aio.findings import explain
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.remarks import migrating
 
 TRIES_AFTER_HOLD = 4
 

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qtrace.inspection.blocks import BlockLooker
+from qtrace.inspection.looker import Looker
 from qtrace.inspection.whom import Outside, Whom
-from qtrace.qemu.model import BlockLook
-from qtrace.qemu.requests import InFlight, first_causes, in_flight
-from qtrace.qemu.waits import OUTSIDE
-from qtrace.target.aio.model import Look
-from qtrace.target.aio.why import REQUEST_STUCK
-from qtrace.target.live import LiveSource
-from qtrace.target.look import Looker
+from qtrace.process.live_source import LiveSource
+from qtrace.qemu.aio.findings import REQUEST_STUCK
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.block_model import BlockLook
+from qtrace.qemu.block.coroutine_waits import OUTSIDE
+from qtrace.qemu.block.requests import InFlight, first_causes, in_flight
 from qtrace.units import show
 
 # Looks after the first one, while a request of that one is still there. What is still the same

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qtrace.binary.module_code import ModuleProgram
 from qtrace.host.descriptors import Descriptor, Descriptors
-from qtrace.qemu.polling import longest_poll_ns, longest_poll_offset
-from qtrace.target.aio.mechanics import VCPU_IDLE
-from qtrace.target.aio.model import Look, Thread
-from qtrace.target.aio.waits import asleep_ns, in_words
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.live import LiveSource
-from qtrace.target.look import Looker
-from qtrace.target.memory import Memory
-from qtrace.target.outside import with_outside
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.outside import with_outside
+from qtrace.machine.memory import Memory
+from qtrace.process.live_source import LiveSource
+from qtrace.qemu.aio.mechanics import VCPU_IDLE
+from qtrace.qemu.aio.model import Look, Thread
+from qtrace.qemu.aio.poll_time import longest_poll_ns, longest_poll_offset
+from qtrace.qemu.aio.waits import asleep_ns, in_words
 from qtrace.units import show
 
 # virt/kvm/kvm_main.c: where a halted vCPU sleeps inside of KVM_RUN.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.host.peer import ENDED, Peer
-from qtrace.qemu.model import BlockLook, Node
-from qtrace.qemu.requests import InFlight
-from qtrace.qemu.waits import DATA, KERNEL, REPLY, ROOM, WORKER
-from qtrace.target.aio.model import Look
-from qtrace.target.call_arguments import Descriptor as ByDescriptor
-from qtrace.target.call_arguments import waited_for
-from qtrace.target.memory import Memory
+from qtrace.machine.memory import Memory
+from qtrace.process.call_arguments import Descriptor as ByDescriptor
+from qtrace.process.call_arguments import waited_for
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.block_model import BlockLook, Node
+from qtrace.qemu.block.coroutine_waits import DATA, KERNEL, REPLY, ROOM, WORKER
+from qtrace.qemu.block.requests import InFlight
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Literal, Self
 from qtrace.errors import LabFailed, QmpFailed
 from qtrace.lab.firmware import CHIP_BYTES, Firmware, image
 from qtrace.lab.workdir import work_folder
-from qtrace.target.qmp import QmpClient
+from qtrace.process.qmp_client import QmpClient
 
 Accelerator = Literal["tcg", "kvm"]
 

@@ -7,15 +7,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from qtrace.experiment.steer import RunOn, Steering
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.firmware import Firmware
 from qtrace.lab.guest import Guest
-from qtrace.lab.jobs import save_round
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Setup, Stopwatch
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.pump import Pump, pumped
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
-from qtrace.target.qmp import QmpClient
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.process.process import Process
+from qtrace.process.qmp_client import QmpClient
+from qtrace.record.pump import Pump, pumped
+from qtrace.record.recording_options import RecordingOptions
 from qtrace.trace.schema import Event
 
 # Enough for the race to show within seconds; see Guest.

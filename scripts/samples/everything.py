@@ -15,18 +15,18 @@ from typing import Any
 
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.strand import Stranding
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
 from qtrace.lab.guest import Guest
-from qtrace.lab.hang import quit_guest, until_proven
-from qtrace.lab.jobs import NO_NODE, REAL, run_job, save_round
+from qtrace.lab.quit_hang import quit_guest, until_proven
 from qtrace.lab.saves import IDLE_SOCKETS
 from qtrace.lab.scenario import BOTTOM_HALF
 from qtrace.lab.scenarios.vcpu_poll import ran_in_vcpu_poll
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.pump import Pump, pumped
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
-from qtrace.target.qmp import QmpClient
+from qtrace.lab.snapshot_jobs import NO_NODE, REAL, run_job, save_round
+from qtrace.process.process import Process
+from qtrace.process.qmp_client import QmpClient
+from qtrace.record.pump import Pump, pumped
+from qtrace.record.recording_options import RecordingOptions
 
 Make = Callable[[Path], None]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.pump import Pump, pumped
-from qtrace.target.qmp import QmpClient
+from qtrace.process.qmp_client import QmpClient
+from qtrace.record.pump import Pump, pumped
+from qtrace.record.recording_options import RecordingOptions
 
 Make = Callable[[Path], None]
 

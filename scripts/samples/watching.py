@@ -8,15 +8,15 @@ from pathlib import Path
 
 from qtrace.experiment.reroute import Rerouting, To
 from qtrace.experiment.steer import Steering
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.lab.jobs import save, save_round
 from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Setup
 from qtrace.lab.scenarios import SCENARIOS
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.pump import pumped
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import save, save_round
+from qtrace.process.process import Process
+from qtrace.record.pump import pumped
+from qtrace.record.recording_options import RecordingOptions
 
 Make = Callable[[Path], None]
 

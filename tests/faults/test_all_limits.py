@@ -16,7 +16,7 @@ from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.trace.convert import convert
 from qtrace.trace.reader import read_trace
-from tests.live.attached import attach_command, refused
+from tests.live.support.attached import attach_command, refused
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

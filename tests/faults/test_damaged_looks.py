@@ -14,25 +14,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qtrace.cli.look import look_json, summary
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.binary.module_code import ModuleProgram
+from qtrace.cli.views.look_view import look_json, summary
 from qtrace.errors import QtraceError
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import Qemu
 from qtrace.lab.guest import find_qemu
-from qtrace.target.aio.calibration import calibrate
-from qtrace.target.aio.coroutine import saved_registers
-from qtrace.target.aio.instructions import Instruction, parse_att
-from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.tls import thread_pointer
-from qtrace.target.aio.unclear import unclear
-from qtrace.target.aio.walk import AioReader, Missing
-from qtrace.target.aio.why import explain
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.core import CoreSource
-from qtrace.target.core_file import CoreFile
-from qtrace.target.elf import Elf
-from qtrace.target.look import Looker
-from qtrace.target.maps import Module
-from qtrace.target.qemu import Qemu
-from tests.live.gdb_session import core_of
+from qtrace.machine.thread_pointer import thread_pointer
+from qtrace.process.core_file import CoreFile
+from qtrace.process.core_source import CoreSource
+from qtrace.qemu.aio.calibration import calibrate
+from qtrace.qemu.aio.consistent_lists import Torn
+from qtrace.qemu.aio.findings import explain
+from qtrace.qemu.aio.inconclusive import unclear
+from qtrace.qemu.aio.instructions import Instruction, parse_att
+from qtrace.qemu.aio.jump_buffer import saved_registers
+from qtrace.qemu.aio.walk import AioReader, Missing
+from tests.live.support.gdb_session import core_of
 from tests.live.test_gdb_debug_info import like_qemu
 
 SEEDS = st.integers(0, 1 << 32)

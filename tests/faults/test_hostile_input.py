@@ -10,12 +10,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.errors import QtraceError
-from qtrace.target.arch_x86_64 import RBP, RETURN_ADDRESS, RSP
-from qtrace.target.elf import Elf
-from qtrace.target.maps import AddressSpace, Module
-from qtrace.target.scan import scan_binary
-from qtrace.target.stack import MAX_FRAMES, CopiedStack, Unwinder
+from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP
+from qtrace.process.maps import AddressSpace
+from qtrace.process.stack import MAX_FRAMES, CopiedStack, Unwinder
+from qtrace.sites.scan import scan_binary
 
 BINARY = Path(shutil.which("true") or "/bin/true").read_bytes()
 SPACE = AddressSpace(os.getpid())

@@ -14,13 +14,13 @@ import pytest
 
 from qtrace.analysis import judge, open_traces
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.recorder import backlog
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.program import load_ahead
-from qtrace.recorder.start import start_recording
+from qtrace.record.ebpf import backlog
+from qtrace.record.ebpf.bpf_program import load_ahead
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.reader import TraceFile, read_trace
-from tests.live.attached import WATCHED, attached, save, watched_half
-from tests.live.spinning import spin
+from tests.live.support.attached import WATCHED, attached, save, watched_half
+from tests.live.support.spinning import spin
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

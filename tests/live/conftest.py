@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.live.gdb_cases import Hung
+from tests.live.support.gdb_cases import Hung
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,17 @@ from qtrace.analysis import judge
 from qtrace.lab.block_load import bench_command, disk_image, nbd_url, storage_daemon
 from qtrace.lab.firmware import CHIP_BYTES, image
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.recorder.launch import launch
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
-from qtrace.target.qmp import QmpClient
-from qtrace.target.watch import DEFAULT_WATCHED
+from qtrace.process.qmp_client import QmpClient
+from qtrace.record.launch import launch
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
+from qtrace.sites.watch import DEFAULT_WATCHED
 from qtrace.trace.convert import convert
 from qtrace.trace.reader import TraceFile, read_trace
 from tests.limits import TIMEOUT_S
-from tests.live.attached import WATCHED, attached, is_running, save, wait_for, watched_half
-from tests.live.benched import REQUESTS, counted, frame_of, qtrace_run
-from tests.live.loads import answers, recorded
+from tests.live.support.attached import WATCHED, attached, is_running, save, wait_for, watched_half
+from tests.live.support.benched import REQUESTS, counted, frame_of, qtrace_run
+from tests.live.support.loads import answers, recorded
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -11,8 +11,8 @@ import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
 from tests.limits import TIMEOUT_S
-from tests.live.attached import attach_command, save
-from tests.live.terminal import on_terminal
+from tests.live.support.attached import attach_command, save
+from tests.live.support.terminal import on_terminal
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -10,8 +10,8 @@ from qtrace.analysis import open_traces
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.lab.guest import Guest
 from qtrace.trace.reader import read_trace
-from tests.live.attached import attached
-from tests.live.benched import qtrace_run
+from tests.live.support.attached import attached
+from tests.live.support.benched import qtrace_run
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.recorder.all_program import load_all, slot_type
-from qtrace.recorder.plans import make_plans
-from qtrace.recorder.program import Program
-from qtrace.recorder.rings import Rings
-from qtrace.recorder.uprobes import Uprobes
-from qtrace.target.process import Process
-from tests.live.attached import wait_for
+from qtrace.process.process import Process
+from qtrace.record.all_events.all_program import load_all, slot_type
+from qtrace.record.ebpf.bpf_program import Program
+from qtrace.record.ebpf.rings import Rings
+from qtrace.record.ebpf.uprobes import Uprobes
+from qtrace.record.plans import make_plans
+from tests.live.support.attached import wait_for
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

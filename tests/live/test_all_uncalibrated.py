@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.elf import Elf
-from qtrace.target.symbols import load_symbols
-from tests.live.attached import refused
-from tests.live.benched import qtrace_run
-from tests.live.counted import own_copy
+from qtrace.binary.elf import Elf
+from qtrace.binary.symbols import load_symbols
+from tests.live.support.attached import refused
+from tests.live.support.benched import qtrace_run
+from tests.live.support.counted import own_copy
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -11,7 +11,7 @@ import pytest
 
 from qtrace.analysis import Trace, open_traces
 from qtrace.lab.guest import Accelerator, Guest
-from tests.live.attached import attached, save
+from tests.live.support.attached import attached, save
 from tests.naive import differences, reason, reasons
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]

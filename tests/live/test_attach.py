@@ -15,11 +15,11 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.program import load_ahead
-from qtrace.recorder.start import start_recording
+from qtrace.record.ebpf.bpf_program import load_ahead
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.reader import read_trace
-from tests.live.attached import (
+from tests.live.support.attached import (
     WATCHED,
     attached,
     is_running,
@@ -186,7 +186,7 @@ def test_after_sigkill_of_qtrace_the_trace_is_readable_and_the_guest_untouched(
 def test_kernels_without_links_for_uprobes_take_perf_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("qtrace.recorder.uprobes", "qtrace.recorder.program"):
+    for module in ("qtrace.record.ebpf.uprobes", "qtrace.record.ebpf.bpf_program"):
         monkeypatch.setattr(f"{module}.links_work", lambda: False)
     trace = tmp_path / "trace.csv"
     with (
@@ -350,9 +350,9 @@ def test_without_privilege_the_remedy_is_named() -> None:
 
 
 def code_at_watched_sites(pid: int) -> bytes:
-    from qtrace.target.process import Process
-    from qtrace.target.scan_cache import scan_module
-    from qtrace.target.watch import plan_watch
+    from qtrace.process.process import Process
+    from qtrace.sites.scan_cache import scan_module
+    from qtrace.sites.watch import plan_watch
 
     process = Process(pid)
     module = process.binary

@@ -17,14 +17,14 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.lab.jobs import save_round
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
-from qtrace.target.qmp import QmpClient
-from tests.live.attached import Attached, attached, wait_for
-from tests.live.dead_fuse import Sleeper, guest_on
-from tests.live.gdb_cases import everywhere
-from tests.live.hung import functions_of_main_thread, guest_with_sleeping_job
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.process.qmp_client import QmpClient
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
+from tests.live.support.attached import Attached, attached, wait_for
+from tests.live.support.dead_fuse import Sleeper, guest_on
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.hung import functions_of_main_thread, guest_with_sleeping_job
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -12,14 +12,14 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.reader import read_trace
 from tests.limits import TIMEOUT_S
-from tests.live.attached import attached, watched_half
-from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
-from tests.live.gdb_cases import everywhere
-from tests.live.hung import hung_guest
+from tests.live.support.attached import attached, watched_half
+from tests.live.support.blocked_main import SAVE, guest_with_monitors, save_left_behind
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.hung import hung_guest
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

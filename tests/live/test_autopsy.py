@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from qtrace.autopsy.archive import Autopsy, Writer
-from qtrace.autopsy.memory import guest_memory
+from qtrace.autopsy.kept_memory import guest_memory
 from qtrace.errors import AutopsyUnreadable, OutputExists, OutputFailed
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.target.core_file import CoreFile
-from qtrace.target.memory import PAGE
+from qtrace.machine.memory import PAGE
+from qtrace.process.core_file import CoreFile
 from tests.limits import TIMEOUT_S
-from tests.live.gdb_cases import STRANDED, Hung
+from tests.live.support.gdb_cases import STRANDED, Hung
 
 pytestmark = pytest.mark.qemu
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from qtrace.inspection.blocks import BlockLooker
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Guest
-from qtrace.qemu.model import ASLEEP, BlockLook
-from qtrace.qemu.requests import in_flight
-from qtrace.qemu.waits import MONITOR, THROTTLED, wait_of
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.process.process import Process
+from qtrace.qemu.block.block_model import ASLEEP, BlockLook
+from qtrace.qemu.block.coroutine_waits import MONITOR, THROTTLED, wait_of
+from qtrace.qemu.block.requests import in_flight
 from tests.limits import TIMEOUT_S
-from tests.live.hung import guest_with_sleeping_job
-from tests.live.inspecting import inspect
+from tests.live.support.hung import guest_with_sleeping_job
+from tests.live.support.inspecting import inspect
 
 pytestmark = pytest.mark.qemu
 

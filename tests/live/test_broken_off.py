@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.gdb.state import thread_states
+from qtrace.gdb.target_state import thread_states
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.trace.convert import convert
 from qtrace.trace.reader import read_trace
 from tests.limits import TIMEOUT_S
-from tests.live.attached import WATCHED, attached, save, wait_for
-from tests.live.loads import children
+from tests.live.support.attached import WATCHED, attached, save, wait_for
+from tests.live.support.loads import children
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -16,11 +16,11 @@ from qtrace.trace.reader import TraceFile, read_trace
 from tests.builds import BUILDS, QEMU
 from tests.conftest import build
 from tests.live import loads
-from tests.live.attached import attached, save, watched_half
-from tests.live.counted import counting_calls, counting_inlined
-from tests.live.experimenting import in_force
-from tests.live.hung import hung_guest
-from tests.live.inspecting import check_hung, functions, inspect, thread
+from tests.live.support.attached import attached, save, watched_half
+from tests.live.support.counted import counting_calls, counting_inlined
+from tests.live.support.experimenting import in_force
+from tests.live.support.hung import hung_guest
+from tests.live.support.inspecting import check_hung, functions, inspect, thread
 from tests.live.test_all_counts import (
     KINDS,
     REQUESTS,

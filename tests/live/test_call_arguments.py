@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from qtrace.host.sleeping import asleep_since_ns
-from qtrace.target.call_arguments import Child, Descriptor, Epoll, waited_for
-from qtrace.target.call_arguments import Path as AskedPath
-from qtrace.target.memory import ProcessMemory
-from qtrace.target.syscalls import syscall_name
-from qtrace.target.threads import read_system_call
-from tests.live.other_process import BEGINNING
-from tests.live.ptraced import until
+from qtrace.inspection.thread_roles import read_system_call
+from qtrace.machine.memory import ProcessMemory
+from qtrace.machine.syscalls import syscall_name
+from qtrace.process.call_arguments import Child, Descriptor, Epoll, waited_for
+from qtrace.process.call_arguments import Path as AskedPath
+from tests.live.support.other_process import BEGINNING
+from tests.live.support.ptraced import until
 
 # What it does first, what it then sleeps in, and what that is seen to be.
 PAIR = "a, b = socket.socketpair(); os.dup2(a.fileno(), 80); s = socket.socket(fileno=80)\n"

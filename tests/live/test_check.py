@@ -16,7 +16,7 @@ import pytest
 
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from tests.limits import TIMEOUT_S
-from tests.live.gdb_cases import STRANDED, Hung, everywhere
+from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
 from tests.live.test_privilege import NOBODY, PTRACE_AND_FILES
 
 pytestmark = pytest.mark.qemu

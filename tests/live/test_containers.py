@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
-from tests.live.attached import attached, save, watched_half
-from tests.live.counted import counting_calls, own_copy
-from tests.live.inspecting import context, inspect, thread
-from tests.live.ptraced import children
+from tests.live.support.attached import attached, save, watched_half
+from tests.live.support.counted import counting_calls, own_copy
+from tests.live.support.inspecting import context, inspect, thread
+from tests.live.support.ptraced import children
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

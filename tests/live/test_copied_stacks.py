@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.recorder import ebpf
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.session import Recording
-from qtrace.recorder.stacks import MUCH, WORD, Stacks
-from qtrace.recorder.start import start_recording
-from qtrace.target.hit import Hit
-from tests.live.attached import save
+from qtrace.process.hit import Hit
+from qtrace.record.ebpf import ebpf_recorder as ebpf
+from qtrace.record.hit_stacks import MUCH, WORD, Stacks
+from qtrace.record.recording import Recording
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
+from tests.live.support.attached import save
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.aio.model import Look
-from qtrace.target.aio.unclear import unclear_in_core
-from qtrace.target.aio.why import explain
-from qtrace.target.core import CoreSource
-from qtrace.target.core_file import CoreFile, FilePart
-from qtrace.target.look import Looker
-from qtrace.target.qemu import Qemu
-from tests.live.gdb_cases import Hung
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import Qemu
+from qtrace.process.core_file import CoreFile, FilePart
+from qtrace.process.core_source import CoreSource
+from qtrace.qemu.aio.findings import explain
+from qtrace.qemu.aio.inconclusive import unclear_in_core
+from qtrace.qemu.aio.model import Look
+from tests.live.support.gdb_cases import Hung
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 

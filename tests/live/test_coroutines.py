@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.target.live import LiveSource
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.ptrace import DETACH, INTERRUPT, SEIZE, get_registers, ptrace, wait_stop
-from qtrace.target.qemu import LiveQemu
+from qtrace.machine.ptrace import DETACH, INTERRUPT, SEIZE, get_registers, ptrace, wait_stop
+from qtrace.process.live_source import LiveSource
+from qtrace.process.process import Process
 from tests.limits import TIMEOUT_S
-from tests.live.gdb_cases import everywhere
-from tests.live.gdb_session import core_of, gdb, live
-from tests.live.hung import guest_with_sleeping_job
-from tests.live.inspecting import functions, in_words, inspect, thread
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.gdb_session import core_of, gdb, live
+from tests.live.support.hung import guest_with_sleeping_job
+from tests.live.support.inspecting import functions, in_words, inspect, thread
 
 pytestmark = pytest.mark.qemu
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.cli.look import summary, verdict
+from qtrace.cli.views.look_view import summary, verdict
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import Qemu
 from qtrace.lab.guest import Accelerator
-from qtrace.target.aio.model import Context, Look
-from qtrace.target.aio.unclear import unclear
-from qtrace.target.aio.why import STUCK, Finding, explain
-from qtrace.target.arch_x86_64 import PAGE, PRSTATUS_REGISTERS
-from qtrace.target.core import CoreSource
-from qtrace.target.core_file import CoreFile
-from qtrace.target.look import Looker
-from qtrace.target.qemu import Qemu
-from tests.live.gdb_cases import STRANDED, Hung, everywhere
+from qtrace.machine.arch_x86_64 import PAGE, PRSTATUS_REGISTERS
+from qtrace.process.core_file import CoreFile
+from qtrace.process.core_source import CoreSource
+from qtrace.qemu.aio.findings import STUCK, Finding, explain
+from qtrace.qemu.aio.inconclusive import unclear
+from qtrace.qemu.aio.model import Context, Look
+from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 

@@ -19,9 +19,9 @@ from qtrace.host.peer import Peer
 from qtrace.host.sock_diag import sockets_of
 from qtrace.lab.guest import find_qemu
 from tests.limits import TIMEOUT_S
-from tests.live.dead_fuse import fuse_file
-from tests.live.other_process import holding, stop
-from tests.live.ptraced import until
+from tests.live.support.dead_fuse import fuse_file
+from tests.live.support.other_process import holding, stop
+from tests.live.support.ptraced import until
 from tests.live.test_privilege import hiding
 
 OWN = os.getpid()

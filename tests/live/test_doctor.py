@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from qtrace.target.check_target import STEPS
-from qtrace.target.host import check_host
+from qtrace.host.capabilities import check_host
+from qtrace.sites.target_check import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.scan_cache import scan_module
-from tests.live.attached import attached, is_running
-from tests.live.gdb_cases import SAVE, Hung, columns, everywhere, save_begun
-from tests.live.gdb_session import gdb, live, session
+from qtrace.sites.scan_cache import scan_module
+from tests.live.support.attached import attached, is_running
+from tests.live.support.gdb_cases import SAVE, Hung, columns, everywhere, save_begun
+from tests.live.support.gdb_session import gdb, live, session
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
-STATE = Path(__file__).with_name("gdb_state.py")
+STATE = Path(__file__).parent / "support/gdb_state.py"
 
 
 @everywhere

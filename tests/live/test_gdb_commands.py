@@ -9,15 +9,15 @@ import pytest
 
 from qtrace.lab.guest import Accelerator, Guest
 from tests.conftest import version
-from tests.live.attached import is_running
-from tests.live.gdb_cases import COMMANDS, CONTEXTS, STRANDED, Hung, columns, everywhere
-from tests.live.gdb_session import gdb, live, session
-from tests.live.hung import JOB, guest_with_sleeping_job
+from tests.live.support.attached import is_running
+from tests.live.support.gdb_cases import COMMANDS, CONTEXTS, STRANDED, Hung, columns, everywhere
+from tests.live.support.gdb_session import gdb, live, session
+from tests.live.support.hung import JOB, guest_with_sleeping_job
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
 live_and_core = pytest.mark.parametrize("kind", ["live", "core"])
-STATE = Path(__file__).with_name("gdb_state.py")
+STATE = Path(__file__).parent / "support/gdb_state.py"
 
 
 @live_and_core

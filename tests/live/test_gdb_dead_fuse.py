@@ -19,18 +19,18 @@ from qtrace.errors import RecorderFailed, RecorderUnavailable
 from qtrace.experiment.reroute import Rerouting
 from qtrace.experiment.steer import Steering
 from qtrace.experiment.strand import Stranding
-from qtrace.gdb import session
-from qtrace.gdb.state import is_traced_or_stopped, thread_states
+from qtrace.gdb import gdb_session as session
+from qtrace.gdb.target_state import is_traced_or_stopped, thread_states
+from qtrace.inspection.held_look import look_while_stopped
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
-from qtrace.target.stopped import look_while_stopped
-from tests.live.attached import refused
-from tests.live.dead_fuse import SLEEPERS, DeadFile, Sleeper, guest_on, threads_in_fuse
-from tests.live.experimenting import WATCHED
-from tests.live.ptraced import assert_runs_on, until
+from qtrace.process.process import Process
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
+from tests.live.support.attached import refused
+from tests.live.support.dead_fuse import SLEEPERS, DeadFile, Sleeper, guest_on, threads_in_fuse
+from tests.live.support.experimenting import WATCHED
+from tests.live.support.ptraced import assert_runs_on, until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.gdb, pytest.mark.qemu]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.threads import read_system_call
-from tests.live.attached import wait_for
-from tests.live.gdb_session import Target, gdb, live
+from qtrace.inspection.thread_roles import read_system_call
+from tests.live.support.attached import wait_for
+from tests.live.support.gdb_session import Target, gdb, live
 
 pytestmark = pytest.mark.gdb
 
-LIKE_QEMU = Path(__file__).with_name("like_qemu.c")
+LIKE_QEMU = Path(__file__).parent / "support/like_qemu.c"
 PPOLL = 271
 
 

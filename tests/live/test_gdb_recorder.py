@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.process import Process
+from qtrace.process.process import Process
 from qtrace.trace.reader import read_trace
-from tests.live.attached import attach_command, attached, refused, save, watched_half
-from tests.live.ptraced import assert_runs_on, tracer_of, until
+from tests.live.support.attached import attach_command, attached, refused, save, watched_half
+from tests.live.support.ptraced import assert_runs_on, tracer_of, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QEMUS, ROOT
-from tests.live.gdb_cases import COMMANDS, CONTEXTS, SAVE, STRANDED, Hung
-from tests.live.gdb_session import Target, gdb, session
+from tests.live.support.gdb_cases import COMMANDS, CONTEXTS, SAVE, STRANDED, Hung
+from tests.live.support.gdb_session import Target, gdb, session
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 
@@ -75,8 +75,9 @@ def without(*facts: str) -> str:
     """The command after which these are not known."""
     hidden = ", ".join(f"{fact}=None" for fact in facts)
     return (
-        "python import dataclasses; from qtrace.gdbscripts import look; known = look.layout(); "
-        f"look.layout = lambda: dataclasses.replace(known, {hidden})"
+        "python import dataclasses; from qtrace.gdbscripts import gdb_look; "
+        "known = gdb_look.layout(); "
+        f"gdb_look.layout = lambda: dataclasses.replace(known, {hidden})"
     )
 
 

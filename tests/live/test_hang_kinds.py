@@ -11,17 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.proof import prove
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.aio.model import Look
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.proof import prove
-from qtrace.target.qemu import LiveQemu
-from tests.live.gdb_cases import everywhere
-from tests.live.hung import functions_of_main_thread
-from tests.live.inspecting import inspect
-from tests.live.ptraced import until
-from tests.live.writing import DEBUG_CONSOLE, SERIAL, functions_waiting_for_lock, writing_guest
+from qtrace.process.process import Process
+from qtrace.qemu.aio.model import Look
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.hung import functions_of_main_thread
+from tests.live.support.inspecting import inspect
+from tests.live.support.ptraced import until
+from tests.live.support.writing import (
+    DEBUG_CONSOLE,
+    SERIAL,
+    functions_waiting_for_lock,
+    writing_guest,
+)
 
 pytestmark = pytest.mark.qemu
 
@@ -74,10 +79,15 @@ def test_a_main_thread_that_computes_is_told_as_that_and_never_as_stuck(
                        "iter-time": ITERATIONS_MS}  # fmt: skip
             create = {"execute": "blockdev-create",
                       "arguments": {"job-id": "luks", "options": options}}  # fmt: skip
+            dismiss = {"execute": "job-dismiss", "arguments": {"id": "luks"}}
             qmp.sendall(b'{"execute": "qmp_capabilities"}' + json.dumps(create).encode())
             seen = []
             while "computes" not in seen:
                 assert len(seen) < LOOKS
+                if b'"concluded"' in arrived(qmp):
+                    # "Unable to get accurate CPU usage": the job fails where the kernel counts
+                    # processor time too coarsely for its first rounds. It is begun again.
+                    qmp.sendall(json.dumps(dismiss).encode() + json.dumps(create).encode())
                 status, document, _err = inspect("--pid", guest.pid)
                 assert (document["verdict"], status) in {
                     ("clear", 0), ("computes", 4), ("inconclusive", 4)
@@ -87,6 +97,14 @@ def test_a_main_thread_that_computes_is_told_as_that_and_never_as_stuck(
     assert finding["command"] in (None, "QMP blockdev-create")
     assert "qcrypto_" in finding["sentence"]
     assert finding["sentence"].startswith(f"the main loop does not run: {guest.pid} (main)")
+
+
+def arrived(qmp: socket.socket) -> bytes:
+    """What QEMU has sent so far."""
+    try:
+        return qmp.recv(1 << 16, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
 
 
 def test_a_wait_that_began_only_after_the_first_look_is_proven_too(tmp_path: Path) -> None:

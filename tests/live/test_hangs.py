@@ -19,21 +19,21 @@ from pathlib import Path
 import pytest
 
 from qtrace.errors import NoSuchProcess
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.aio.model import Look
-from qtrace.target.aio.waits import BIG_LOCK
-from qtrace.target.aio.why import confirm
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.process.process import Process
+from qtrace.qemu.aio.findings import confirm
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.aio.waits import BIG_LOCK
 from tests.conftest import version
 from tests.limits import TIMEOUT_S
-from tests.live.attached import attached, watched_half
-from tests.live.gdb_cases import STRANDED, everywhere
-from tests.live.gdb_session import gdb, live
-from tests.live.hung import functions_of_main_thread, guest_with_sleeping_job
-from tests.live.inspecting import functions, in_words, inspect, thread
-from tests.live.pausing import paused_behind_a_write
+from tests.live.support.attached import attached, watched_half
+from tests.live.support.gdb_cases import STRANDED, everywhere
+from tests.live.support.gdb_session import gdb, live
+from tests.live.support.hung import functions_of_main_thread, guest_with_sleeping_job
+from tests.live.support.inspecting import functions, in_words, inspect, thread
+from tests.live.support.pausing import paused_behind_a_write
 
 pytestmark = pytest.mark.qemu
 

@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.target.live import LiveSource
-from qtrace.target.process import Process
+from qtrace.process.live_source import LiveSource
+from qtrace.process.process import Process
 from tests.limits import TIMEOUT_S
-from tests.live.inspecting import inspect
-from tests.live.pausing import held
+from tests.live.support.inspecting import inspect
+from tests.live.support.pausing import held
 
 SLEEPS = "import threading, time; threading.Thread(target=time.sleep, args=[99]).start(); print()"
 # What one sees who sees no cgroups: a container, say.
 BLIND = """
 import subprocess, sys
 subprocess.run(["umount", "-l", "-R", "/sys/fs/cgroup"], check=True)
-from qtrace.target.live import LiveSource
-from qtrace.target.process import Process
+from qtrace.process.live_source import LiveSource
+from qtrace.process.process import Process
 pid = int(sys.argv[1])
 print(LiveSource(Process(pid)).held(pid))
 """

@@ -19,25 +19,25 @@ from pathlib import Path
 import pytest
 
 from qtrace.errors import NoSuchProcess
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu, Qemu
+from qtrace.inspection.thread_roles import read_system_call
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.aio.model import Look
-from qtrace.target.aio.why import confirm
-from qtrace.target.live import LiveSource
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu, Qemu
-from qtrace.target.scan_cache import scan_module
-from qtrace.target.syscalls import syscall_name
-from qtrace.target.threads import read_system_call
+from qtrace.machine.syscalls import syscall_name
+from qtrace.process.live_source import LiveSource
+from qtrace.process.process import Process
+from qtrace.qemu.aio.findings import confirm
+from qtrace.qemu.aio.model import Look
+from qtrace.sites.scan_cache import scan_module
 from tests.builds import BUILDS, QEMU
 from tests.conftest import absent
 from tests.limits import TIMEOUT_S
-from tests.live.attached import is_running
-from tests.live.blocked_main import SAVE, guest_with_monitors, save_left_behind
-from tests.live.gdb_cases import STRANDED, Hung, everywhere
-from tests.live.gdb_session import core_of
-from tests.live.hung import guest_with_sleeping_job, hung_guest
-from tests.live.inspecting import (
+from tests.live.support.attached import is_running
+from tests.live.support.blocked_main import SAVE, guest_with_monitors, save_left_behind
+from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
+from tests.live.support.gdb_session import core_of
+from tests.live.support.hung import guest_with_sleeping_job, hung_guest
+from tests.live.support.inspecting import (
     check_hung,
     context,
     functions,
@@ -45,7 +45,7 @@ from tests.live.inspecting import (
     inspect,
     thread,
 )
-from tests.live.terminal import on_terminal
+from tests.live.support.terminal import on_terminal
 
 pytestmark = pytest.mark.qemu
 

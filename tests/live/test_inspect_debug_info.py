@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary import symbols
+from qtrace.binary.debug_layout import facts_of_debug_info
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.binary.module_code import ModuleProgram
 from qtrace.lab.guest import find_qemu
-from qtrace.target import symbols
-from qtrace.target.aio.calibration import calibrate
-from qtrace.target.aio.debug_facts import MEMBERS, VARIABLES, believed
-from qtrace.target.aio.layout import Layout
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.debug_layout import facts_of_debug_info
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from tests.live.inspecting import context, functions, inspect, thread
+from qtrace.qemu.aio.calibration import calibrate
+from qtrace.qemu.aio.debug_facts import MEMBERS, VARIABLES, believed
+from qtrace.qemu.aio.layout import Layout
+from tests.live.support.inspecting import context, functions, inspect, thread
 from tests.live.test_gdb_debug_info import LIKE_QEMU, like_qemu
 
 # struct QEMUBH and AioContext of like_qemu.c, as QEMU's since 8.1 as far as they go.

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.gdb.state import is_traced_or_stopped
+from qtrace.gdb.target_state import is_traced_or_stopped
+from qtrace.inspection.held_look import look_while_stopped
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.process import Process
-from qtrace.target.stopped import look_while_stopped
-from tests.live.dead_fuse import SLEEPERS, Sleeper, guest_on, threads_in_fuse
-from tests.live.gdb_cases import everywhere
-from tests.live.inspecting import functions, inspect, thread
-from tests.live.ptraced import assert_runs_on, until
+from qtrace.process.process import Process
+from tests.live.support.dead_fuse import SLEEPERS, Sleeper, guest_on, threads_in_fuse
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.inspecting import functions, inspect, thread
+from tests.live.support.ptraced import assert_runs_on, until
 
 pytestmark = pytest.mark.qemu
 
@@ -25,8 +25,8 @@ HOLDS = 10
 # Holds the process until it is killed.
 HOLD = """
 import sys, time
-from qtrace.target import look, stopped
-from qtrace.target.process import Process
+from qtrace.inspection import looker as look, held_look as stopped
+from qtrace.process.process import Process
 take = look.Looker.look
 def slowly(self, **options):
     if self.source.registers:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.block_load import disk_image, storage_daemon
-from tests.live.gdb_session import gdb, live
-from tests.live.hung import functions_of_main_thread
-from tests.live.inspecting import inspect
-from tests.live.ptraced import until
+from tests.live.support.gdb_session import gdb, live
+from tests.live.support.hung import functions_of_main_thread
+from tests.live.support.inspecting import inspect
+from tests.live.support.ptraced import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.gdb]
 

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.host.cache import cache_folder
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.cache import cache_folder
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.scan_cache import scan_module
+from qtrace.sites.scan_cache import scan_module
 from tests.conftest import version
 from tests.limits import TIMEOUT_S
-from tests.live.gdb_cases import STRANDED, everywhere, once
-from tests.live.gdb_session import core as target_of
-from tests.live.gdb_session import gdb
-from tests.live.hung import hung_guest
-from tests.live.inspecting import check_hung, inspect, thread
+from tests.live.support.gdb_cases import STRANDED, everywhere, once
+from tests.live.support.gdb_session import core as target_of
+from tests.live.support.gdb_session import gdb
+from tests.live.support.hung import hung_guest
+from tests.live.support.inspecting import check_hung, inspect, thread
 
 PATTERN = Path("/proc/sys/kernel/core_pattern")
 ANY_SIZE = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)

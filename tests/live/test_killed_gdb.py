@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.gdb.state import thread_states
+from qtrace.gdb.target_state import thread_states
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.lab.jobs import save_round
-from qtrace.recorder.bcc_module import load_bcc
-from qtrace.recorder.kernel_headers import prepare_headers
-from qtrace.target import ptrace
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.machine import ptrace
+from qtrace.record.ebpf.bcc_module import load_bcc
+from qtrace.record.ebpf.kernel_headers import prepare_headers
 from tests.limits import TIMEOUT_S
-from tests.live.attached import save
-from tests.live.experimenting import Experimenting, in_force
-from tests.live.ptraced import assert_runs_on, children, tracer_of, until
+from tests.live.support.attached import save
+from tests.live.support.experimenting import Experimenting, in_force
+from tests.live.support.ptraced import assert_runs_on, children, tracer_of, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 

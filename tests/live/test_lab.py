@@ -17,11 +17,11 @@ import pytest
 
 from qtrace.errors import LabFailed
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.lab.jobs import save_round
 from qtrace.lab.scenario import Setup, run_scenario
 from qtrace.lab.scenarios import SCENARIOS, main_loop
+from qtrace.lab.snapshot_jobs import save_round
 from qtrace.lab.workdir import PREFIX, YOUNG_S, work_folder
-from qtrace.target.readable import readable
+from qtrace.machine.readable import readable
 from tests.limits import TIMEOUT_S
 
 pytestmark = pytest.mark.qemu

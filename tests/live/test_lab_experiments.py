@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qtrace.experiment.places import drops_bql
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.lab.guest import Accelerator, find_qemu
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.sites.experiment_places import drops_bql
 from qtrace.trace.reader import read_trace
 
 pytestmark = [pytest.mark.bpf, pytest.mark.gdb, pytest.mark.qemu]

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.binary.module_code import ModuleProgram
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.target.aio.calibration import calibrate
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.qemu.aio.calibration import calibrate
 from tests.conftest import OTHER_QEMU, program_of
-from tests.live.gdb_cases import STRANDED
-from tests.live.gdb_session import Target, core_of, gdb
-from tests.live.gdb_session import core as target_of
-from tests.live.hung import JOB, guest_with_sleeping_job, hung_guest
-from tests.live.inspecting import context, functions, inspect, thread
+from tests.live.support.gdb_cases import STRANDED
+from tests.live.support.gdb_session import Target, core_of, gdb
+from tests.live.support.gdb_session import core as target_of
+from tests.live.support.hung import JOB, guest_with_sleeping_job, hung_guest
+from tests.live.support.inspecting import context, functions, inspect, thread
 from tests.live.test_kernel_core import ANY_SIZE, kernel_cores
 
 pytestmark = [

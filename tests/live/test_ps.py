@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
-from tests.live.counted import own_copy
-from tests.live.inspecting import inspect
+from tests.live.support.counted import own_copy
+from tests.live.support.inspecting import inspect
 
 pytestmark = pytest.mark.qemu
 

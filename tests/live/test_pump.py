@@ -9,12 +9,12 @@ import pytest
 
 from qtrace.errors import OutputFailed
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.pump import Pump, pumped
+from qtrace.record.pump import Pump, pumped
+from qtrace.record.recording_options import RecordingOptions
 from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import Event
 from tests.limits import TIMEOUT_S
-from tests.live.attached import WATCHED, save, wait_for
+from tests.live.support.attached import WATCHED, save, wait_for
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -15,7 +15,7 @@ import pytest
 
 from qtrace.errors import QmpFailed
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.target.qmp import CommandRefused, QmpClient, thread_roles
+from qtrace.process.qmp_client import CommandRefused, QmpClient, thread_roles
 from tests.limits import TIMEOUT_S
 
 pytestmark = pytest.mark.qemu

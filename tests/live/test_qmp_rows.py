@@ -9,10 +9,10 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.lab.jobs import REAL, run_job
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.probes import Backend
-from qtrace.recorder.start import start_recording
+from qtrace.lab.snapshot_jobs import REAL, run_job
+from qtrace.record.probes import Backend
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.reader import read_trace
 
 pytestmark = pytest.mark.qemu

@@ -16,18 +16,18 @@ from typing import Any
 import pytest
 
 from qtrace.analysis import judge
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_proof import Requests
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.qemu.waits import REPLY
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
-from tests.live.attached import attached
-from tests.live.dead_fuse import fuse_file, guest_on
-from tests.live.hung import functions_of_main_thread
-from tests.live.inspecting import inspect
-from tests.live.other_process import stop
-from tests.live.ptraced import until
+from qtrace.process.process import Process
+from qtrace.qemu.block.coroutine_waits import REPLY
+from tests.live.support.attached import attached
+from tests.live.support.dead_fuse import fuse_file, guest_on
+from tests.live.support.hung import functions_of_main_thread
+from tests.live.support.inspecting import inspect
+from tests.live.support.other_process import stop
+from tests.live.support.ptraced import until
 
 pytestmark = pytest.mark.qemu
 

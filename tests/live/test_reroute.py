@@ -12,14 +12,14 @@ import pytest
 
 from qtrace.errors import HasEnded
 from qtrace.experiment.reroute import Rerouting
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.process.process import Process
 from qtrace.trace.reader import read_trace
 from tests.limits import TIMEOUT_S
-from tests.live.attached import attached, save, watched_half
-from tests.live.experimenting import WATCHED, in_force, started
-from tests.live.ptraced import assert_runs_on, refuse_ptrace, tracer_of, until
+from tests.live.support.attached import attached, save, watched_half
+from tests.live.support.experimenting import WATCHED, in_force, started
+from tests.live.support.ptraced import assert_runs_on, refuse_ptrace, tracer_of, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 

@@ -11,9 +11,9 @@ import pytest
 
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.lab.guest import find_qemu
-from qtrace.recorder.program import load_ahead
-from tests.live.benched import REQUESTS, frame_of, qtrace_run
-from tests.live.counted import own_copy, probed_with_counter
+from qtrace.record.ebpf.bpf_program import load_ahead
+from tests.live.support.benched import REQUESTS, frame_of, qtrace_run
+from tests.live.support.counted import own_copy, probed_with_counter
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -11,10 +11,10 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.lab.jobs import save_round
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
-from tests.live.attached import WATCHED, watched_half
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
+from tests.live.support.attached import WATCHED, watched_half
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu, pytest.mark.soak]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.scan_cache import scan_module
-from tests.live.attached import WATCHED, attached, watched_half
-from tests.live.spinning import spin
+from qtrace.sites.scan_cache import scan_module
+from tests.live.support.attached import WATCHED, attached, watched_half
+from tests.live.support.spinning import spin
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

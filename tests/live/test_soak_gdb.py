@@ -16,17 +16,17 @@ import pytest
 
 from qtrace.errors import QmpFailed
 from qtrace.experiment.steer import RunOn, Steering
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.lab.jobs import save_round
-from qtrace.recorder.options import RecordingOptions
-from qtrace.recorder.start import start_recording
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.process.process import Process
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import start_recording
 from qtrace.trace.reader import read_trace
 from tests.limits import TIMEOUT_S
-from tests.live.attached import attach_command
-from tests.live.experimenting import WATCHED, Experimenting, started_command
-from tests.live.ptraced import assert_runs_on, tracer_of, until
+from tests.live.support.attached import attach_command
+from tests.live.support.experimenting import WATCHED, Experimenting, started_command
+from tests.live.support.ptraced import assert_runs_on, tracer_of, until
 
 pytestmark = [pytest.mark.bpf, pytest.mark.gdb, pytest.mark.qemu, pytest.mark.soak]
 
@@ -143,7 +143,7 @@ def _tracer(pid: int, running: Experimenting) -> int:
 
 
 def _is_held(pid: int) -> bool:
-    from qtrace.gdb.state import is_traced_or_stopped
+    from qtrace.gdb.target_state import is_traced_or_stopped
 
     return is_traced_or_stopped(pid)
 

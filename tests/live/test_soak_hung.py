@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Accelerator
-from tests.live.blocked_main import guest_with_monitors, save_left_behind
-from tests.live.hung import hung_guest
-from tests.live.inspecting import inspect
-from tests.live.pausing import paused_behind_a_write
-from tests.live.ptraced import until
-from tests.live.writing import DEBUG_CONSOLE, functions_waiting_for_lock, writing_guest
+from tests.live.support.blocked_main import guest_with_monitors, save_left_behind
+from tests.live.support.hung import hung_guest
+from tests.live.support.inspecting import inspect
+from tests.live.support.pausing import paused_behind_a_write
+from tests.live.support.ptraced import until
+from tests.live.support.writing import DEBUG_CONSOLE, functions_waiting_for_lock, writing_guest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.soak]
 

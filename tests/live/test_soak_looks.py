@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.proof import prove
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
 from qtrace.lab.guest import Accelerator, Guest
-from qtrace.lab.jobs import save_round
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.proof import prove
-from qtrace.target.qemu import LiveQemu
-from qtrace.target.qmp import QmpClient
+from qtrace.lab.snapshot_jobs import save_round
+from qtrace.process.process import Process
+from qtrace.process.qmp_client import QmpClient
 from tests.conftest import version
 
 pytestmark = [pytest.mark.qemu, pytest.mark.soak]

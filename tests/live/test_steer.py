@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from tests.live.attached import attached, save, watched_half
-from tests.live.experimenting import in_force, started
-from tests.live.ptraced import assert_runs_on, tracer_of, until
+from tests.live.support.attached import attached, save, watched_half
+from tests.live.support.experimenting import in_force, started
+from tests.live.support.ptraced import assert_runs_on, tracer_of, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.qemu]
 

@@ -10,9 +10,9 @@ import pytest
 from qtrace.analysis import open_traces
 from qtrace.analysis.lint import Finding
 from qtrace.lab.block_load import bench_command, disk_image
-from tests.live.attached import attached
-from tests.live.benched import qtrace_run
-from tests.live.ringing import ENTRIES, ringing
+from tests.live.support.attached import attached
+from tests.live.support.benched import qtrace_run
+from tests.live.support.ringing import ENTRIES, ringing
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.surroundings import surroundings
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
-from tests.live.gdb_cases import everywhere
-from tests.live.other_process import holding, stop
-from tests.live.ptraced import until
+from qtrace.process.process import Process
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.other_process import holding, stop
+from tests.live.support.ptraced import until
 
 pytestmark = pytest.mark.qemu
 CONNECTS = "s = socket.socket(socket.AF_UNIX); s.connect('{name}'); s.recv(1)"

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.target.aio.mechanics import plain
-from tests.live.inspecting import in_words, inspect, thread
+from qtrace.qemu.aio.mechanics import plain
+from tests.live.support.inspecting import in_words, inspect, thread
 
 pytestmark = pytest.mark.qemu
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.host.unanswered import NoAnswer, ask
 from qtrace.lab.guest import Guest, find_qemu
-from qtrace.target.unanswered import NoAnswer, ask
-from tests.live.dead_fuse import changing_the_map, fuse_file, locked_memory_map
-from tests.live.inspecting import inspect
-from tests.live.ptraced import assert_runs_on, until
+from tests.live.support.dead_fuse import changing_the_map, fuse_file, locked_memory_map
+from tests.live.support.inspecting import inspect
+from tests.live.support.ptraced import assert_runs_on, until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.qemu]
 

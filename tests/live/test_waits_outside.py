@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
-from tests.live.dead_fuse import guest_on
-from tests.live.gdb_cases import everywhere
-from tests.live.hung import functions_of_main_thread
-from tests.live.inspecting import in_words, inspect, thread
-from tests.live.other_process import holding, stop
-from tests.live.ptraced import until
+from tests.live.support.dead_fuse import guest_on
+from tests.live.support.gdb_cases import everywhere
+from tests.live.support.hung import functions_of_main_thread
+from tests.live.support.inspecting import in_words, inspect, thread
+from tests.live.support.other_process import holding, stop
+from tests.live.support.ptraced import until
 
 pytestmark = pytest.mark.qemu
 LISTENS = "s = socket.socket(socket.AF_UNIX); s.bind('full'); s.listen(0)\n" \

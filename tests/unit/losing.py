@@ -12,7 +12,7 @@ import pandas as pd
 from qtrace.trace import details
 from qtrace.trace.reader import TraceFile
 
-# How often a recorder reads its counters (qtrace/recorder/session.py).
+# How often a recorder reads its counters (qtrace/record/recording.py).
 PERIOD_NS = 100_000_000
 # Written by qtrace itself: nothing of them is lost.
 OWN = ("attach", "lost", "exit", "detach", "blocked")

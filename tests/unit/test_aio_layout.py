@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.aio.calibration import calibrate
-from qtrace.target.aio.instructions import (
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.binary.module_code import ModuleProgram
+from qtrace.qemu.aio.calibration import calibrate
+from qtrace.qemu.aio.instructions import (
     Immediate,
     Instruction,
     Operand,
@@ -19,10 +22,7 @@ from qtrace.target.aio.instructions import (
     Register,
     parse_att,
 )
-from qtrace.target.aio.layout import Layout
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.qemu.aio.layout import Layout
 
 RBX, RAX = Operand(register=Register("rbx", 8)), Operand(register=Register("rax", 8))
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from qtrace.target.aio.coroutine import demangle, guard_of_auxv, saved_registers
-from qtrace.target.aio.gather import Gathering
-from qtrace.target.aio.layout import Layout
-from qtrace.target.aio.settled import Torn
-from qtrace.target.aio.tls import thread_pointer
-from qtrace.target.aio.walk import AioReader, Missing
+from qtrace.machine.thread_pointer import thread_pointer
+from qtrace.qemu.aio.consistent_lists import Torn
+from qtrace.qemu.aio.gather import Gathering
+from qtrace.qemu.aio.jump_buffer import demangle, guard_of_auxv, saved_registers
+from qtrace.qemu.aio.layout import Layout
+from qtrace.qemu.aio.walk import AioReader, Missing
 
 LAYOUT = Layout(
     main_variable=0x100, iohandler_variable=0x108, context_tls=-0x20, jobs=0x118, bql=0x140,

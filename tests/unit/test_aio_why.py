@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from qtrace.target.aio.model import (
+from qtrace.qemu.aio.findings import computing, confirm, explain, goes_round
+from qtrace.qemu.aio.inconclusive import still_unclear, unclear
+from qtrace.qemu.aio.model import (
     PAGE_FAULT,
     BottomHalf,
     Context,
@@ -18,8 +20,6 @@ from qtrace.target.aio.model import (
     Poll,
     Thread,
 )
-from qtrace.target.aio.unclear import still_unclear, unclear
-from qtrace.target.aio.why import computing, confirm, explain, goes_round
 
 MAIN_TID, VCPU_TID, OTHER_TID = 1234, 1235, 1236
 MAIN, IOHANDLER, OWN = (

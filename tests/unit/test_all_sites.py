@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.all_plan import AllPlan
-from qtrace.target.all_sites import plan_all
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.sites.all_plan import AllPlan
+from qtrace.sites.all_sites import plan_all
 
 pytestmark = pytest.mark.qemu
 

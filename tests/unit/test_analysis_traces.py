@@ -198,7 +198,7 @@ def test_the_library_needs_no_tracer_and_no_terminal() -> None:
     code = (
         "import sys\n"
         "for name in ('bcc', 'gdb', 'click', 'rich', 'capstone', 'elftools', 'pygdbmi', 'qemu',\n"
-        "             'psutil', 'matplotlib', 'qtrace.cli', 'qtrace.recorder', 'qtrace.target'):\n"
+        "             'psutil', 'matplotlib', 'qtrace.cli', 'qtrace.record', 'qtrace.process'):\n"
         "    sys.modules[name] = None\n"
         "from qtrace.analysis import judge, open_traces\n"
         "traces = open_traces(sys.argv[1:])\n"

@@ -30,7 +30,7 @@ def test_the_way_of_a_process_through_arming_is_that_of_the_list() -> None:
     takes = re.compile(r"\bprocess: Process\b|\bProcess\(pid\)")
     recorder = {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "qtrace/recorder").glob("*.py")
+        for path in (ROOT / "qtrace/record").rglob("*.py")
         if takes.search(path.read_text())
     }
     assert recorder <= set(listed)

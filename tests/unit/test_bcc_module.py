@@ -13,7 +13,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from qtrace.errors import QtraceError
-from qtrace.recorder import bcc_module
+from qtrace.record.ebpf import bcc_module
 if {hide}:
     bcc_module.PREFIXES = (Path("/nonexistent"),)
     bcc_module.SYSTEM_PYTHON = "/nonexistent"

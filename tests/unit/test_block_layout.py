@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.qemu.calibration import calibrate
-from qtrace.qemu.graph import GraphReader
-from qtrace.qemu.layout import BlockLayout
-from qtrace.target.aio.instructions import Instruction
-from qtrace.target.aio.settled import Torn
-from qtrace.target.aio_code import ModuleProgram
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.binary.module_code import ModuleProgram
+from qtrace.qemu.aio.consistent_lists import Torn
+from qtrace.qemu.aio.instructions import Instruction
+from qtrace.qemu.block.block_calibration import calibrate
+from qtrace.qemu.block.block_layout import BlockLayout
+from qtrace.qemu.block.graph import GraphReader
 
 
 @pytest.mark.qemu

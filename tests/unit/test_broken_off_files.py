@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.cli.files import Files
+from qtrace.cli.recording_files import Files
 
 
 def broken_off(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qtrace.recorder.all_program import slot_type
-from qtrace.recorder.busiest import busiest
+from qtrace.record.all_events.all_program import slot_type
+from qtrace.record.all_events.busiest import busiest
 
 RUN, RETURN, ENQUEUE, CANCEL = 1, 2, 3, 4
 PENDING, SCHEDULED = 1, 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtrace.recorder.commands import LONG_NS, Commands
-from qtrace.target.arch_x86_64 import RDI, RETURN_ADDRESS, RSI, RSP
-from qtrace.target.hit import CANDIDATES, QEMUBH_BYTES, Hit
+from qtrace.machine.arch_x86_64 import RDI, RETURN_ADDRESS, RSI, RSP
+from qtrace.process.hit import CANDIDATES, QEMUBH_BYTES, Hit
+from qtrace.record.qmp_rows import LONG_NS, Commands
 from qtrace.trace.schema import Event
 
 DISPATCHER, OUT_OF_BAND, MAIN = 0x7F0000010000, 0x7F0000900000, 0x7FFF00001000

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary import symbols
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
-from qtrace.recorder.plans import Plans, make_plans
-from qtrace.target import symbols
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
+from qtrace.record.plans import Plans, make_plans
 
 pytestmark = pytest.mark.qemu
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.cfi import CallFrames
-from qtrace.target.dataflow import (
+from qtrace.binary.cfi import CallFrames
+from qtrace.binary.dataflow import (
     Argument,
     Constant,
     Function,
     Returned,
     references_to,
 )
-from qtrace.target.elf import Elf
-from qtrace.target.enqueue import enqueue_site
-from qtrace.target.symbols import SymbolTable, load_symbols
+from qtrace.binary.elf import Elf
+from qtrace.binary.symbols import SymbolTable, load_symbols
+from qtrace.sites.enqueue import enqueue_site
 
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None, reason="gcc is missing: apt-get install gcc"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from qtrace.errors import HasEnded, TargetError
-from qtrace.target.process import unless_it_ends
+from qtrace.process.process import unless_it_ends
 
 FAILURES = [FileNotFoundError("/proc/1/exe"), ProcessLookupError("/proc/1/mem"),
             TargetError("it has other code than its file", "end the other recording")]  # fmt: skip

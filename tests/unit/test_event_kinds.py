@@ -9,7 +9,7 @@ from typing import get_args
 from qtrace.event_kinds import ARMED, DISARMED, EVENT_OF_SITE, KINDS, NAMES, EventKind
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("qtrace/trace", "qtrace/target", "qtrace/recorder", "qtrace/cli", "analysis")
+PACKAGES = ("qtrace/trace", "qtrace/sites", "qtrace/record", "qtrace/cli", "analysis")
 
 
 def test_each_kind_has_one_line() -> None:
@@ -34,4 +34,4 @@ def test_a_kind_of_all_is_named_in_the_table_and_at_its_site_alone() -> None:
         if re.search(r'["\']co_schedule["\']', path.read_text())
     }
     # The latter runs its program to see what a hit costs.
-    assert named == {"qtrace/target/all_sites.py", "qtrace/recorder/overhead.py"}
+    assert named == {"qtrace/sites/all_sites.py", "qtrace/record/all_events/overhead.py"}

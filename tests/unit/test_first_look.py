@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qtrace.recorder.stall import Stalls
-from qtrace.target.aio.model import SCHEDULED, BottomHalf, Look
-from qtrace.target.scan import BottomHalf as Watched
+from qtrace.qemu.aio.model import SCHEDULED, BottomHalf, Look
+from qtrace.record.stall import Stalls
+from qtrace.sites.scan import BottomHalf as Watched
 from qtrace.trace.schema import Event
 
 CB, CTX, OPAQUE = 0x1000, 0x2000, 0x3000

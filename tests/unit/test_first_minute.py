@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.cli.convert import named
+from qtrace.cli.commands.convert import named
 from qtrace.trace.reader import read_trace
 
 SAMPLE = Path(__file__).parents[2] / "analysis/samples/vcpu-poll-7.2-tcg.csv"

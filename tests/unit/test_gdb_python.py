@@ -13,10 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 9)
 # Arguments that came after 3.9: dataclass(slots=, kw_only=), zip(strict=).
 TOO_NEW = {"slots", "kw_only", "strict"}
-# aio.py, which a user sources, and what sessions of ours import (record, steer, strand, ...).
-SCRIPTS = [f"qtrace.gdbscripts.{path.stem}" for path in (ROOT / "gdbscripts").glob("*.py")]
+# aio.py, which a user sources, with its parts; what sessions of ours import.
+SCRIPTS = [
+    f"{package}.{path.stem}"
+    for package in ("qtrace.gdbscripts", "qtrace.gdb.inside")
+    for path in (ROOT / "qtrace" / package.partition(".")[2].replace(".", "/")).glob("*.py")
+    if path.stem != "__init__"
+]
 # A process of its own: qtrace's Python, without its environment and its packages.
-WATCHDOG = "qtrace.gdb.watchdog"
+WATCHDOG = "qtrace.gdb.safety.watchdog"
 
 
 def reached(*starts: str) -> dict[str, Path]:
@@ -58,16 +63,17 @@ GDB_RUNS, WATCHDOG_RUNS = reached(*SCRIPTS), reached(WATCHDOG)
 
 def test_the_walkers_and_the_scripts_of_sessions_are_among_what_gdb_runs() -> None:
     assert {
-        "qtrace.target.aio.walk", "qtrace.target.memory", "qtrace.gdbscripts.look",
-        "qtrace.gdb.lifeline", "qtrace.target.ptrace",
-        *(f"qtrace.gdbscripts.{name}"
-          for name in ("record", "steer", "strand", "stops", "reroute", "pass_over")),
+        "qtrace.qemu.aio.walk", "qtrace.machine.memory", "qtrace.gdbscripts.gdb_look",
+        "qtrace.gdb.safety.lifeline", "qtrace.machine.ptrace",
+        *(f"qtrace.gdb.inside.{name}" for name in (
+            "record_hits", "steering", "stranding", "stops", "rerouting", "pass_over")),
     } <= set(GDB_RUNS)  # fmt: skip
 
 
 def test_the_rescue_is_among_what_the_watchdog_runs() -> None:
     names = ("watchdog", "rescue", "trap_action", "priority", "lifeline")
-    assert {*(f"qtrace.gdb.{name}" for name in names), "qtrace.target.ptrace"} <= set(WATCHDOG_RUNS)
+    safety = {f"qtrace.gdb.safety.{name}" for name in names}
+    assert {*safety, "qtrace.machine.ptrace"} <= set(WATCHDOG_RUNS)
 
 
 @pytest.mark.parametrize("name", sorted(GDB_RUNS))
@@ -85,8 +91,8 @@ def test_the_watchdog_can_run_it(name: str) -> None:
 
 @pytest.mark.gdb
 def test_gdb_imports_each_script_of_a_session() -> None:
-    """Really, as ``qtrace.gdb.session`` does; aio.py is sourced, and registers its commands."""
-    names = sorted(set(SCRIPTS) - {"qtrace.gdbscripts.__init__", "qtrace.gdbscripts.aio"})
+    """Really, as ``qtrace.gdb.gdb_session`` does; aio.py is sourced, and registers its commands."""
+    names = sorted(set(SCRIPTS) - {"qtrace.gdbscripts.aio"})
     code = f"import sys; sys.path.append({str(ROOT)!r}); import {', '.join(names)}; print('done')"
     run = subprocess.run(
         ["gdb", "-nx", "-batch", "-ex", f"python {code}"],
@@ -96,7 +102,7 @@ def test_gdb_imports_each_script_of_a_session() -> None:
 
 
 def test_the_watchdogs_python_imports_it() -> None:
-    """Really, as ``qtrace.gdb.guard`` does: no environment, no site-packages."""
+    """Really, as ``qtrace.gdb.safety.guard`` does: no environment, no site-packages."""
     code = f"import sys; sys.path.append({str(ROOT)!r}); import {WATCHDOG}; print('done')"
     run = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("done\n", "")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from qtrace.errors import HasChanged, NoSuchProcess
-from qtrace.target.live import LiveSource
-from qtrace.target.process import Identity, Process
+from qtrace.process.live_source import LiveSource
+from qtrace.process.process import Identity, Process
 
 # A program that becomes another one when it reads a line.
 BECOMES = "import os, sys; print(flush=True); input(); os.execv(sys.argv[1], sys.argv[1:])"

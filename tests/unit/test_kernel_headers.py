@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qtrace.errors import RecorderUnavailable
-from qtrace.recorder.kernel_headers import VARIABLE, Headers, cache_folder, find_headers, merged
+from qtrace.record.ebpf.kernel_headers import VARIABLE, Headers, cache_folder, find_headers, merged
 
 
 @pytest.fixture(autouse=True)

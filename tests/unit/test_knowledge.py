@@ -11,28 +11,31 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("qtrace", "gdbscripts", "analysis", "probes")
 SUFFIXES = (".py", ".c", ".h")
 
-CALIBRATION = "qtrace/target/aio/calibration.py"
+CALIBRATION = "qtrace/qemu/aio/calibration.py"
 # The fact, how it looks when it is written down, and the one file that does.
 FACTS = {
     "QEMUBH's flags": (r"\bPENDING\b[^\n]*= *1\b", "qtrace/knowledge.py"),
     "programs without a main loop": (r'"qemu-img", "qemu-nbd"', "qtrace/knowledge.py"),
     "the snapshot jobs": (r'"snapshot_delete_job_bh"[,:]', "qtrace/knowledge.py"),
-    "when QEMUBH got its name": (r"0f08586c71", "qtrace/target/aio/layout.py"),
-    "how QEMUBH begins": (r"words\[2:4\]", "qtrace/target/aio/layout.py"),
+    "when QEMUBH got its name": (r"0f08586c71", "qtrace/qemu/aio/layout.py"),
+    "how QEMUBH begins": (r"words\[2:4\]", "qtrace/qemu/aio/layout.py"),
     "where QEMUBH's flags lie": (r'"bh_flags", place', CALIBRATION),
     "what calls a bottom half": (r"bh->cb\(bh->opaque\)", CALIBRATION),
     "which kinds of threads there are": (r"kvm_vcpu_thread_fn", "qtrace/roles.py"),
-    "KVM_RUN": (r"(?i)0xae80", "qtrace/target/syscalls.py"),
-    "what a call keeps": (r'"rbx", "rbp", "r12"', "qtrace/target/arch_x86_64.py"),
-    "what a call loses": (r'"rdi", "r8", "r9", "r10"', "qtrace/target/arch_x86_64.py"),
-    "/proc/PID/task/TID/syscall": (r"in \(3, 9\)|fields\) [!=]= 9", "qtrace/host/thread_files.py"),
-    "where the code's bytes lie in a file": (r"\.offset \+ s\.filesz", "qtrace/target/elf.py"),
-    "who may call a function": (r"\breferences_to\(", "qtrace/target/dataflow.py"),
+    "KVM_RUN": (r"(?i)0xae80", "qtrace/machine/syscalls.py"),
+    "what a call keeps": (r'"rbx", "rbp", "r12"', "qtrace/machine/arch_x86_64.py"),
+    "what a call loses": (r'"rdi", "r8", "r9", "r10"', "qtrace/machine/arch_x86_64.py"),
+    "/proc/PID/task/TID/syscall": (
+        r"in \(3, 9\)|fields\) [!=]= 9",
+        "qtrace/machine/thread_files.py",
+    ),
+    "where the code's bytes lie in a file": (r"\.offset \+ s\.filesz", "qtrace/binary/elf.py"),
+    "who may call a function": (r"\breferences_to\(", "qtrace/binary/dataflow.py"),
     "what a function calls": (
         r"X86_INS_CALL\b[^\n]*\n?[^\n]*direct_target",
-        "qtrace/target/dataflow.py",
+        "qtrace/binary/dataflow.py",
     ),
-    "who is believed": (r"(?i)debug info is\s+believed", "qtrace/target/aio/debug_facts.py"),
+    "who is believed": (r"(?i)debug info is\s+believed", "qtrace/qemu/aio/debug_facts.py"),
 }
 
 
@@ -58,6 +61,6 @@ def test_a_fact_is_written_down_once(fact: str) -> None:
 
 
 def test_no_version_is_told_of_the_name_but_the_one_that_has_it() -> None:
-    text = (ROOT / "qtrace/target/aio/layout.py").read_text(encoding="utf-8")
+    text = (ROOT / "qtrace/qemu/aio/layout.py").read_text(encoding="utf-8")
     assert "0f08586c71 (6.1)" in text
     assert [str(p) for p in sources() if re.search(r"\b6\.2\b", p.read_text())] == []

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from qtrace.gdb.lifeline import Lifeline
+from qtrace.gdb.safety.lifeline import Lifeline
 
 
 @pytest.mark.parametrize("dies", [True, False])

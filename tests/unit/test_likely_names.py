@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.aio.mechanics import is_unnamed, telling
-from qtrace.target.elf import Elf
-from qtrace.target.likely_names import likely_names
-from qtrace.target.maps import Module
+from qtrace.binary.elf import Elf
+from qtrace.binary.likely_names import likely_names
+from qtrace.binary.module import Module
+from qtrace.qemu.aio.mechanics import is_unnamed, telling
 
 pytestmark = pytest.mark.qemu
 

@@ -7,9 +7,9 @@ import json
 
 from rich.console import Console
 
-from qtrace.cli.look import finding_json, look_json, print_look
-from qtrace.target.aio.model import BottomHalf, Context, Handler, Job, Look, Thread
-from qtrace.target.aio.why import explain
+from qtrace.cli.views.look_view import finding_json, look_json, print_look
+from qtrace.qemu.aio.findings import explain
+from qtrace.qemu.aio.model import BottomHalf, Context, Handler, Job, Look, Thread
 
 MAIN, IOHANDLER = Context(0x10, "main", 7), Context(0x20, "iohandler", 7)
 STUCK = Thread(

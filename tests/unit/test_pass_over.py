@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from qtrace.gdb.pass_over import describe
+from qtrace.gdb.instruction_effect import describe
 
 AT = 0x401000
 EFFECTS = {

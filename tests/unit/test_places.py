@@ -8,12 +8,12 @@ from pathlib import Path
 import capstone
 import pytest
 
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
-from qtrace.experiment.places import context_chosen, just_entered, main_loop_unlock
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.scan_cache import scan_module
-from qtrace.target.watch import find_watchable
+from qtrace.sites.experiment_places import context_chosen, just_entered, main_loop_unlock
+from qtrace.sites.scan_cache import scan_module
+from qtrace.sites.watch import find_watchable
 
 pytestmark = pytest.mark.qemu
 

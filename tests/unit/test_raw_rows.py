@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qtrace.errors import OutputFailed, TraceUnreadable
-from qtrace.recorder.all_program import slot_type
+from qtrace.record.all_events.all_program import slot_type
 from qtrace.trace.convert import convert
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.raw_rows import RawFacts, RawRowMaker

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qtrace.target.readable import readable
+from qtrace.machine.readable import readable
 
 # select(2) knows none from here on.
 FAR = 1024

@@ -9,10 +9,10 @@ import pytest
 from qtrace.host.peer import Peer
 from qtrace.inspection.request_proof import IDLE_NS, RequestLook, shown_by
 from qtrace.inspection.whom import Whom
-from qtrace.qemu.model import ASLEEP, BlockLook, Coroutine, Node, Request
-from qtrace.qemu.requests import InFlight
-from qtrace.qemu.waits import REPLY, CoroutineWait
-from qtrace.target.aio.model import Look
+from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Coroutine, Node, Request
+from qtrace.qemu.block.coroutine_waits import REPLY, CoroutineWait
+from qtrace.qemu.block.requests import InFlight
 
 SECOND = 1_000_000_000
 STOPPED = Peer(7, "qemu-nbd", "T", held="stopped by a signal (SIGSTOP)", turns=5)

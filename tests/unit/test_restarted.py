@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qtrace.target.arch_x86_64 import restarted
+from qtrace.machine.arch_x86_64 import restarted
 
 PPOLL, RESTART, AFTER = 271, 219, 0x1002
 WORD = 1 << 64

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP
-from qtrace.target.running import PERIOD_NS, RunningThreads
+from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.process.running_stacks import PERIOD_NS, RunningThreads
 
 BUSY = "print('runs', flush=True)\nwhile True: pass"
 ASLEEP = "print('runs', flush=True)\ninput()"

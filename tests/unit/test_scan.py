@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary.cfi import CallFrames
+from qtrace.binary.dataflow import Function, direct_target
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.binary.symbols import SymbolTable, load_symbols
 from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
-from qtrace.target import scan_cache
-from qtrace.target.cache import cache_folder
-from qtrace.target.cfi import CallFrames
-from qtrace.target.dataflow import Function, direct_target
-from qtrace.target.elf import Elf
-from qtrace.target.maps import Module
-from qtrace.target.scan import Scan, scan_binary
-from qtrace.target.symbols import SymbolTable, load_symbols
+from qtrace.host.cache import cache_folder
+from qtrace.sites import scan_cache
+from qtrace.sites.scan import Scan, scan_binary
 from tests.builds import QEMU
 from tests.conftest import build
 

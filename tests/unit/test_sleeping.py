@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qtrace.target.syscalls import sleeps
+from qtrace.machine.syscalls import sleeps
 
 READ, WRITE, PPOLL, SENDMSG, FUTEX, IO_GETEVENTS, IO_SUBMIT = 0, 1, 271, 46, 202, 208, 209
 EPOLL_WAIT, IO_URING_ENTER, FSTATAT = 232, 426, 262

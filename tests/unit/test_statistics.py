@@ -13,7 +13,7 @@ from rich.console import Console
 
 from qtrace.analysis import judge, pair_instances
 from qtrace.analysis.timing import run_durations
-from qtrace.cli.statistics import print_statistics
+from qtrace.cli.views.statistics_view import print_statistics
 from qtrace.trace.reader import TraceFile, read_trace
 from qtrace.trace.schema import PARTIAL, Event
 from qtrace.trace.writer import CsvWriter

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target import symbols
-from qtrace.target.elf import Elf
-from qtrace.target.symbols import SymbolTable, load_symbols
+from qtrace.binary import symbols
+from qtrace.binary.elf import Elf
+from qtrace.binary.symbols import SymbolTable, load_symbols
 
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None, reason="gcc is missing: apt-get install gcc"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.target.syscalls import KVM_RUN, NAMES, syscall_name
+from qtrace.machine.syscalls import KVM_RUN, NAMES, syscall_name
 
 HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 

@@ -9,10 +9,10 @@ import pytest
 from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 
-from qtrace.target.arch_x86_64 import RETURN_ADDRESS, RSP, follows_a_call
-from qtrace.target.cfi import CallFrames, rule_of_row
-from qtrace.target.elf import Elf
-from qtrace.target.stack import CopiedStack
+from qtrace.binary.cfi import CallFrames, rule_of_row
+from qtrace.binary.elf import Elf
+from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP, follows_a_call
+from qtrace.process.stack import CopiedStack
 
 
 def test_rules_on_demand_equal_pyelftools_full_decode() -> None:

@@ -162,7 +162,7 @@ def test_gdb_runs_the_commands_of_the_wheel(environment: Path, tmp_path: Path) -
 
 def test_the_environment_knows_neither_the_clone_nor_bcc(environment: Path, tmp_path: Path) -> None:
     code = (
-        "import importlib.util as u, qtrace.analysis as a, qtrace.cli.analyze;"
+        "import importlib.util as u, qtrace.analysis as a, qtrace.cli.commands.analyze;"
         "print(u.find_spec('bcc') is None, a.__file__)"
     )
     run = subprocess.run(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from qtrace.errors import LabFailed, QmpFailed
-from qtrace.experiment.places import drops_bql
 from qtrace.experiment.steer import Steering
-from qtrace.lab.jobs import save
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import save
+from qtrace.process.process import Process
+from qtrace.sites.experiment_places import drops_bql
 
 
 def run(setup: Setup) -> Outcome:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qtrace.lab.jobs import delete_nothing
 from qtrace.lab.saves import record_steered
 from qtrace.lab.scenario import Outcome, Scenario, Setup
+from qtrace.lab.snapshot_jobs import delete_nothing
 
 BOTTOM_HALF = "snapshot_delete_job_bh"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from qtrace.experiment.reroute import Rerouting
-from qtrace.lab.jobs import JobTimes, save
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import JobTimes, save
+from qtrace.process.process import Process
 
 MEMORY_MIB = 1024
 # Stock the reply came after 0.97 and more of the save, rerouted after 0.04 of it.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qtrace.lab.jobs import load_nothing
 from qtrace.lab.saves import record_steered
 from qtrace.lab.scenario import Outcome, Scenario, Setup
+from qtrace.lab.snapshot_jobs import load_nothing
 
 BOTTOM_HALF = "snapshot_load_job_bh"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from qtrace.experiment.reroute import Rerouting
-from qtrace.lab.jobs import save, save_round
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.saves import IDLE_SOCKETS, recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import save, save_round
+from qtrace.process.process import Process
 
 MEMORY_MIB = 256
 

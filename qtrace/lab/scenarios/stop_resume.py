@@ -13,14 +13,14 @@ from __future__ import annotations
 import time
 
 from qtrace.errors import LabFailed
-from qtrace.experiment.places import drops_bql
 from qtrace.experiment.steer import Steering
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Guest
-from qtrace.lab.jobs import REAL, JobTimes, run_job, save
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup, Stopwatch
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import REAL, JobTimes, run_job, save
+from qtrace.process.process import Process
+from qtrace.sites.experiment_places import drops_bql
 
 MEMORY_MIB = 256
 # Measured: 12 ms and more against 0.03 to 0.3 ms.

@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 
 from qtrace.experiment.strand import Stranding
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.guest import Guest
-from qtrace.lab.hang import WAITS_IN, is_blocked, quit_guest, until_proven
-from qtrace.lab.jobs import NO_NODE
+from qtrace.lab.quit_hang import WAITS_IN, is_blocked, quit_guest, until_proven
 from qtrace.lab.saves import recorded
 from qtrace.lab.scenario import BOTTOM_HALF, Outcome, Scenario, Setup
-from qtrace.target.aio.why import STRANDED, confirm
-from qtrace.target.look import Looker
-from qtrace.target.process import Process
-from qtrace.target.qemu import LiveQemu
+from qtrace.lab.snapshot_jobs import NO_NODE
+from qtrace.process.process import Process
+from qtrace.qemu.aio.findings import STRANDED, confirm
 from qtrace.trace.schema import Event
 
 STALL_AFTER_S = 0.5

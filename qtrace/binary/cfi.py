@@ -1,0 +1,153 @@
+"""Unwind rules of one ELF file, decoded only for the functions that are met.
+
+.eh_frame_hdr has a binary search table of every function, so that the first look-up reads
+a few bytes; decoding all of QEMU's .eh_frame takes pyelftools 7 s.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import struct
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from elftools.dwarf.callframe import FDE, CallFrameInfo, RegisterRule
+from elftools.dwarf.structs import DWARFStructs
+
+from qtrace.binary.elf import Elf
+from qtrace.machine.arch_x86_64 import RETURN_ADDRESS
+
+# DW_EH_PE_*: the encodings that GNU ld, gold, lld and mold all write.
+PCREL_SDATA4, UDATA4, DATAREL_SDATA4 = 0x1B, 0x03, 0x3B
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How to get from a frame to its caller at one range of addresses.
+
+    CFA = ``cfa_register`` + ``cfa_offset``; each saved register lies at CFA + its offset.
+    ``ends`` marks a function that has no caller (_start, a thread's first function).
+    """
+
+    cfa_register: int
+    cfa_offset: int
+    saved: tuple[tuple[int, int], ...]
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """One function's extent and its rules, each from its row's address on."""
+
+    start: int
+    end: int
+    rows: list[int]
+    rules: list[Rule | None]
+
+
+Addresses = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+class CallFrames:
+    """The unwind rules of one ELF file, by link-time address."""
+
+    def __init__(self, elf: Elf) -> None:
+        self._elf = elf
+        self._starts, self._fdes = _search_table(elf)
+        self._decoded: dict[int, _Decoded] = {}
+
+    @property
+    def starts(self) -> Addresses:
+        """Link-time start addresses of every function, sorted."""
+        return self._starts
+
+    def function(self, vaddr: int) -> tuple[int, int] | None:
+        """Start and end of the function around a link-time address."""
+        entry = self._entry(vaddr)
+        return None if entry is None else (entry.start, entry.end)
+
+    def rule(self, vaddr: int) -> Rule | None:
+        """The rule at a link-time address; None where there is none or it is an expression."""
+        entry = self._entry(vaddr)
+        if entry is None:
+            return None
+        return entry.rules[bisect.bisect_right(entry.rows, vaddr) - 1]
+
+    def _entry(self, vaddr: int) -> _Decoded | None:
+        index = int(np.searchsorted(self._starts, vaddr, side="right")) - 1
+        if index < 0:
+            return None
+        start = int(self._starts[index])
+        if start not in self._decoded:
+            self._decoded[start] = self._decode(start, int(self._fdes[index]))
+        entry = self._decoded[start]
+        return entry if vaddr < entry.end else None
+
+    def _decode(self, start: int, fde_address: int) -> _Decoded:
+        nothing = _Decoded(start, start, [], [])
+        fde_bytes = _record(self._elf, fde_address)
+        if len(fde_bytes) < 16:
+            return nothing
+        cie_address = fde_address + 4 - struct.unpack_from("<i", fde_bytes, 4)[0]
+        cie_bytes = _record(self._elf, cie_address)
+        if cie_bytes[4:8] != bytes(4):
+            return nothing
+        # The two records alone, the second pointing to the first: pyelftools decodes whole
+        # sections only.
+        fde = fde_bytes[:4] + struct.pack("<I", len(cie_bytes) + 4) + fde_bytes[8:]
+        stream = cie_bytes + fde
+        structs = DWARFStructs(little_endian=True, dwarf_format=32, address_size=8)
+        try:
+            frames = CallFrameInfo(io.BytesIO(stream), len(stream), 0, structs, for_eh_frame=True)
+            entry = frames.get_entries()[1]
+            if not isinstance(entry, FDE):
+                return nothing
+            table = entry.get_decoded().table
+        except Exception:
+            # pyelftools raises whatever damage leads to; a function without rules is an answer.
+            return nothing
+        base = entry.header["initial_location"]
+        rows = [start + row["pc"] - base for row in table]
+        end = start + entry.header["address_range"]
+        return _Decoded(start, end, rows, [rule_of_row(row) for row in table])
+
+
+def rule_of_row(row: dict[object, object]) -> Rule | None:
+    """A row of pyelftools' decoded table as a rule; None when it needs an expression."""
+    cfa = row["cfa"]
+    if getattr(cfa, "expr", None) is not None:
+        return None
+    saved, ends = [], False
+    for register, rule in row.items():
+        if not isinstance(register, int) or not isinstance(rule, RegisterRule):
+            continue
+        if rule.type == RegisterRule.OFFSET:
+            saved.append((register, cast(int, rule.arg)))
+        elif rule.type == RegisterRule.UNDEFINED and register == RETURN_ADDRESS:
+            ends = True
+        elif rule.type not in (RegisterRule.SAME_VALUE, RegisterRule.UNDEFINED):
+            return None
+    return Rule(int(cfa.reg), int(cfa.offset), tuple(saved), ends)  # type: ignore[attr-defined]
+
+
+def _record(elf: Elf, vaddr: int) -> bytes:
+    head = elf.read(vaddr, 4)
+    return elf.read(vaddr, 4 + struct.unpack("<I", head)[0]) if len(head) == 4 else b""
+
+
+def _search_table(elf: Elf) -> tuple[Addresses, Addresses]:
+    """Link-time addresses of the functions, sorted, and of their FDEs; empty without a table."""
+    empty = np.empty(0, np.int64)
+    header = elf.eh_frame_hdr
+    if header is None:
+        return empty, empty
+    raw = elf.read(header, 12)
+    if len(raw) < 12 or (raw[0], raw[1], raw[2], raw[3]) != (
+        1, PCREL_SDATA4, UDATA4, DATAREL_SDATA4,
+    ):  # fmt: skip
+        return empty, empty
+    count = struct.unpack_from("<I", raw, 8)[0]
+    table = np.frombuffer(elf.read(header + 12, 8 * count), "<i4").reshape(-1, 2).astype(np.int64)
+    return table[:, 0] + header, table[:, 1] + header

@@ -1,0 +1,58 @@
+"""Where a function is left: what a probe can sit on instead of a return probe.
+
+A return probe rewrites the return address on the stack, and QEMU's coroutines switch stacks.
+The function's own last instructions tell the same: each `ret`, and each jump to another
+function with the stack as it was at the entry (a tail call, such as to aio_co_wake()).
+"""
+
+from __future__ import annotations
+
+from capstone import x86
+
+from qtrace.binary.cfi import CallFrames
+from qtrace.binary.dataflow import Function, direct_target
+from qtrace.binary.elf import Elf
+from qtrace.machine.arch_x86_64 import RSP
+
+# The canonical frame address lies so far above rsp while only the return address is pushed.
+ENTRY_OFFSET = 8
+
+
+def find_exits(elf: Elf, frames: CallFrames, start: int) -> tuple[int, ...]:
+    """Link-time addresses of every instruction that leaves the function for its caller.
+
+    Empty when not every one can be told: an end that shows only sometimes is worse than none.
+    At each of them the stack pointer is what it was at the function's first instruction.
+    """
+    exits: set[int] = set()
+    seen: set[int] = set()
+    work = [start]
+    while work:
+        extent = frames.function(work.pop())
+        if extent is None:
+            return ()
+        if extent[0] in seen:
+            continue
+        seen.add(extent[0])
+        function = Function(elf, *extent)
+        for address, instruction in function.instructions.items():
+            if instruction.group(x86.X86_GRP_RET):
+                exits.add(address)
+                continue
+            if not instruction.group(x86.X86_GRP_JUMP):
+                continue
+            target = direct_target(instruction)
+            if target is not None and extent[0] <= target < extent[1]:
+                continue
+            rule = frames.rule(address)
+            if rule is None:
+                return ()
+            if rule.cfa_register == RSP and rule.cfa_offset == ENTRY_OFFSET:
+                if instruction.id != x86.X86_INS_JMP:
+                    return ()
+                exits.add(address)
+            elif target is not None:
+                # Its own unlikely part, which the compiler has put elsewhere.
+                work.append(target)
+    # Left where it is entered: it does nothing of its own, and one site has one meaning.
+    return () if start in exits else tuple(sorted(exits))

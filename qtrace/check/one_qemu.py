@@ -1,0 +1,253 @@
+"""One QEMU checked: looks at both ends, sightings and a watching recording in between.
+
+Nothing on a hot path is probed and nothing is stopped. What hangs already is told after
+``HUNG_S``; what seems to hang at the end is looked at until it has lasted as long.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtrace.check.deep import Deep
+from qtrace.check.sightings import Sightings
+from qtrace.check.watching import Watching, load
+from qtrace.errors import NoSuchProcess, QtraceError
+from qtrace.inspection.answer import Answer
+from qtrace.inspection.inspector import Inspector
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.process.process import Process, unless_it_ends
+from qtrace.qemu.aio.findings import COMPUTES, SEVERITY, STRANDED, STUCK, Finding
+from qtrace.units import show
+
+# A loop that is away for less may come back on a busy host: it is no finding of a check.
+HUNG_S = 2.0
+# A command that keeps the main loop for so long is one: to a person at a console that is a hang.
+SLOW_NS = 1_000_000_000
+# A sighting of a thread takes some 0.1 ms of a processor.
+EVERY_S = 0.05
+HEALTHY, INCONCLUSIVE, SLOW = "healthy", "inconclusive", "slow"
+# What a recording shows and looks do not, the worst first.
+RECORDED = (STUCK, STRANDED, "vcpu-poll", "foreign-poll", SLOW)
+# Every verdict, the worst first.
+RANKING = (*(kind for kind in SEVERITY if kind != COMPUTES), *RECORDED[2:], COMPUTES, INCONCLUSIVE,
+           HEALTHY)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something that went wrong meanwhile: ``verdict`` is one of ``RECORDED``."""
+
+    verdict: str
+    sentence: str
+    facts: dict[str, Any]
+
+
+@dataclass
+class Checked:
+    """The answer.
+
+    Attributes:
+        process, looker: what was looked at.
+        name: the guest's (-name), empty when it has none.
+        answer: what looks show at the end: what ``qtrace inspect`` says.
+        sightings: how long loops were away, who waited for the BQL and for processors.
+        noted: what the recording shows and is over, or was only seen to happen, the worst first.
+        reasons: why it cannot be told whether something (else) is wrong.
+        unseen: what was not looked at, and why, in words.
+        commands: how many QMP commands were taken; None without a recording.
+        slowest: name and nanoseconds, from taken to answered, of the one that took longest; None
+            where none took 10 ms (such have no rows).
+        deep: what a second of ``--all`` shows, where that was asked for.
+    """
+
+    process: Process
+    looker: Looker
+    name: str
+    answer: Answer
+    sightings: Sightings
+    noted: list[Noted] = field(default_factory=list)
+    reasons: list[str] = field(init=False)
+    unseen: list[str] = field(default_factory=list)
+    commands: int | None = None
+    slowest: tuple[str, int] | None = None
+    deep: Deep | None = None
+
+    def __post_init__(self) -> None:
+        self.reasons = list(self.answer.reasons)
+
+    @property
+    def verdict(self) -> str:
+        """The worst of what was found; else ``inconclusive`` or ``healthy``."""
+        kinds = sorted((one.kind for one in self.answer.findings), key=SEVERITY.index)
+        found = [kind for kind in kinds if kind != COMPUTES]
+        found += [one.verdict for one in self.noted]
+        found += [kind for kind in kinds if kind == COMPUTES]
+        return found[0] if found else INCONCLUSIVE if self.reasons else HEALTHY
+
+
+def check(
+    pid: int,
+    for_s: float,
+    asked: Callable[[], bool] = lambda: False,
+    *,
+    record: bool = True,
+    deep: bool = False,
+) -> Checked:
+    """Check a QEMU for some seconds.
+
+    Args:
+        record: QMP commands and snapshot jobs, too.
+        deep: every bottom half for at most a second, too (check/deep.py).
+        for_s: in all; on a busy host, where the beginning takes long, it is watched for half of it.
+        asked: whether somebody wants the answer now.
+
+    Raises:
+        QtraceError: it cannot be looked at, or has ended meanwhile.
+    """
+    until = time.monotonic() + for_s
+    # pandas takes a second to load, in which there is other work to wait for.
+    loading = threading.Thread(target=importlib.import_module, args=["qtrace.analysis"])
+    program = load() if record else None
+    if program is not None:
+        loading.start()
+    process = Process(pid)
+    with unless_it_ends(pid), tempfile.TemporaryDirectory(prefix="qtrace-") as folder:
+        name = process.vm_name()
+        looker = Looker(LiveQemu(process))
+        first = looker.look()
+        inspector = Inspector(looker)
+        sightings = Sightings(looker, first)
+        answer = inspector.ask(first).answer
+        if _hangs(answer):
+            answer = _lasting(inspector, sightings, time.sleep, answer, asked)
+        if _hangs(answer):
+            # A recording would add nothing.
+            return Checked(process, looker, name, answer, sightings.ended())
+        path = Path(folder, "check.csv")
+        with Watching(pid, path, program) as watching:
+            if program is not None:
+                loading.join()
+            sightings = Sightings(looker, looker.look())
+            _go_on(sightings, watching.wait, max(until, time.monotonic() + for_s / 2), asked)
+            answer = inspector.ask().answer
+            answer = _lasting(inspector, sightings, watching.wait, answer, asked)
+            found = Checked(process, looker, name, answer, sightings.ended())
+            if watching.stop():
+                _read(found, path)
+        found.unseen += [watching.unseen] if watching.unseen else []
+        if deep and program is not None:
+            _look_deep(found, Path(folder), asked)
+        return found
+
+
+def _look_deep(found: Checked, folder: Path, asked: Callable[[], bool]) -> None:
+    from qtrace.check.deep import look_deep
+
+    try:
+        found.deep = look_deep(found.process.pid, folder, asked)
+    except NoSuchProcess:
+        raise
+    except QtraceError as error:
+        found.unseen.append(f"bottom halves: {error.message}")
+
+
+def _hangs(answer: Answer) -> bool:
+    """Whether looks find more than a thread that computes, which may come back."""
+    return any(finding.kind != COMPUTES for finding in answer.findings)
+
+
+def _lasting(
+    inspector: Inspector,
+    sightings: Sightings,
+    wait: Callable[[float], None],
+    answer: Answer,
+    asked: Callable[[], bool],
+) -> Answer:
+    """The same, when every loop that it finds has been away for ``HUNG_S``; else what is found
+    when that is over. (Of requests it is told only what has lasted.)"""
+    away_s = [
+        sightings.away_ns(finding.thread.tid) / 1e9
+        for finding in answer.findings
+        if isinstance(finding, Finding) and finding.thread.tid in sightings.loops
+    ]
+    left_s = HUNG_S - min(away_s, default=HUNG_S)
+    if left_s <= 0:
+        return answer
+    _go_on(sightings, wait, time.monotonic() + left_s, asked)
+    return inspector.ask().answer
+
+
+def _go_on(
+    sightings: Sightings,
+    wait: Callable[[float], None],
+    until: float,
+    asked: Callable[[], bool],
+) -> None:
+    """Raises NoSuchProcess when the target has ended."""
+    while (now := time.monotonic()) < until and not asked():
+        wait(min(until - now, EVERY_S))
+        sightings.see()
+
+
+def _read(found: Checked, path: Path) -> None:
+    """Add what the recording shows."""
+    from qtrace.analysis import judge, open_traces
+
+    trace = open_traces(path)[0]
+    report = judge(trace)
+    findings = found.answer.findings
+    now = {finding.thread.tid for finding in findings if isinstance(finding, Finding)}
+    noted = [
+        Noted(STUCK, f"{one['sentence']}, for {show(one['at_least_ns'], 'ns')}, then it went on",
+              {"tid": one["tid"], "lasted_ns": one["at_least_ns"], "command": one["command"]})
+        for one in report["stuck"]
+        if one["tid"] not in now and one["at_least_ns"] >= HUNG_S * 1e9
+    ]  # fmt: skip
+    for half in report["bottom_halves"]:
+        noted += [
+            Noted(one["verdict"], _ran(half["name"], one), {"tid": one["tid"]})
+            for one in half["findings"][:1]
+            if one["verdict"] in RECORDED and one["tid"] not in now
+        ]
+    noted += [
+        Noted(SLOW, one["sentence"],
+              {"tid": one["tid"], "lasted_ns": one["at_least_ns"], "command": one["command"]})
+        for one in report["computing"]
+        if one["tid"] not in now and one["at_least_ns"] >= HUNG_S * 1e9
+    ]  # fmt: skip
+    told = {one.facts.get("command") for one in noted}
+    for lint in report["lints"]:
+        noted += [
+            Noted(SLOW, one["sentence"], {"tid": one["tid"], "took_ns": int(one["value"])})
+            for one in lint["findings"]
+            if one["value"] >= SLOW_NS and f"QMP {one['name']}" not in told
+        ]
+    found.noted = sorted(noted, key=lambda one: RECORDED.index(one.verdict))
+    if not found.answer.findings:
+        # Else they are the same, seen by the recorder.
+        found.reasons += report["notes"]
+    found.reasons += [one["sentence"] for one in report["held"]]
+    if report["lost_events"]:
+        found.unseen.append(f"{report['lost_events']} events of the recording, which were lost")
+    found.commands = int(trace.file.detach.get("qmp", {}).get("commands", 0))
+    commands = trace.commands
+    took = (commands["replied_ns"] - commands["taken_ns"]).dropna()
+    if len(took):
+        worst = int(took.to_numpy().argmax())
+        name = commands["name"].loc[took.index[worst]]
+        found.slowest = (str(name), int(took.iloc[worst]))
+
+
+def _ran(name: str, finding: Any) -> str:
+    where = f"thread {finding['tid']} ({finding['thread'] or finding['role']})"
+    if finding["verdict"] == STRANDED:
+        return str(finding["sentence"])
+    return f"{name} ran on {where}, inside its aio_poll() of `{finding['context']}`"

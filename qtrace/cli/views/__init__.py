@@ -1,0 +1,1 @@
+"""How answers look: for people at the width of their terminal, and as JSON."""

@@ -1,0 +1,243 @@
+"""The answer of a check, for people in at most ten lines, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from qtrace.check.deep import Deep
+from qtrace.check.one_qemu import HEALTHY, INCONCLUSIVE, SLOW, Checked
+from qtrace.check.sightings import Loop, Processors
+from qtrace.check.whole_host import OneOfMany
+from qtrace.cli.views.answer_view import status as looks_status
+from qtrace.cli.views.block_view import answer_findings_json
+from qtrace.cli.views.look_view import FINDING, NOTE, clear_words, say, tell
+from qtrace.cli.views.verdict_view import inert
+from qtrace.errors import ExitStatus
+from qtrace.qemu.aio.findings import COMPUTES
+from qtrace.units import show
+
+# Of so many findings the sentences are told, of more the number.
+TOLD, TOLD_OF_LINTS = 2, 2
+# A guest whose vCPUs wait for the host's processors for more of their time feels slow.
+CROWDED = 0.1
+
+
+def status(found: Checked) -> ExitStatus:
+    """As ``qtrace inspect`` has it of what looks show; what the recording shows is proven."""
+    if found.noted:
+        return ExitStatus.FINDING
+    return looks_status(found.answer.findings, found.reasons)
+
+
+def answer(found: Checked) -> tuple[ExitStatus, dict[str, Any]]:
+    """What is kept of one of many."""
+    return status(found), checked_json(found)
+
+
+def checked_json(found: Checked) -> dict[str, Any]:
+    """Times are nanoseconds; what is not known is null."""
+    sightings = found.sightings
+    return {
+        "verdict": found.verdict,
+        "target": _target(found),
+        "guest": inert(found.name) or None,
+        "watched_ns": sightings.lasted_ns,
+        "findings": answer_findings_json(found.answer),
+        "noted": [
+            {"verdict": one.verdict, "sentence": inert(one.sentence), **one.facts}
+            for one in found.noted
+        ],
+        "remarks": [inert(remark) for remark in found.answer.remarks],
+        "unclear": [inert(reason) for reason in found.reasons],
+        "unseen": [inert(what) for what in found.unseen],
+        "loops": [
+            {
+                "tid": tid,
+                "thread": inert(loop.thread.name),
+                "role": loop.thread.role,
+                "seen": loop.seen,
+                "seen_in_loop": loop.at_home,
+                "away_at_most_ns": loop.longest_ns,
+            }
+            for tid, loop in sightings.loops.items()
+        ],
+        "bql_wait": {
+            "at_least_ns": sightings.lock_wait.at_least_ns,
+            "tid": sightings.lock_wait.thread.tid if sightings.lock_wait.thread else None,
+        },
+        "qmp": {
+            "commands": found.commands,
+            "slowest": {"name": inert(found.slowest[0]), "took_ns": found.slowest[1]}
+            if found.slowest
+            else None,
+        },
+        "processors": {
+            role: {"threads": got.threads, "ran_ns": got.ran_ns, "waited_ns": got.waited_ns}
+            if (got := sightings.processors(role))
+            else None
+            for role in ("main", "vcpu", "iothread")
+        },
+        "deep": asdict(found.deep) if found.deep else None,
+        "next": next_step(found),
+    }
+
+
+def print_checked(console: Console, found: Checked) -> None:
+    """What is wrong, the worst first, or that nothing is; the numbers; what to type next."""
+    target = _target(found)
+    guest = f", guest {found.name}" if found.name else ""
+    seconds = f"{found.sightings.lasted_ns / 1e9:.1f} s"
+    version = f" {target['version'].partition(' ')[0]}" if target["version"] else ""
+    say(console, f"{target['program']}{version}, pid {target['pid']}{guest}, watched for {seconds}")
+    answer = found.answer
+    for number in answer.told_apart[:TOLD]:
+        finding = answer.findings[number]
+        tell(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
+        say(console, f"  {finding.proof or 'one look cannot show whether it stays so'}")
+        for text in answer.below.get(number, ())[:TOLD]:
+            say(console, f"    which waits for: {text}")
+    for noted in found.noted[:TOLD]:
+        tell(console, noted.verdict, FINDING, noted.sentence)
+    hidden = max(len(answer.told_apart) - TOLD, 0) + max(len(found.noted) - TOLD, 0)
+    if hidden:
+        say(console, f"and {hidden} more findings: see --format json")
+    if found.reasons:
+        more = f" (and {len(found.reasons) - 1} more reasons)" if len(found.reasons) > 1 else ""
+        what = "anything else" if answer.findings or found.noted else "anything"
+        sentence = f"it cannot be told whether {what} is wrong: {found.reasons[0]}{more}"
+        tell(console, INCONCLUSIVE, NOTE, sentence)
+    elif not answer.findings and not found.noted:
+        tell(console, HEALTHY, "green", f"{clear_words(answer)}; every loop came back")
+    for remark in answer.remarks[:TOLD]:
+        say(console, f"  {remark}")
+    for line in _numbers(found) if found.noted or not found.answer.findings else []:
+        say(console, f"  {line}")
+    if found.deep is not None:
+        for text in _deep(found.deep):
+            say(console, f"  {text}")
+    for what in found.unseen:
+        say(console, f"  not seen: {what}", style=NOTE)
+    say(console, f"next: {next_step(found)}")
+
+
+def next_step(found: Checked) -> str:
+    """What to type now."""
+    pid, verdict = found.process.pid, found.verdict
+    if verdict == HEALTHY:
+        crowded = found.sightings.processors("vcpu")
+        if crowded and crowded.waited_ns > CROWDED * found.sightings.lasted_ns * crowded.threads:
+            return "find who else uses the host's processors (top): the guest waits for them"
+        return f"qtrace attach --pid {pid} --all --duration 2s -o all.parquet, if it is slow now"
+    if verdict == INCONCLUSIVE:
+        return f"qtrace doctor --pid {pid} says what is missing"
+    if verdict == COMPUTES:
+        return f"qtrace inspect --pid {pid} --gdb shows where it computes"
+    if verdict == SLOW:
+        return f"qtrace attach --pid {pid} -o trace.csv, then qtrace analyze trace.csv"
+    if found.answer.findings:
+        return (
+            f"qtrace autopsy --pid {pid} -o {pid}.autopsy, before you kill it; then qtrace inspect"
+        )
+    return f"qtrace attach --pid {pid} -o trace.csv, then qtrace explain trace.csv"
+
+
+def print_host(console: Console, found: Sequence[OneOfMany]) -> None:
+    """A line for each QEMU, as wide as the terminal."""
+    width = max(len(one.verdict) for one in found)
+    for one in found:
+        guest = f" {one.guest}" if one.guest else ""
+        line = inert(f"{one.verdict:{width}}  {one.pid}{guest}: {_in_short(one)}")
+        text = Text(line, style="", no_wrap=True, overflow="ellipsis")
+        text.stylize("green" if one.verdict == HEALTHY else FINDING, 0, width)
+        console.print(text)
+    worst = next((one for one in found if one.verdict != HEALTHY), None)
+    if worst is not None:
+        say(console, f"next: qtrace check --pid {worst.pid}")
+
+
+def _in_short(one: OneOfMany) -> str:
+    known = one.answer
+    if "error" in known:
+        return str(known["error"])
+    for key in ("findings", "noted"):
+        if known[key]:
+            return str(known[key][0]["sentence"])
+    if known["unclear"]:
+        return str(known["unclear"][0])
+    away = max((loop["away_at_most_ns"] for loop in known["loops"]), default=0)
+    return f"every loop came back within {show(away, 'ns')}"
+
+
+def _numbers(found: Checked) -> list[str]:
+    sightings = found.sightings
+    lines = []
+    loops = list(sightings.loops.values())
+    main = [loop for loop in loops if loop.thread.role == "main"]
+    others = [loop for loop in loops if loop.thread.role != "main"]
+    lines += [f"main loop: {_away(loop)}" for loop in main]
+    if others:
+        worst = max(others, key=lambda loop: loop.longest_ns)
+        count = "1 IOThread" if len(others) == 1 else f"{len(others)} IOThreads, the worst"
+        lines.append(f"{count} ({worst.thread.name}): {_away(worst)}")
+    wait = sightings.lock_wait
+    if found.looker.layout.bql != 0:
+        longest = f"{show(wait.at_least_ns, 'ns')} ({wait.thread.label})" if wait.thread else "none"
+        lines.append(f"longest wait for the BQL that was seen: {longest}")
+    if found.commands is not None:
+        slow = (
+            f", the slowest {found.slowest[0]} {show(found.slowest[1], 'ns')}"
+            if found.slowest
+            else ", each answered within 10 ms"
+            if found.commands
+            else ""
+        )
+        lines.append(f"QMP commands: {found.commands}{slow}")
+    vcpus = sightings.processors("vcpu")
+    if vcpus is not None:
+        lines.append(_shares(vcpus, sightings.lasted_ns))
+    return lines
+
+
+def _deep(deep: Deep) -> Iterator[str]:
+    """What a second of ``--all`` shows, and what it cost."""
+    second = show(deep.lasted_ns, "ns")
+    cost = f"{100 * deep.events * deep.cost_ns / deep.lasted_ns:.2g} % of a processor"
+    lost = f", {deep.lost:,} of them lost" if deep.lost else ""
+    longest = ""
+    if deep.longest is not None:
+        name, took, thread = deep.longest
+        longest = f"; the longest callback: {name} {show(took, 'ns')} on {thread}"
+    yield f"every bottom half for {second}: {deep.events:,} events{lost}, cost {cost}{longest}"
+    if not deep.findings:
+        yield f"nothing found in it by {deep.lints} lints"
+    for one in deep.findings[:TOLD_OF_LINTS]:
+        yield f"{one['lint']}: {one['sentence']}"
+    if len(deep.findings) > TOLD_OF_LINTS:
+        yield f"and {len(deep.findings) - TOLD_OF_LINTS} more findings of lints: see --format json"
+
+
+def _away(loop: Loop) -> str:
+    share = f"seen in its poll {loop.at_home} of {loop.seen} times"
+    return f"{share}, {show(loop.longest_ns, 'ns')} at most from one to the next"
+
+
+def _shares(got: Processors, lasted_ns: int) -> str:
+    whole = max(got.threads * lasted_ns, 1)
+    what = "1 vCPU thread" if got.threads == 1 else f"{got.threads} vCPU threads"
+    ran, waited = 100 * got.ran_ns / whole, 100 * got.waited_ns / whole
+    return f"{what}: ran {ran:.0f} %, waited for a processor of the host {waited:.0f} %"
+
+
+def _target(found: Checked) -> dict[str, Any]:
+    process = found.process
+    return {
+        "pid": process.pid,
+        "program": inert(process.program),
+        "version": process.version,
+        "build_id": process.binary.elf.build_id,
+    }

@@ -1,0 +1,1 @@
+"""Scripts that our own gdb runs inside: only the standard library, ``qtrace.machine`` and gdb."""

@@ -1,0 +1,25 @@
+"""Where stacks lie: anonymous memory above an inaccessible page, from /proc/PID/maps.
+
+The standard library only: gdb runs this code too.
+"""
+
+from __future__ import annotations
+
+import re
+
+from qtrace.machine.memory import PAGE
+
+# One inaccessible anonymous page, and what may be written right above it.
+GUARDED = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ---p 0+ 00:00 0 *\n\2-([0-9a-f]+) rw-p 0+ 00:00 0 ", re.MULTILINE
+)
+
+
+def guarded_in(maps: bytes) -> list[tuple[int, int]]:
+    """From each such page's start to the end of what may be written; ``maps`` is the file."""
+    found = []
+    for match in GUARDED.finditer(maps):
+        start, guard_end, end = (int(address, 16) for address in match.groups())
+        if guard_end - start == PAGE:
+            found.append((start, end))
+    return found

@@ -1,0 +1,205 @@
+"""What is mapped into a process, and the ELF files behind it."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.errors import NoSuchProcess, PermissionMissing, QtraceError
+from qtrace.machine.guarded import guarded_in
+
+# Memory that bears a path: guests' memory, translated code.
+NO_FILES = ("/memfd:", "/dev/", "/SYSV", "/anon_hugepage")
+FileKey = tuple[str, int]
+"""Device and inode, as /proc/PID/maps prints them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of /proc/PID/maps; ``file`` is what to open, empty when anonymous."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    inode: int
+    device: str
+    path: str
+    file: str
+
+    @property
+    def executable(self) -> bool:
+        return "x" in self.perms
+
+    @property
+    def key(self) -> FileKey:
+        return (self.device, self.inode)
+
+
+class Space(Protocol):
+    """The code in a target's memory: of a live process, or of a core.
+
+    Attributes:
+        absent: the files that are needed and cannot be read, or trusted, in words.
+    """
+
+    absent: set[str]
+
+    def find(self, address: int) -> tuple[Module | None, str] | None:
+        """The module mapped at an address (None without a file) and the mapping's name."""
+
+    def refresh(self) -> None:
+        """Look for code that is new."""
+
+
+class AddressSpace:
+    """The executable mappings of a process, read at attach and again when code is new.
+
+    The files are opened at once, so that stacks can be unwound after the process is gone;
+    they are parsed when a stack first leads there.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._files: dict[FileKey, _MappedFile] = {}
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, FileKey | None, str]] = []
+        self.absent: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the mappings again; a process that is gone keeps the ones it had."""
+        try:
+            mappings = read_maps(self.pid)
+        except NoSuchProcess:
+            return
+        executable = [m for m in mappings if m.executable]
+        if not executable:
+            return
+        for mapping in executable:
+            if mapping.inode and mapping.key not in self._files:
+                self._files[mapping.key] = _MappedFile(mapping, self.pid)
+        self._starts = [m.start for m in executable]
+        self._ranges = [(m.end, m.key if m.inode else None, Path(m.path).name) for m in executable]
+
+    def find(self, address: int) -> tuple[Module | None, str] | None:
+        """The module mapped at an address, with the mapping's name.
+
+        The module is None for code without a (readable) file, as QEMU's translated code.
+        None when nothing executable is mapped there.
+        """
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ranges[index][0]:
+            return None
+        _end, key, name = self._ranges[index]
+        file = self._files[key] if key else None
+        if file is not None and file.module is None and not file.path.startswith(NO_FILES):
+            self.absent.add(f"{file.path} cannot be read")
+        return (file.module if file else None), name
+
+    def modules_in(self, folder: str) -> list[Module]:
+        """The mapped modules that lie in a folder of this name (QEMU's own: ``qemu``)."""
+        found = [f.module for f in self._files.values() if folder in Path(f.path).parts[:-1]]
+        return [module for module in found if module is not None]
+
+    def module_of(self, file: str) -> Module | None:
+        """The module whose mapping is the file behind a path (by device and inode)."""
+        status = os.stat(file)
+        for (_device, inode), mapped in self._files.items():
+            if inode == status.st_ino and mapped.is_file(status):
+                return mapped.module
+        return None
+
+
+class _MappedFile:
+    """A mapped file: held open, parsed when first asked for."""
+
+    def __init__(self, mapping: Mapping, pid: int) -> None:
+        self._mapping = mapping
+        self._fd = _open(mapping, pid)
+        if self._fd >= 0:
+            weakref.finalize(self, os.close, self._fd)
+
+    @property
+    def path(self) -> str:
+        return self._mapping.path
+
+    def is_file(self, status: os.stat_result) -> bool:
+        return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), status)
+
+    @cached_property
+    def module(self) -> Module | None:
+        mapping = self._mapping
+        if self._fd < 0:
+            return None
+        name = Path(mapping.path.removesuffix(" (deleted)")).name
+        try:
+            elf = Elf(f"/proc/self/fd/{self._fd}", name)
+        except QtraceError:
+            return None
+        vaddr = elf.vaddr_of(mapping.offset)
+        return None if vaddr is None else Module(elf, mapping.start - vaddr)
+
+
+def _open(mapping: Mapping, pid: int) -> int:
+    """A descriptor of the mapped file, -1 where it cannot be had.
+
+    map_files is for CAP_SYS_ADMIN only. Without it the file is looked for by its name, and as
+    the executable, and must be the one that is mapped.
+    """
+    for path in (mapping.file, f"/proc/{pid}/root{mapping.path}", f"/proc/{pid}/exe"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if path == mapping.file or os.fstat(fd).st_ino == mapping.inode:
+            return fd
+        os.close(fd)
+    return -1
+
+
+def guarded_memory(pid: int) -> list[tuple[int, int]]:
+    """Anonymous memory that begins with an inaccessible page, as stacks do: from that page's start
+    to the end of what may be written. Raises as ``read_maps``."""
+    return guarded_in(_maps(pid))
+
+
+def read_maps(pid: int) -> list[Mapping]:
+    """The mappings of a process.
+
+    Raises:
+        NoSuchProcess: it is gone.
+        PermissionMissing: it belongs to somebody else.
+    """
+    text = _maps(pid).decode("utf-8", "surrogateescape")
+    mappings = []
+    for line in text.splitlines():
+        # The sixth field is the path, which may have spaces.
+        fields = line.split(maxsplit=5)
+        start, end = (int(x, 16) for x in fields[0].split("-"))
+        path = fields[5] if len(fields) > 5 else ""
+        inode = int(fields[4])
+        # By the kernel's own link: the path may be deleted, or in another mount namespace.
+        file = f"/proc/{pid}/map_files/{start:x}-{end:x}" if inode else ""
+        mappings.append(
+            Mapping(start, end, fields[1], int(fields[2], 16), inode, fields[3], path, file)
+        )
+    return mappings
+
+
+def _maps(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/maps").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise NoSuchProcess(pid) from error
+    except PermissionError as error:
+        raise PermissionMissing(
+            f"not allowed to read /proc/{pid}/maps", "run qtrace as root (sudo qtrace ...)"
+        ) from error

@@ -1,0 +1,205 @@
+"""A running QEMU program: found, identified, its memory read; never stopped or changed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qtrace.binary.elf import Elf
+from qtrace.binary.module import Module
+from qtrace.errors import HasEnded, NoSuchProcess, NotQemu, PermissionMissing, QtraceError
+from qtrace.machine.memory import ProcessMemory
+from qtrace.process.maps import AddressSpace
+
+# What --version prints: qemu-nbd's text differs from all others'.
+VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
+AS_ROOT = "run qtrace as root (sudo qtrace ...)"
+
+
+@contextmanager
+def unless_it_ends(pid: int) -> Iterator[None]:
+    """A process that ends inside makes all kinds of things fail: that it has ended is what counts.
+
+    Raises HasEnded.
+    """
+    try:
+        yield
+    except (QtraceError, OSError) as error:
+        # A dying one has lost its executable before it is a zombie.
+        if os.path.lexists(f"/proc/{pid}/exe") and not _is_zombie(pid):
+            raise
+        if isinstance(error, NoSuchProcess | HasEnded):
+            raise
+        raise HasEnded(pid) from error
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one program in one process from those before and after it, from its stat file.
+
+    ``started`` is kept by exec(2); ``address_space`` is not, and says where the code and the stack
+    begin. Without the leave to know, or in a process that is ending, these are 0 or 1.
+    """
+
+    started: int
+    address_space: tuple[int, int]
+
+    @classmethod
+    def of(cls, stat: str) -> Identity | None:
+        """None where the process is gone."""
+        fields = stat.rpartition(")")[2].split()
+        if len(fields) < 26:
+            return None
+        return cls(int(fields[19]), (int(fields[23]), int(fields[25])))
+
+    def may_be(self, other: Identity) -> bool:
+        pairs = zip(self.address_space, other.address_space, strict=True)
+        known = [(one, two) for one, two in pairs if min(one, two) > 1]
+        return self.started == other.started and all(one == two for one, two in known)
+
+
+class Process:
+    """A running QEMU program.
+
+    Attributes:
+        pid: its process id here.
+        program: the executable's file name.
+        identity: None when it ended at once.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Raises NoSuchProcess, HasEnded, NotQemu, PermissionMissing."""
+        self.pid = pid
+        if pid <= 0 or not Path(f"/proc/{pid}").exists():
+            raise _not_here(pid)
+        # Before anything of it is looked at: who finds it the same afterwards has not looked at
+        # two programs.
+        self.identity = Identity.of(_stat(pid))
+        try:
+            link = os.readlink(self.exe)
+        except FileNotFoundError as error:
+            # A kernel thread has no executable; a dead process has none any more.
+            if _is_zombie(pid):
+                raise HasEnded(pid) from error
+            raise NotQemu(f"process {pid}") from error
+        except PermissionError as error:
+            raise PermissionMissing(f"not allowed to look into process {pid}", AS_ROOT) from error
+        self.exe_path = link.removesuffix(" (deleted)")
+        self.deleted = link.endswith(" (deleted)")
+        self.program = Path(self.exe_path).name
+
+    @property
+    def exe(self) -> str:
+        """What to open for the executable: right when it is deleted or in another namespace."""
+        return f"/proc/{self.pid}/exe"
+
+    @cached_property
+    def space(self) -> AddressSpace:
+        return AddressSpace(self.pid)
+
+    @cached_property
+    def binary(self) -> Module:
+        """The executable's module. Raises NotQemu when it is no ELF program of its own."""
+        module = self.space.module_of(self.exe)
+        if module is None:
+            # Read it for the sake of its own error (a 32-bit binary, say).
+            Elf(self.exe, self.program)
+            raise NotQemu(f"process {self.pid} ({self.program})")
+        return module
+
+    @cached_property
+    def memory(self) -> ProcessMemory:
+        """Raises NoSuchProcess, PermissionMissing."""
+        try:
+            return ProcessMemory(self.pid)
+        except PermissionError as error:
+            # Ptrace is not enough: the file itself is its owner's.
+            raise PermissionMissing(
+                f"not allowed to read the memory of process {self.pid}", AS_ROOT
+            ) from error
+        except FileNotFoundError as error:
+            raise NoSuchProcess(self.pid) from error
+
+    @cached_property
+    def version(self) -> str:
+        """QEMU's version as its binary spells it, empty when it does not show."""
+        return read_version(self.binary.elf)
+
+    def threads(self) -> dict[int, str]:
+        """Thread names by host thread id. Raises NoSuchProcess when the process is gone."""
+        names = {}
+        try:
+            tasks = os.listdir(f"/proc/{self.pid}/task")
+        except OSError as error:
+            raise NoSuchProcess(self.pid) from error
+        for task in tasks:
+            try:
+                raw = Path(f"/proc/{self.pid}/task/{task}/comm").read_bytes()
+            except OSError:
+                continue
+            names[int(task)] = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
+        return names
+
+    def tracer(self) -> int:
+        """Pid of whoever ptraces the process, 0 when nobody does."""
+        status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
+        match = re.search(r"^TracerPid:\s*(\d+)", status, re.MULTILINE)
+        return int(match[1]) if match else 0
+
+    def describe_tracer(self) -> str:
+        """The same for people: ``process 123 (gdb)``; empty when nobody does."""
+        tracer = self.tracer()
+        if not tracer:
+            return ""
+        try:
+            name = Path(f"/proc/{tracer}/comm").read_text(errors="replace").strip()
+        except OSError:
+            name = "gone meanwhile"
+        return f"process {tracer} ({name})"
+
+    def vm_name(self) -> str:
+        """The guest's name (-name), empty when it has none."""
+        arguments = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
+        for option, value in itertools.pairwise(arguments):
+            if option in (b"-name", b"--name"):
+                first = value.split(b",")[0]
+                return first.removeprefix(b"guest=").decode("utf-8", "backslashreplace")
+        return ""
+
+
+def _not_here(pid: int) -> QtraceError:
+    """What a process without a folder in /proc is: none, or one that this user may not see."""
+    if pid <= 0:
+        return NoSuchProcess(pid)
+    try:
+        # Nothing is sent.
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        return NoSuchProcess(pid)
+    return PermissionMissing(f"/proc does not show process {pid} to this user (hidepid)", AS_ROOT)
+
+
+def _is_zombie(pid: int) -> bool:
+    return _stat(pid).rpartition(")")[2].split()[:1] in (["Z"], ["X"])
+
+
+def _stat(pid: int) -> str:
+    """The main thread's stat file, empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_version(elf: Elf) -> str:
+    """The version as the program prints it ("7.2.22 (Debian ...)"), empty when not found."""
+    match = VERSION.search(elf.data)
+    return match[1].decode("utf-8", "backslashreplace") if match else ""

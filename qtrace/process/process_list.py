@@ -1,0 +1,105 @@
+"""The QEMU processes of this machine, and what can attach to each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtrace.errors import NoSuchGuest, PermissionMissing, QtraceError, UnsupportedBinary
+from qtrace.host.capabilities import capabilities
+from qtrace.host.unanswered import NoAnswer, ask
+from qtrace.process.process import Process
+
+# Names of executables; /proc/PID/comm, which everybody may read, has the first 15 bytes.
+# NixOS starts `.qemu-system-x86_64-wrapped` by a script.
+PROGRAMS = re.compile(r"\.?(qemu-(system-|kvm|storage-daem|img|nbd|io)|kvm$)")
+# A list is wanted at once.
+PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A QEMU process.
+
+    Attributes:
+        name: the guest's name (-name), empty when it has none.
+        version: as the binary spells it, empty when it cannot be read.
+        attach: the recorders that can attach: ``ebpf``, ``gdb``.
+        hindrance: why not all of them can, empty when they can.
+    """
+
+    pid: int
+    program: str
+    name: str
+    version: str
+    threads: int
+    attach: tuple[str, ...]
+    hindrance: str
+
+
+def list_processes() -> list[Listed]:
+    """The QEMU processes here, by pid; those of other users too."""
+    found = []
+    pids = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    for pid in pids:
+        try:
+            comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+            # With debug-threads=on the main thread keeps the program's name.
+            if PROGRAMS.match(comm) or PROGRAMS.match(_executable(pid)):
+                found.append(_answered(pid, comm))
+        except (OSError, QtraceError):
+            # It ended meanwhile, or is a zombie.
+            continue
+    return found
+
+
+def find_guest(name: str) -> int:
+    """The process of the guest of that name (-name). Raises NoSuchGuest."""
+    listed = list_processes()
+    pids = [one.pid for one in listed if one.name == name]
+    if len(pids) != 1:
+        raise NoSuchGuest(name, pids, [one.name for one in listed if one.name])
+    return pids[0]
+
+
+def _answered(pid: int, comm: str) -> Listed:
+    """One that does not let itself be read keeps no other from being listed."""
+    try:
+        # What else is asked of it waits for the same lock.
+        ask(Path(f"/proc/{pid}/cmdline").read_bytes, PATIENCE_S)
+        return _list(pid, comm)
+    except NoAnswer as error:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return Listed(pid, comm, "", "", threads, (), error.message)
+
+
+def _executable(pid: int) -> str:
+    try:
+        return Process(pid).program
+    except (OSError, QtraceError):
+        return ""
+
+
+def _list(pid: int, comm: str) -> Listed:
+    threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+    try:
+        process = Process(pid)
+        version = process.version
+        name = process.vm_name()
+    except PermissionMissing:
+        return Listed(pid, comm, "", "", threads, (), "another user's: run qtrace as root")
+    except UnsupportedBinary as error:
+        return Listed(pid, comm, "", "", threads, (), error.message)
+    held = capabilities()
+    attach, hindrance = [], []
+    if "CAP_SYS_ADMIN" in held:
+        attach.append("ebpf")
+    else:
+        hindrance.append("eBPF needs root")
+    tracer = process.tracer()
+    if tracer:
+        hindrance.append(f"traced by process {tracer}: no gdb")
+    else:
+        attach.append("gdb")
+    return Listed(pid, process.program, name, version, threads, tuple(attach), "; ".join(hindrance))

@@ -1,0 +1,316 @@
+"""The layout of a QEMU, read from the running binary's own code.
+
+A version number tells nothing (stable branches backport layout changes), so each fact comes
+from an instruction that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES
+from qtrace.qemu.aio.flow import (
+    WORD,
+    Entry,
+    Loaded,
+    Returned,
+    Root,
+    Step,
+    Value,
+    entry,
+    follow,
+)
+from qtrace.qemu.aio.instructions import Instruction, Program
+from qtrace.qemu.aio.layout import Layout
+
+ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
+# The first argument of what takes an AioContext.
+CONTEXT = Entry("rdi")
+# Longest way, in instructions, from a function's start to what is looked for in it.
+FAR, NEAR = 220, 24
+
+
+def calibrate(program: Program) -> Layout:
+    """Read every fact that the program's code shows."""
+    found: dict[str, int | str] = {}
+    for part in _PARTS:
+        found.update(part(program))
+    return Layout(**found)  # type: ignore[arg-type]
+
+
+def _function(program: Program, symbol: str, count: int) -> list[Instruction]:
+    address = program.address(symbol)
+    return [] if address is None else program.instructions(address, count)
+
+
+def _main_contexts(program: Program) -> dict[str, int]:
+    """qemu_get_aio_context() and iohandler_get_aio_context() load their variable first."""
+    found = {}
+    for fact, symbol in (
+        ("main_variable", "qemu_get_aio_context"),
+        ("iohandler_variable", "iohandler_get_aio_context"),
+    ):
+        for i in _function(program, symbol, 4):
+            place = i.place(1)
+            if i.mnemonic == "mov" and place and place.absolute:
+                found[fact] = place.absolute
+                break
+    return found
+
+
+def bottom_halves(program: Program) -> dict[str, int]:
+    """Of a context's list of them, and of QEMUBH: by the names of ``Layout``.
+
+    aio_bh_poll() moves bh_list into a slice by xchg, then takes one after the other.
+    """
+    steps = follow(program, "aio_bh_poll", FAR)
+    found: dict[str, int] = {}
+    for step in steps:
+        place = step.address(0) or step.address(1)
+        if place is None:
+            continue
+        if step.instruction.mnemonic == "xchg" and place.root == CONTEXT:
+            found.setdefault("ctx_bh_list", place.offset)
+        elif step.instruction.mnemonic == "cmpxchg" and isinstance(place.root, Loaded):
+            found.setdefault("bh_flags", place.offset)
+    # The slices' head lies beside bh_list (include/block/aio.h); the code must read it there.
+    if "ctx_bh_list" in found and any(_loads(step, found["ctx_bh_list"] + 8) for step in steps):
+        found["ctx_bh_slice_list"] = found["ctx_bh_list"] + 8
+    if "bh_flags" in found:
+        # `next` precedes the flags, and is cleared when the bottom half is taken off.
+        found["bh_next"] = found["bh_flags"] - 8
+        if not any(_loads(step, found["bh_next"]) for step in steps):
+            del found["bh_next"]
+    return {**found, **_callback(program)}
+
+
+def _callback(program: Program) -> dict[str, int]:
+    """aio_bh_call(): ``bh->cb(bh->opaque)``, both loaded from one and the same structure."""
+    for step in follow(program, "aio_bh_call", 60) or follow(program, "aio_bh_poll", FAR):
+        callee = step.value(0) if _is_indirect_call(step) else None
+        argument = step.registers.get("rdi")
+        cb = None if callee is None else callee.loaded_from
+        opaque = None if argument is None else argument.loaded_from
+        if cb is not None and opaque is not None and cb.root is not None and cb.root == opaque.root:
+            return {"bh_cb": cb.offset, "bh_opaque": opaque.offset}
+    return {}
+
+
+def _is_indirect_call(step: Step) -> bool:
+    """Also a jump that takes a call's place at the function's end."""
+    calls = step.instruction.is_call or step.instruction.mnemonic == "jmp"
+    return calls and not step.instruction.target
+
+
+def _handlers(program: Program) -> dict[str, int]:
+    """aio_set_fd_handler(ctx, fd, ...) looks for the fd's node, and makes a new one."""
+    steps = follow(program, "aio_set_fd_handler", FAR)
+    found: dict[str, int] = {}
+    node, register = None, ""
+    for step in steps:
+        compares = step.instruction.mnemonic == "cmp"
+        place = step.address(0) or step.address(1) if compares else None
+        if place is not None and node is None:
+            # The first member is the fd; the first node comes from the list's head.
+            head = place.loaded_from
+            if head is not None and head.root == CONTEXT and head.offset:
+                node = place
+                operand = step.instruction.place(0) or step.instruction.place(1)
+                register = operand.base if operand else ""
+                found["ctx_aio_handlers"] = head.offset
+        elif place is not None and node is not None and place.root == node.root and place.offset:
+            found.setdefault("handler_deleted", place.offset)
+        elif node is not None and _is_move_to(step, register):
+            following = _source(step)
+            if following is not None and following.root == node.root:
+                found.setdefault("handler_next", following.offset)
+    return found | _new_handler(steps)
+
+
+def _new_handler(steps: Iterable[Step]) -> dict[str, int]:
+    """The new node is what g_malloc0() returned, filled with io_read, io_write, ..., opaque:
+    arguments that follow one another, the last of all."""
+    nodes: dict[Root, dict[int, int]] = {}
+    for step in steps:
+        place, value = step.address(0), step.value(1)
+        if step.instruction.mnemonic != "mov" or place is None or value is None:
+            continue
+        position = _position(value)
+        if position is not None and isinstance(place.root, Returned):
+            nodes.setdefault(place.root, {})[place.offset] = position
+    for stored in nodes.values():
+        offsets = sorted(stored)
+        last = max(offsets, key=lambda offset: stored[offset])
+        if len(offsets) < 3 or stored[last] < len(ARGUMENTS):
+            continue
+        read, write = offsets[:2]
+        if write == read + WORD and stored[write] == stored[read] + 1:
+            return {"handler_io_read": read, "handler_io_write": write, "handler_opaque": last}
+    return {}
+
+
+def _position(value: Value) -> int | None:
+    """Which argument a value is, from 0 on; None when it is none."""
+    if isinstance(value.root, Entry) and not value.offset and value.root.register in ARGUMENTS:
+        return ARGUMENTS.index(value.root.register)
+    place = value.loaded_from
+    if place is None or place.root != Entry("rsp") or place.offset < WORD:
+        return None
+    # The return address comes first.
+    return len(ARGUMENTS) + place.offset // WORD - 1
+
+
+def _scheduled(program: Program) -> dict[str, int]:
+    """aio_co_schedule(ctx, co) pushes co on ctx->scheduled_coroutines by cmpxchg."""
+    following: dict[Value, int] = {}
+    for step in follow(program, "aio_co_schedule", 80):
+        place, value = step.address(0), step.value(1)
+        if place is None or value is None:
+            continue
+        head = value.loaded_from
+        if step.instruction.mnemonic == "mov" and place.root == Entry("rsi") and head is not None:
+            following[head] = place.offset
+        if step.instruction.mnemonic == "cmpxchg" and value == entry("rsi") and place in following:
+            return {
+                "ctx_scheduled_coroutines": place.offset, "co_scheduled_next": following[place],
+            }  # fmt: skip
+    return {}
+
+
+def _coroutines(program: Program) -> dict[str, int]:
+    """co->ctx from aio_co_wake(), ->caller from qemu_coroutine_entered(), ->env before setjmp."""
+    found = {}
+    for i in _function(program, "aio_co_wake", 6):
+        place = i.place(1)
+        if i.mnemonic == "mov" and place and place.base == "rdi":
+            found["co_ctx"] = place.offset
+            break
+    for i in _function(program, "qemu_coroutine_entered", 3):
+        place = i.place(0) if i.mnemonic == "cmp" else i.place(1)
+        if place and place.base == "rdi":
+            found["co_caller"] = place.offset
+            break
+    for step in follow(program, "qemu_coroutine_switch", 40):
+        # sigsetjmp(co->env), in the C library.
+        buffer = step.registers.get("rdi")
+        if step.instruction.is_call and buffer and buffer.root is not None and buffer.offset:
+            found["co_env"] = buffer.offset
+            break
+    return found
+
+
+def _thread_local(program: Program) -> dict[str, int]:
+    """Both variables have getters of their own (QEMU_DEFINE_STATIC_CO_TLS)."""
+    found = {}
+    for fact, symbol in (
+        ("context_tls", "qemu_get_current_aio_context"),
+        ("coroutine_tls", "qemu_coroutine_self"),
+    ):
+        offset = _thread_local_of(program, _function(program, symbol, 8))
+        if offset is not None:
+            found[fact] = offset
+    return found
+
+
+def _thread_local_of(program: Program, code: list[Instruction]) -> int | None:
+    """The first variable that the code, or the first function it calls, loads from fs."""
+    for i in code:
+        if i.is_call and i.target:
+            code = program.instructions(i.target, 4)
+            break
+    for i in code:
+        place = i.place(1)
+        # fs:0 and above is glibc's own (the canary at fs:0x28).
+        if i.mnemonic == "mov" and place and place.segment == "fs" and place.offset < 0:
+            return place.offset
+    return None
+
+
+def _jobs(program: Program) -> dict[str, int]:
+    """job_next_locked(job), job_start() and the small getters."""
+    found: dict[str, int] = {}
+    code = _function(program, "job_next_locked", NEAR) or _function(program, "job_next", NEAR)
+    for i in code:
+        place = i.place(1)
+        if i.mnemonic == "mov" and i.register(0) == "rax" and place:
+            if place.absolute:
+                found.setdefault("jobs", place.absolute)
+            elif place.base == "rdi":
+                found.setdefault("job_next", place.offset)
+        if len(found) == 2:
+            break
+    for step in follow(program, "job_start", NEAR):
+        member = step.address(0)
+        if step.instruction.mnemonic == "cmp" and member and member.root == Entry("rdi"):
+            found["job_co"] = member.offset
+            break
+    loads = [i.place(1) for i in _function(program, "job_type", 3) if i.mnemonic == "mov"]
+    if len(loads) >= 2 and loads[0] and loads[1]:
+        found["job_driver"], found["driver_type"] = loads[0].offset, loads[1].offset
+    code = _function(program, "job_is_completed_locked", 3)
+    for i in code or _function(program, "job_is_completed", 3):
+        place = i.place(1)
+        if i.mnemonic == "mov" and place and place.base == "rdi":
+            found["job_status"] = place.offset
+            break
+    return found
+
+
+def _big_lock(program: Program) -> dict[str, int]:
+    """The address that bql_lock_impl() hands to the function that locks.
+
+    That is a variable (the profiler's), called or jumped to. It stays in a register over a call
+    that the compiler knows not to use it, so that where it comes from does not show.
+    """
+    steps = follow(program, "bql_lock_impl", 40)
+    steps = steps or follow(program, "qemu_mutex_lock_iothread_impl", 40)
+    mnemonics = [step.instruction.mnemonic for step in steps]
+    if mnemonics in (["ret"], ["endbr64", "ret"]):
+        # The stub of programs that have no such lock (stubs/iothread-lock.c).
+        return {"bql": 0}
+    for step in steps:
+        mutex = step.registers.get("rdi")
+        if _is_indirect_call(step) and mutex is not None and mutex.root is None:
+            return {"bql": mutex.offset}
+    return {}
+
+
+def _poll_register(program: Program) -> dict[str, str]:
+    """The callee-saved register that keeps the first argument, ctx, in aio_poll()'s frames.
+
+    It must not be written again, or the frame would show something else.
+    """
+    code = _function(program, "aio_poll", 60)
+    for n, i in enumerate(code):
+        register = i.register(0)
+        if i.mnemonic == "mov" and i.register(1) == "rdi" and register in CALLEE_SAVED_NAMES:
+            again = any(_writes(later, register) for later in code[n + 1 :])
+            return {} if again else {"poll_register": register}
+    return {}
+
+
+def _writes(instruction: Instruction, register: str) -> bool:
+    return (
+        instruction.mnemonic in ("mov", "lea", "xor", "add", "sub", "and", "or")
+        and instruction.register(0) == register
+    )
+
+
+def _is_move_to(step: Step, register: str) -> bool:
+    return step.instruction.mnemonic == "mov" and step.instruction.register(0) == register
+
+
+def _source(step: Step) -> Value | None:
+    """The address that an instruction loads a register from."""
+    return step.address(1) if step.instruction.mnemonic == "mov" else None
+
+
+def _loads(step: Step, offset: int) -> bool:
+    source = _source(step)
+    return source is not None and source.root is not None and source.offset == offset
+
+
+_PARTS: tuple[Callable[[Program], dict[str, int] | dict[str, str]], ...] = (
+    _main_contexts, bottom_halves, _handlers, _scheduled, _coroutines, _thread_local, _jobs,
+    _big_lock, _poll_register,
+)  # fmt: skip

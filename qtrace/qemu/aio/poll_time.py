@@ -1,0 +1,32 @@
+"""How long an AioContext's loop polls before it sleeps (poll-max-ns of IOThreads)."""
+
+from __future__ import annotations
+
+import struct
+
+from qtrace.machine.memory import Memory
+from qtrace.qemu.aio.flow import entry, follow
+from qtrace.qemu.aio.instructions import Program
+
+# Of aio_context_set_poll_params(ctx, max_ns, grow, shrink, ...), at most.
+INSTRUCTIONS = 60
+
+
+def longest_poll_offset(program: Program) -> int | None:
+    """Where an AioContext has it: where the function that sets it stores its second argument.
+
+    None where the code does not show that.
+    """
+    for step in follow(program, "aio_context_set_poll_params", INSTRUCTIONS):
+        place = step.address(0)
+        if step.instruction.mnemonic == "mov" and place is not None:
+            own = place.root == entry("rdi").root
+            if own and step.value(1) == entry("rsi"):
+                return place.offset
+    return None
+
+
+def longest_poll_ns(memory: Memory, ctx: int, offset: int) -> int | None:
+    """Of one context; None where it cannot be read."""
+    raw = memory.read(ctx + offset, 8)
+    return int(struct.unpack("<q", raw)[0]) if len(raw) == 8 else None

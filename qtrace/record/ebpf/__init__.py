@@ -1,0 +1,1 @@
+"""Programs of probes/ compiled, loaded, attached, and what they send."""

@@ -1,0 +1,108 @@
+"""A recording of a program that is started with every probe armed before its first line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from qtrace.errors import NotQemu, TargetError
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.process.process import Process
+from qtrace.record.all_events.all_recorder import AllRecorder
+from qtrace.record.child import Child
+from qtrace.record.ebpf.bpf_program import Program, load_ahead
+from qtrace.record.ebpf.ebpf_recorder import EbpfProbes
+from qtrace.record.ebpf.uprobes import Uprobes
+from qtrace.record.plans import make_plans
+from qtrace.record.recording import Recording
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.start import arm, open_writer
+from qtrace.sites.scan_cache import scan_module
+
+# Without a context nothing is scheduled, so that nothing is lost meanwhile.
+CONTEXTS_WAIT_S = 5.0
+
+
+def launch(
+    command: Sequence[str],
+    options: RecordingOptions,
+    program: Future[Program] | None = None,
+    output_fd: int | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> tuple[Recording, Child]:
+    """Start a QEMU program under the probes. It is recorded by eBPF, and has no QMP socket yet.
+
+    Args:
+        command: it, or what becomes it: a wrapper that ends in exec.
+        program: the BPF program, when its loading was begun before.
+        output_fd: where the program's standard output goes.
+        given_up: whether a wrapper is not to be waited for any more.
+
+    Raises:
+        QtraceError: whatever stands in the way; no QEMU program has run then.
+    """
+    everything = options.everything
+    writer = open_writer(options)
+    child = Child(command, output_fd)
+    try:
+        program = program or load_ahead(everything=everything)
+        child.release()
+        qemu = _qemu_of(child, given_up)
+        module = qemu.binary
+        plans = make_plans(module, options.patterns, everything=everything, optional=True)
+        library = program.result().library
+        every = None
+        exe = f"/proc/{child.pid}/exe"
+        if plans.everything is not None:
+            every = AllRecorder.load(
+                plans.everything, module, child.pid, exe,
+                options.ring_pages, options.stacks_every,
+            )  # fmt: skip
+        uprobes = Uprobes(library, child.pid, exe, module.elf.offset_of)
+        probes = EbpfProbes(uprobes, program.result(), child.pid)
+        try:
+            probes.attach(plans.watch.sites)
+            if every is not None:
+                every.attach()
+            probes.count_losses(True)
+            armed_ns = time.monotonic_ns()
+            contexts = qemu.contexts
+            child.go()
+            # Its contexts' names can only be read while it lives: qemu-img may not for long.
+            contexts.wait(CONTEXTS_WAIT_S, child.ended)
+            # Its libraries came meanwhile.
+            qemu.space.refresh()
+            recording = arm(
+                qemu, plans, probes, writer, every, armed_ns, stall_after_s=options.stall_after_s
+            )
+        except BaseException:
+            probes.close()
+            if every is not None:
+                every.close()
+            raise
+    except BaseException:
+        child.kill()
+        raise
+    return recording, child
+
+
+def _qemu_of(child: Child, given_up: Callable[[], bool]) -> LiveQemu:
+    """The program that the child has become when it is one of QEMU's, before it runs.
+
+    Raises TargetError when it never becomes one.
+    """
+    first = Path(child.path).name
+    while True:
+        process = Process(child.pid)
+        try:
+            return LiveQemu(process, scan_module(process.binary))
+        except NotQemu as error:
+            if not child.next_program(given_up):
+                last = process.program
+                became = f": it became {last}" if last != first else ""
+                raise TargetError(
+                    f"{first} has executed no QEMU program{became}",
+                    "let it end in exec of QEMU, or start QEMU by it and use qtrace attach",
+                ) from error

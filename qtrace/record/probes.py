@@ -1,0 +1,121 @@
+"""The sites of a recording, armed by eBPF or, where that cannot be, by gdb."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from qtrace.errors import RecorderUnavailable
+from qtrace.host.capabilities import (
+    Check,
+    check_bpf_syscall,
+    check_capabilities,
+    check_lockdown,
+    check_ring_buffer,
+    check_uprobes,
+)
+from qtrace.process.hit import Hit
+from qtrace.process.process import Process
+from qtrace.record.ebpf.bpf_program import Program, load_ahead
+from qtrace.record.ebpf.uprobes import Uprobes
+from qtrace.record.recording_options import Backend
+from qtrace.sites.watch import Site
+
+
+class Probes(Protocol):
+    """The armed sites of one process. Everything ends with ``close``, or with qtrace.
+
+    Attributes:
+        name: ``ebpf`` or ``gdb``, as the trace names its recorder.
+    """
+
+    name: str
+
+    def attach(self, sites: Sequence[Site]) -> None:
+        """Arm them all. Raises QtraceError when one cannot be armed; then none is."""
+
+    def count_losses(self, on: bool) -> None:
+        """Whether a hit that is lost from now on counts; before the first call none does."""
+
+    def poll(self, timeout_s: float) -> list[Hit]:
+        """The oldest hits up to now, a bounded number; waits for one at most so long.
+
+        Raises RecorderFailed.
+        """
+
+    def drain(self) -> list[Hit]:
+        """All hits up to now, without waiting, after ``close`` too."""
+
+    def oldest_ns(self) -> int | None:
+        """When the oldest hit that waits to be polled was met; None when there is none."""
+
+    def whole_stack(self, base: int, end: int) -> None:
+        """Whoever has its stack pointer near ``base`` has its outermost frame below ``end``."""
+
+    def lost(self) -> dict[int, int]:
+        """Hits of which only the number is known, by run-time address."""
+
+    def counted_ns(self, asked_ns: int) -> int:
+        """Up to when ``lost`` had counted them all, when it was asked at ``asked_ns``."""
+
+    def close(self) -> None:
+        """Disarm them all."""
+
+    def pauses_ms(self) -> dict[str, float]:
+        """How long the guest stood still for it, by phase; empty when it did not."""
+
+    def problems(self) -> list[str]:
+        """What ``close`` found not to be as it was before, in words."""
+
+
+def open_probes(
+    backend: Backend, process: Process, program: Future[Program] | None = None
+) -> tuple[Probes, str]:
+    """The recorder that was asked for; nothing is armed yet.
+
+    ``auto`` takes eBPF where it works and gdb elsewhere.
+
+    Returns:
+        The probes, and why it is gdb that ``auto`` has taken (else empty).
+
+    Raises:
+        RecorderUnavailable: it, or for ``auto`` neither, can be used here.
+    """
+    # Each drags in what the other need not have installed.
+    from qtrace.record.ebpf.ebpf_recorder import EbpfProbes
+    from qtrace.record.gdb_recorder import GdbProbes
+
+    if backend == "gdb":
+        return GdbProbes(process), ""
+    try:
+        if backend == "auto":
+            _check_ebpf()
+        loaded = (program or load_ahead()).result()
+        offset_of = process.binary.elf.offset_of
+        uprobes = Uprobes(loaded.library, process.pid, process.exe, offset_of)
+        return EbpfProbes(uprobes, loaded, process.pid), ""
+    except RecorderUnavailable as error:
+        if backend == "ebpf":
+            raise
+        try:
+            return GdbProbes(process), error.message
+        except RecorderUnavailable as also:
+            raise RecorderUnavailable(
+                f"neither eBPF ({error.message}) nor gdb ({also.message}) can be used here",
+                f"for eBPF: {error.remedy}; for gdb: {also.remedy}",
+            ) from error
+
+
+def _check_ebpf() -> None:
+    """What would else show only when the first probe is set."""
+    checks: list[Check] = [
+        *check_capabilities(),
+        check_lockdown(),
+        check_bpf_syscall(),
+        check_ring_buffer(),
+        check_uprobes(),
+    ]
+    for check in checks:
+        if not check.ok and "ebpf" in check.needed_for:
+            raise RecorderUnavailable(f"{check.name}: {check.detail}", check.remedy)

@@ -1,0 +1,113 @@
+"""Start a recording of a live process: find and compare the sites, set the probes."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+from qtrace.errors import NoSuchProcess
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.process.process import Process, unless_it_ends
+from qtrace.record.all_events.all_recorder import AllRecorder
+from qtrace.record.ebpf.bpf_program import Program, load_ahead
+from qtrace.record.header import attach_row
+from qtrace.record.plans import Plans, make_plans
+from qtrace.record.probes import Probes, open_probes
+from qtrace.record.recording import Recording
+from qtrace.record.recording_options import STALL_AFTER_S, RecordingOptions
+from qtrace.record.stall import Stalls
+from qtrace.roles import Role
+from qtrace.sites.all_plan import modules_cancel
+from qtrace.trace.raw import RawWriter
+from qtrace.trace.writer import CsvWriter
+
+
+def start_recording(
+    pid: int, options: RecordingOptions, program: Future[Program] | None = None
+) -> Recording:
+    """Arm every probe of a recording.
+
+    Args:
+        program: the BPF program, when its loading was begun before.
+
+    Raises:
+        QtraceError: whatever stands in the way; nothing is armed then.
+    """
+    everything, backend = options.everything, options.backend
+    with unless_it_ends(pid):
+        writer = open_writer(options)
+        process = Process(pid)
+        plans = make_plans(
+            process.binary, options.patterns, everything=everything, optional=everything,
+            imports_cancel=everything and modules_cancel(process.space),
+        )  # fmt: skip
+        plans.check(process)
+        every = None
+        if plans.everything is not None:
+            backend = "ebpf"
+            program = program or load_ahead(everything=True)
+            every = AllRecorder.load(
+                plans.everything, process.binary, pid, process.exe,
+                options.ring_pages, options.stacks_every,
+            )  # fmt: skip
+        probes, why = open_probes(backend, process, program)
+        qemu = LiveQemu(process, plans.scan)
+        if options.qmp_socket is not None:
+            qemu.roles.tell(_told_by_qmp(options.qmp_socket))
+        recording = arm(qemu, plans, probes, writer, every, stall_after_s=options.stall_after_s)
+    recording.why = why
+    return recording
+
+
+def open_writer(options: RecordingOptions) -> CsvWriter | RawWriter:
+    """What takes the rows. Raises OutputExists, OutputFailed."""
+    return (RawWriter if options.everything else CsvWriter)(options.output, options.force)
+
+
+def arm(
+    qemu: LiveQemu,
+    plans: Plans,
+    probes: Probes,
+    writer: CsvWriter | RawWriter,
+    everything: AllRecorder | None = None,
+    armed_ns: int | None = None,
+    stall_after_s: float = STALL_AFTER_S,
+) -> Recording:
+    """Begin a recording whose sites are chosen and compared; see ``start_recording``.
+
+    Args:
+        armed_ns: since when all probes are set and count what they lose, where they are already.
+    """
+    try:
+        stall_after_ns = int(stall_after_s * 1e9)
+        stalls = Stalls(
+            lambda: Looker(qemu), plans.watch.watched, qemu.bias,
+            stall_after_ns, by_us=probes.name == "gdb",
+        )  # fmt: skip
+        recording = Recording(
+            qemu, plans, probes, writer, stalls, everything, from_start=armed_ns is not None
+        )
+        if armed_ns is None:
+            probes.attach(plans.watch.sites)
+            if everything is not None:
+                everything.attach()
+            probes.count_losses(True)
+            armed_ns = time.monotonic_ns()
+        recording.begin(attach_row(armed_ns, probes.name, qemu, plans, everything, stall_after_ns))
+    except BaseException as error:
+        probes.close()
+        if everything is not None:
+            everything.close()
+        if isinstance(error, ProcessLookupError):
+            raise NoSuchProcess(qemu.pid) from error
+        raise
+    return recording
+
+
+def _told_by_qmp(socket: Path) -> dict[int, tuple[Role, str]]:
+    from qtrace.process.qmp_client import QmpClient, thread_roles
+
+    with QmpClient(socket) as client:
+        return dict(thread_roles(client))

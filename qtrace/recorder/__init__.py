@@ -1,1 +1,0 @@
-"""From a target to rows of events. Every recorder writes the same rows."""

@@ -1,0 +1,66 @@
+"""The probes of `--all` for one binary, and whether a running process has the code for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qtrace.binary.module import Module
+from qtrace.machine.memory import Memory
+from qtrace.process.maps import AddressSpace
+from qtrace.sites.bh_layout import BottomHalfLayout
+from qtrace.sites.running_code import code_mismatch, runs_as_in_file
+
+
+@dataclass(frozen=True, slots=True)
+class AllSite:
+    """One probe of `--all`.
+
+    Attributes:
+        kind: what a hit means: one of ``ARMED`` in qtrace/event_kinds.py.
+        where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
+        vaddr: link-time address.
+        program: the function of probes/all.bpf.c that it runs.
+        instruction: as the disassembler prints it.
+        emulated: the kernel emulates the instruction; else it is single-stepped.
+        new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
+        inlined: its function is none of the event loop's own: it is who schedules or cancels.
+    """
+
+    kind: str
+    where: str
+    vaddr: int
+    program: str
+    instruction: str
+    emulated: bool
+    new_flags: int = 0
+    inlined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AllPlan:
+    """Every probe of `--all` for one binary, and how its program is to be compiled.
+
+    ``returns_to`` is where aio_bh_call() returns to in aio_bh_poll(). ``notes`` say which
+    sites are dear.
+    """
+
+    sites: tuple[AllSite, ...]
+    defines: tuple[tuple[str, int | str], ...]
+    layout: BottomHalfLayout
+    returns_to: int
+    notes: tuple[str, ...]
+
+
+def modules_cancel(space: AddressSpace) -> bool:
+    """Whether a loaded module of this QEMU (block-*.so, hw-*.so) calls qemu_bh_cancel()."""
+    return any(
+        b"\0qemu_bh_cancel\0" in (module.elf.section(".dynstr") or b"")
+        for module in space.modules_in("qemu")
+    )
+
+
+def check_all_sites(plan: AllPlan, module: Module, memory: Memory) -> None:
+    """Compare the running code at each site with the file's. Raises CodeMismatch."""
+    for site in plan.sites:
+        if not runs_as_in_file(module, memory, site.vaddr):
+            raise code_mismatch(module, site.vaddr, f"{site.kind}, {site.where}")

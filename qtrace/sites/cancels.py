@@ -1,0 +1,51 @@
+"""qemu_bh_cancel(), called or inlined: found by the atomic AND of a QEMUBH's flags."""
+
+from __future__ import annotations
+
+import re
+
+from capstone import x86
+
+from qtrace.binary.dataflow import Function
+from qtrace.binary.elf import Elf
+from qtrace.binary.emulated import BAD_PREFIXES, first_emulated, is_written, runs_once
+from qtrace.knowledge import SCHEDULED
+
+
+def find_ands(elf: Elf, flags: int) -> list[int]:
+    """Addresses at which the bytes read as `lock and dword flags(reg), ~BH_SCHEDULED`.
+
+    Nothing else of QEMU's compiles to that: in Debian's builds it stands in qemu_bh_cancel() alone.
+    """
+    # lock, REX, 83 /4 with a displacement of one byte, the mask of one byte.
+    pattern = re.compile(
+        rb"\xf0[\x40-\x4f]?\x83[\x60-\x63\x65-\x67]" + re.escape(bytes([flags, ~SCHEDULED & 0xFF])),
+        re.DOTALL,
+    )
+    hits = []
+    for segment in elf.code:
+        code = memoryview(elf.data)[segment.offset : segment.offset + segment.filesz]
+        hits += [segment.vaddr + found.start() for found in pattern.finditer(code)]
+    return hits
+
+
+def behind(function: Function, address: int) -> tuple[int, str] | None:
+    """Where to sit behind such an AND, and the register that holds the bottom half there.
+
+    The AND itself takes no probe: the kernel refuses its prefix. None where it is no instruction,
+    or the one behind it takes none either.
+    """
+    locked = function.instructions.get(address)
+    if locked is None or locked.id != x86.X86_INS_AND:
+        return None
+    bh = str(locked.reg_name(locked.operands[0].mem.base))
+    begin = address + locked.size
+    site = first_emulated(function, begin)
+    if site is None or not runs_once(function, begin, site):
+        site = begin
+    if is_written(function, begin, site, bh):
+        site = begin
+    instruction = function.instructions.get(site)
+    if instruction is None or bytes(instruction.bytes)[0] in BAD_PREFIXES:
+        return None
+    return site, bh

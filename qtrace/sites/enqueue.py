@@ -1,0 +1,106 @@
+"""aio_bh_enqueue(), shared or inlined: found by the atomic OR of a QEMUBH's flags."""
+
+from __future__ import annotations
+
+import numpy as np
+from capstone import x86
+
+from qtrace.binary.dataflow import Function, direct_target, full_register, writes
+from qtrace.binary.elf import Elf
+from qtrace.binary.emulated import first_emulated, is_written, runs_once
+from qtrace.knowledge import PENDING
+
+# As many instructions are looked at for the insertion behind it; it took 7.
+INSERTION = 32
+# The bytes of the loop before its cmpxchg: a move and an OR.
+LOOP = 24
+
+
+def c_expression(register: str) -> str:
+    """A register as a field of the kernel's pt_regs."""
+    return f"regs->{register[1:] if register[1:].isalpha() else register}"
+
+
+def find_cmpxchgs(elf: Elf, flags: int) -> list[int]:
+    """Addresses at which the bytes read as `lock cmpxchg r32, flags(reg)`."""
+    hits: list[int] = []
+    for start, code in elf.code_bytes():
+        for prefixes in (1, 2):
+            at = np.flatnonzero(
+                (code[: -4 - prefixes] == 0xF0)
+                & (code[prefixes:-4] == 0x0F)
+                & (code[prefixes + 1 : -3] == 0xB1)
+                & (code[prefixes + 2 : -2] & 0xC0 == 0x40)
+                & (code[prefixes + 3 : -1] == flags)
+            )
+            if prefixes == 2:
+                at = at[code[at + 1] & 0xF0 == 0x40]
+            hits += [int(start + offset) for offset in at]
+    return sorted(hits)
+
+
+def enqueue_site(function: Function, address: int, flags: int) -> tuple[int, str, int, str] | None:
+    """The site behind an atomic OR of QEMUBH's flags, None when this is another cmpxchg.
+
+    Returns its address, the register of the bottom half, the new flags (0 when they are in a
+    register) and that register.
+    """
+    code = function.instructions
+    exchange = code.get(address)
+    if exchange is None or exchange.id != x86.X86_INS_CMPXCHG:
+        return None
+    place, source = exchange.operands
+    bh = exchange.reg_name(place.mem.base)
+    desired = full_register(exchange, source.reg)
+    new_flags, register = _ored(function, address, desired)
+    if not (new_flags & PENDING or register):
+        return None
+    end = address + exchange.size
+    retry = code.get(end)
+    if retry is None or retry.id != x86.X86_INS_JNE or (direct_target(retry) or end) >= address:
+        return None
+    begin = end + retry.size
+    if not _inserts(function, begin, bh, flags - 8):
+        return None
+    site = first_emulated(function, begin)
+    keep = {"rax", bh, register} - {""}
+    if site is None or not runs_once(function, begin, site):
+        site = begin
+    if any(is_written(function, begin, site, name) for name in keep):
+        site = begin
+    return site, bh, new_flags, register
+
+
+def _ored(function: Function, address: int, desired: str) -> tuple[int, str]:
+    """What is ORed into the register that cmpxchg stores: a constant, or a register."""
+    instruction = function.last_write(desired, address, reach=LOOP)
+    if instruction is None or instruction.id != x86.X86_INS_OR:
+        return 0, ""
+    operand = instruction.operands[1]
+    if operand.type == x86.X86_OP_IMM:
+        return int(operand.imm) & 0xFF, ""
+    return 0, full_register(instruction, operand.reg)
+
+
+def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
+    """Whether a path from there stores into the bottom half's `next`: the insertion. In
+    11.1 it stands at the function's end, behind a jump."""
+    work, seen = [begin], set[int]()
+    while work and len(seen) < INSERTION:
+        at = work.pop(0)
+        instruction = function.instructions.get(at)
+        if instruction is None or at in seen:
+            continue
+        seen.add(at)
+        target = instruction.operands[0] if instruction.operands else None
+        if (
+            instruction.id == x86.X86_INS_MOV
+            and target is not None
+            and target.type == x86.X86_OP_MEM
+            and target.mem.disp == following
+            and instruction.reg_name(target.mem.base) == bh
+        ):
+            return True
+        if bh not in writes(instruction):
+            work += function.successors(instruction)
+    return False

@@ -1,0 +1,70 @@
+"""Where QEMU takes a QMP command, carries it out and answers, and where it tells of jobs.
+
+All of it is rarely run: a few times for each command, once for each change of a job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qtrace.binary.cfi import CallFrames
+from qtrace.binary.dataflow import Function, callers_of
+from qtrace.binary.elf import Elf
+from qtrace.binary.exits import find_exits
+from qtrace.binary.symbols import SymbolTable
+
+QmpStep = Literal["command", "begin", "end", "reply", "STOP", "RESUME", "status"]
+
+DISPATCH_BH = "do_qmp_dispatch_bh"
+EVENTS: dict[str, QmpStep] = {
+    "qapi_event_send_job_status_change": "status",
+    "qapi_event_send_stop": "STOP",
+    "qapi_event_send_resume": "RESUME",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QmpSite:
+    """One place: its link-time address, and the function that it calls (0: it is an entry,
+    or with ``end`` an exit)."""
+
+    step: QmpStep
+    address: int
+    callee: int = 0
+
+
+def find_qmp_sites(
+    elf: Elf, symbols: SymbolTable, frames: CallFrames, dispatch_bh: int
+) -> tuple[QmpSite, ...]:
+    """What the code shows of them; other programs than QEMU's have none.
+
+    ``command``: qmp_dispatch() looks the command up, its name is the second argument.
+    ``begin``, ``end``: do_qmp_dispatch_bh() is entered and left (``dispatch_bh``, 0 if unknown).
+    ``reply``: whoever called qmp_dispatch() sends its answer; the first argument is the monitor.
+    """
+    sites = []
+    dispatch = symbols.address("qmp_dispatch")
+    find, send = symbols.address("qmp_find_command"), symbols.address("qmp_send_response")
+    if dispatch is not None:
+        if find is not None:
+            sites += [QmpSite("command", at, find) for at in _calls(elf, frames, dispatch, find)]
+        if send is not None:
+            for caller, _end in callers_of(elf, frames, {dispatch}):
+                sites += [QmpSite("reply", at, send) for at in _calls(elf, frames, caller, send)]
+    if dispatch_bh:
+        sites.append(QmpSite("begin", dispatch_bh))
+        sites += [QmpSite("end", at) for at in find_exits(elf, frames, dispatch_bh)]
+    for name, step in EVENTS.items():
+        address = symbols.address(name)
+        if address is not None:
+            sites.append(QmpSite(step, address))
+    return tuple(sites)
+
+
+def _calls(elf: Elf, frames: CallFrames, start: int, callee: int) -> list[int]:
+    """Addresses of the calls from one function to another."""
+    extent = frames.function(start)
+    if extent is None:
+        return []
+    return [at for at, target in Function(elf, *extent).calls().items() if target == callee]

@@ -1,0 +1,53 @@
+"""Whether a running process has the code that its file has: compared before a probe is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qtrace.binary.module import Module
+from qtrace.errors import CodeMismatch, TargetError
+from qtrace.machine.arch_x86_64 import BREAKPOINT
+from qtrace.machine.memory import Memory
+from qtrace.process.process import Process
+
+# The longest instruction has 15 bytes.
+COMPARED = 16
+
+
+def runs_as_in_file(module: Module, memory: Memory, vaddr: int) -> bool:
+    """Compare the bytes at a link-time address."""
+    in_file = module.elf.read(vaddr, COMPARED)
+    running = memory.read(vaddr + module.bias, len(in_file))
+    # Another tracer's uprobe shows as a breakpoint instruction in the first byte.
+    return running[1:] == in_file[1:] and running[:1] in (in_file[:1], bytes([BREAKPOINT]))
+
+
+def with_breakpoint(module: Module, memory: Memory, vaddrs: Iterable[int]) -> set[int]:
+    """At which of these link-time addresses a probe, or a debugger's breakpoint, is now."""
+    breakpoint = bytes([BREAKPOINT])
+    return {a for a in vaddrs if memory.read(a + module.bias, 1) == breakpoint}
+
+
+def refuse_breakpoints(process: Process, vaddrs: Iterable[int]) -> None:
+    """Raises TargetError where a debugger has set breakpoints at sites to be probed.
+
+    The kernel would take such a breakpoint for the probe, so that the debugger never learns of a
+    hit, and either end would take it away from the other.
+    """
+    module = process.binary
+    tracer = process.describe_tracer()
+    taken = sorted(with_breakpoint(module, process.memory, vaddrs)) if tracer else []
+    if taken:
+        raise TargetError(
+            f"{tracer} traces process {process.pid} and has a breakpoint where a probe would be, "
+            f"at {module.name}@{taken[0]:#x}",
+            "end that one first",
+        )
+
+
+def code_mismatch(module: Module, vaddr: int, label: str, says: str = "file says") -> CodeMismatch:
+    """The error that a site is not what the file, or the scan, has there."""
+    return CodeMismatch(
+        f"the code at {module.name}@{vaddr:#x} ({label}) is not what the {says}",
+        "no probe was set; attach to a QEMU that nothing has patched",
+    )

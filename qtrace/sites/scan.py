@@ -1,0 +1,259 @@
+"""Every one-shot bottom half of a QEMU binary, found in its code without running it.
+
+``snapshot_save_job_bh`` and its like are static functions of a stripped binary, yet all
+that is needed follows from the code that schedules them: the callback's name and address, and
+the context.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qtrace.binary.cfi import CallFrames
+from qtrace.binary.dataflow import Constant, Function, Loaded, Returned, Value
+from qtrace.binary.elf import Elf
+from qtrace.binary.exits import find_exits
+from qtrace.binary.module import Module
+from qtrace.binary.symbols import SymbolTable
+from qtrace.errors import ScanFailed
+from qtrace.sites.qmp_sites import DISPATCH_BH, QmpSite, find_qmp_sites
+from qtrace.sites.scheduler import SCHEDULERS
+from qtrace.sites.schedules import Schedule, calls_to, find_schedules
+
+GETTERS = {"qemu_get_aio_context": "main", "iohandler_get_aio_context": "iohandler"}
+CREATE_THREAD = "qemu_thread_create"
+# The function that a thread begins with, by the name that qemu_thread_create() is given for it.
+# They are static: without debug info nothing else names them.
+THREADS = {
+    "worker": "worker_thread",
+    "live_migration": "migration_thread",
+    "mig/src/main": "migration_thread",
+}
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """One place that schedules: its link-time address, the context where the code shows it.
+
+    ``context`` is ``main``, ``iohandler``, a function whose result is used (``f()``), or
+    empty; ``code`` are the instruction's bytes in hex. It calls (or jumps to) ``callee``:
+    aio_bh_schedule_oneshot_full(ctx, cb, opaque), or with ``fields`` aio_bh_enqueue(bh), ctx, cb
+    and opaque lying at these offsets into what ``bh`` points to.
+    """
+
+    address: int
+    code: str
+    context: str
+    callee: int
+    fields: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BottomHalf:
+    """A one-shot bottom half: link-time address of its callback, and who schedules it.
+
+    ``callback`` is 0 where the code passes a variable (then ``name`` is an expression).
+    ``exits`` are the instructions at which it returns, empty where not all are known.
+    """
+
+    name: str
+    callback: int
+    code: str
+    sites: tuple[CallSite, ...]
+    exits: tuple[int, ...]
+
+    @property
+    def watchable(self) -> bool:
+        return self.callback != 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the code of one binary tells.
+
+    Attributes:
+        scheduler: link-time address of aio_bh_schedule_oneshot_full().
+        found_by: ``symbol``, or ``names`` where the binary has no symbol for it.
+        context_variables: link-time addresses of the static pointers to the main loop's
+            contexts, by context name.
+        qmp: where it takes, carries out and answers QMP commands, and tells of jobs.
+        threads: link-time addresses of functions that threads begin with, by their names.
+    """
+
+    build_id: str
+    code_hash: str
+    version: str
+    scheduler: int
+    found_by: str
+    bottom_halves: tuple[BottomHalf, ...]
+    context_variables: dict[str, int]
+    qmp: tuple[QmpSite, ...]
+    threads: dict[str, int]
+
+    @property
+    def static_names(self) -> dict[int, str]:
+        """The functions that it names although they have no symbol, by link-time address."""
+        named = [half for half in self.bottom_halves if half.callback and half.name.isidentifier()]
+        halves = {half.callback: half.name for half in named}
+        return halves | {address: name for name, address in self.threads.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Scan:
+        """Raises KeyError or TypeError when the data is not a scan of this version."""
+        halves = tuple(
+            BottomHalf(
+                **{
+                    **half,
+                    "sites": tuple(
+                        CallSite(**{**site, "fields": tuple(site["fields"])})
+                        for site in half["sites"]
+                    ),
+                    "exits": tuple(half["exits"]),
+                }
+            )
+            for half in data["bottom_halves"]
+        )
+        qmp = tuple(QmpSite(**site) for site in data["qmp"])
+        return cls(**{**data, "bottom_halves": halves, "qmp": qmp})
+
+
+def scan_binary(module: Module, version: str) -> Scan:
+    """Disassemble around everything that schedules a bottom half.
+
+    Raises:
+        NotQemu: the binary has no function for it.
+        ScanFailed: it has one, but no schedule could be read.
+    """
+    elf, symbols, frames = module.elf, module.symbols, module.frames
+    schedules = find_schedules(module)
+    getters = {a: c for n, c in GETTERS.items() if (a := symbols.address(n)) is not None}
+    chosen = {} if getters else _contexts_by_names(elf, symbols, schedules.found)
+    getters |= {v.function: c for v, c in chosen.items() if isinstance(v, Returned)}
+    variables = {
+        context: variable
+        for address, context in getters.items()
+        if (variable := _loaded_first(elf, frames, address)) is not None
+    }
+    variables |= {c: v.address for v, c in chosen.items() if isinstance(v, Loaded)}
+    found: dict[tuple[str, int], list[CallSite]] = {}
+    for schedule in schedules.found:
+        callback = schedule.callback
+        target = callback.value if isinstance(callback, Constant) else 0
+        target = target if elf.is_code(target) else 0
+        name = _name(elf, symbols, schedule.name, target)
+        context = _context(schedule.context, symbols, getters, variables)
+        code = schedule.function.instructions[schedule.address].bytes.hex()
+        site = CallSite(schedule.address, code, context, schedule.callee, schedule.fields)
+        found.setdefault((name, target), []).append(site)
+    if not found:
+        raise ScanFailed(
+            f"no call to {SCHEDULERS[0]}() can be read in {elf.name}",
+            "install the debug symbols of this QEMU, or report the binary's build id "
+            f"{elf.build_id or '(none)'}",
+        )
+    halves = tuple(
+        BottomHalf(
+            name,
+            callback,
+            elf.read(callback, 16).hex() if callback else "",
+            tuple(sites),
+            find_exits(elf, frames, callback) if callback else (),
+        )
+        for (name, callback), sites in sorted(found.items())
+    )
+    dispatch_bh = next((half.callback for half in halves if half.name == DISPATCH_BH), 0)
+    qmp = find_qmp_sites(elf, symbols, frames, dispatch_bh)
+    return Scan(
+        elf.build_id, elf.code_hash, version, schedules.scheduler, schedules.found_by, halves,
+        variables, qmp, _threads(elf, symbols, frames),
+    )  # fmt: skip
+
+
+def _threads(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> dict[str, int]:
+    """The functions that threads of known names begin with; and the IOThreads', whose names are
+    made at run time: theirs is the only such function that polls.
+    """
+    found: dict[str, int] = {}
+    create, poll = symbols.address(CREATE_THREAD), symbols.address("aio_poll")
+    for _address, _function, state in calls_to(elf, frames, () if create is None else (create,)):
+        name, start = state.get("rsi"), state.get("rdx")
+        if not isinstance(start, Constant) or not elf.is_code(start.value):
+            continue
+        if isinstance(name, Constant):
+            function = THREADS.get(elf.c_string(name.value) or "")
+        else:
+            function = "iothread_run" if _calls_directly(elf, frames, start.value, poll) else None
+        if function:
+            found.setdefault(function, start.value)
+    return found
+
+
+def _calls_directly(elf: Elf, frames: CallFrames, function: int, callee: int | None) -> bool:
+    extent = frames.function(function)
+    if extent is None or callee is None:
+        return False
+    return callee in Function(elf, *extent).calls().values()
+
+
+def _contexts_by_names(
+    elf: Elf, symbols: SymbolTable, schedules: list[Schedule]
+) -> dict[Value, str]:  # fmt: skip
+    """What the code takes the two contexts from, a getter or a variable, told by who goes there.
+
+    job_exit() goes into the main context in every QEMU that has jobs; do_qmp_dispatch_bh()
+    into the iohandler context since effd60c878 (9.0), before that into main.
+    """
+    found: dict[Value, str] = {}
+    for bottom_half, context in (("job_exit", "main"), ("do_qmp_dispatch_bh", "iohandler")):
+        for schedule in schedules:
+            named = _name(elf, symbols, schedule.name, 0)
+            if isinstance(schedule.context, Returned | Loaded) and named == bottom_half:
+                found.setdefault(schedule.context, context)
+    return found
+
+
+def _name(elf: Elf, symbols: SymbolTable, name: Value | None, callback: int) -> str:
+    """The bottom half's name: what it is given, else the callback's symbol, else its address.
+
+    QEMU stringifies the callback's expression: a name that is no identifier, or that is a
+    variable's ("cb"), is no function's. Before 6.1 none is given.
+    """
+    text = elf.c_string(name.value) if isinstance(name, Constant) else None
+    if text and (IDENTIFIER.match(text) or not callback):
+        return text
+    symbol = symbols.lookup(callback) if callback else None
+    if symbol and symbol[1] == 0:
+        return symbol[0]
+    return text or (f"bh@{callback:#x}" if callback else "?")
+
+
+def _context(
+    context: Value | None,
+    symbols: SymbolTable,
+    getters: dict[int, str],
+    variables: dict[str, int],
+) -> str:
+    if isinstance(context, Returned):
+        if context.function in getters:
+            return getters[context.function]
+        symbol = symbols.lookup(context.function)
+        return f"{symbol[0]}()" if symbol else ""
+    if isinstance(context, Loaded):
+        # The getter inlined (link-time optimisation).
+        return next((n for n, v in variables.items() if v == context.address), "")
+    return ""
+
+
+def _loaded_first(elf: Elf, frames: CallFrames, function: int) -> int | None:
+    """The static variable that a getter loads into rax first."""
+    extent = frames.function(function) or (function, function + 32)
+    for _address, state in sorted(Function(elf, *extent).states().items()):
+        if isinstance(value := state.get("rax"), Loaded):
+            return value.address
+    return None

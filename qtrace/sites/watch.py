@@ -1,0 +1,188 @@
+"""Which sites to probe for the watched bottom halves, and the check before arming."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import capstone
+from capstone import x86
+
+from qtrace.binary.dataflow import direct_target
+from qtrace.binary.module import Module
+from qtrace.errors import NoMatch, ScanFailed
+from qtrace.event_kinds import STEPS
+from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.machine.memory import Memory
+from qtrace.sites.running_code import COMPARED, code_mismatch, runs_as_in_file
+from qtrace.sites.scan import BottomHalf, Scan
+
+# The snapshot jobs need the guest stopped (QEMU issue 2111).
+DEFAULT_WATCHED = tuple(SNAPSHOT_JOBS)
+# Exported and rarely called: recorded beside them, with their stacks.
+PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop")
+
+SiteKind = Literal["schedule", "run", "return", "call", "qmp", "job"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place to probe: a link-time address in the executable, and what a hit means.
+
+    ``name`` is the bottom half's or function's, or the step of a QMP command. What must stand
+    there: a call (or jump) to ``callee``, or with ``leaves`` the end of a function, else the
+    start of one. ``fields``: see ``CallSite``.
+    """
+
+    kind: SiteKind
+    name: str
+    vaddr: int
+    callee: int = 0
+    leaves: bool = False
+    fields: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    @property
+    def is_step(self) -> bool:
+        """Whether no verdict depends on it, and where it was reached from tells nothing."""
+        return self.kind in STEPS
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPlan:
+    """The watched bottom halves, and every site that records them."""
+
+    watched: tuple[BottomHalf, ...]
+    sites: tuple[Site, ...]
+
+
+def plan_watch(
+    scan: Scan,
+    module: Module,
+    patterns: Sequence[str] = (),
+    *,
+    optional: bool = False,
+    returns: bool = True,
+) -> WatchPlan:
+    """Choose the bottom halves by glob patterns, ``DEFAULT_WATCHED`` when there are none.
+
+    Args:
+        optional: a program that has none of the default ones is fine.
+        returns: where they return, too; `--all` has that of its own.
+
+    Raises:
+        NoMatch: a pattern matches nothing, or only what cannot be watched.
+        ScanFailed: nothing was asked for, and this program has none of the default ones.
+    """
+    chosen: dict[tuple[str, int], BottomHalf] = {}
+    for pattern in patterns or DEFAULT_WATCHED:
+        matches = [half for half in scan.bottom_halves if fnmatchcase(half.name, pattern)]
+        usable = [half for half in matches if half.watchable]
+        if patterns and not usable:
+            raise _no_match(scan, pattern, bool(matches))
+        chosen |= {(half.name, half.callback): half for half in usable}
+    if not chosen and not optional:
+        raise ScanFailed(
+            f"{module.name} has none of {', '.join(DEFAULT_WATCHED)}",
+            f"choose one with -b; qtrace scan lists those of a binary (here: {_some(scan)})",
+        )
+    watched = tuple(chosen.values())
+    sites = []
+    for half in watched:
+        sites += [
+            Site("schedule", half.name, site.address, callee=site.callee, fields=site.fields)
+            for site in half.sites
+        ]
+        sites.append(Site("run", half.name, half.callback))
+        exits = half.exits if returns else ()
+        sites += [Site("return", half.name, address, leaves=True) for address in exits]
+    for name in PLAIN_CALLS:
+        address = module.symbols.address(name)
+        if address is not None:
+            sites.append(Site("call", name, address))
+    # Who asks for that bottom half too has it as a watched one: one site, one meaning.
+    taken = {site.vaddr for site in sites}
+    sites += [
+        Site(
+            "job" if found.step == "status" else "qmp",
+            found.step,
+            found.address,
+            found.callee,
+            leaves=found.step == "end",
+        )
+        for found in scan.qmp
+        if found.address not in taken
+    ]
+    return WatchPlan(watched, tuple(sites))
+
+
+def find_watchable(scan: Scan, pattern: str) -> BottomHalf:
+    """The one bottom half that a name or glob means.
+
+    Raises:
+        NoMatch: it means none, several, or one that cannot be watched.
+    """
+    matches = [half for half in scan.bottom_halves if fnmatchcase(half.name, pattern)]
+    usable = [half for half in matches if half.watchable]
+    if not usable:
+        raise _no_match(scan, pattern, bool(matches))
+    if len(usable) > 1:
+        raise NoMatch(
+            f"'{pattern}' means {len(usable)} bottom halves: "
+            f"{', '.join(half.name for half in usable[:5])}",
+            "name one of them",
+        )
+    return usable[0]
+
+
+def _no_match(scan: Scan, pattern: str, variable: bool) -> NoMatch:
+    if variable:
+        return NoMatch(
+            f"'{pattern}' is scheduled with a callback that is a variable: it cannot be watched",
+            "qtrace scan shows which bottom halves can",
+        )
+    names = sorted({half.name for half in scan.bottom_halves if half.watchable})
+    near = difflib.get_close_matches(pattern.strip("*?"), names, n=3, cutoff=0.4) or names[:3]
+    return NoMatch(
+        f"no one-shot bottom half of this QEMU matches '{pattern}'",
+        f"nearest: {', '.join(near)}; qtrace scan lists all {len(names)}",
+    )
+
+
+def _some(scan: Scan) -> str:
+    return ", ".join(half.name for half in scan.bottom_halves if half.watchable)
+
+
+def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> None:
+    """Compare the running code with the file and with what each site must be.
+
+    A probe in the wrong place can kill a VM: a call site must be a direct call or jump to
+    its callee, the end of a function a return or a jump, all else the start of a function.
+
+    Raises CodeMismatch.
+    """
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    for site in plan.sites:
+        same = runs_as_in_file(module, memory, site.vaddr)
+        instruction = next(
+            decoder.disasm(module.elf.read(site.vaddr, COMPARED), site.vaddr, 1), None
+        )
+        if not (same and instruction is not None and _is_expected(site, instruction, module)):
+            says = "scan found" if same else "file says"
+            raise code_mismatch(module, site.vaddr, site.label, says)
+
+
+def _is_expected(site: Site, instruction: capstone.CsInsn, module: Module) -> bool:
+    if site.callee:
+        return direct_target(instruction) == site.callee
+    if site.leaves:
+        return bool(instruction.group(x86.X86_GRP_RET)) or instruction.id == x86.X86_INS_JMP
+    function = module.frames.function(site.vaddr)
+    return function is not None and function[0] == site.vaddr

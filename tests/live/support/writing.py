@@ -1,0 +1,67 @@
+"""A stock QEMU whose guest writes to a port for ever, behind which nobody reads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qtrace.lab.guest import Accelerator
+from tests.live.support.hung import functions_of_main_thread
+from tests.live.support.ptraced import until
+
+# The firmware's end, where the processor begins, and a loop that writes to a port.
+FIRMWARE_BYTES, RESET, LOOP = 1 << 16, 0xFFF0, 0xFF00
+DEBUG_CONSOLE, SERIAL = 0x402, 0x3F8
+PIPE_BYTES = 4096
+
+
+@contextmanager
+def writing_guest(
+    qemu: Path, accel: Accelerator, folder: Path, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A QEMU whose guest writes to a port for ever; nobody reads the pipe behind it."""
+    code = bytearray(b"\x90" * FIRMWARE_BYTES)
+    code[RESET : RESET + 3] = b"\xe9" + (LOOP - RESET - 3 & 0xFFFF).to_bytes(2, "little")
+    # mov dx, port; mov al, 'A'; out dx, al; jmp to the out.
+    body = b"\xba" + port.to_bytes(2, "little") + b"\xb0\x41\xee\xeb\xfd"
+    code[LOOP : LOOP + len(body)] = body
+    firmware, pipe = folder / "firmware.bin", folder / "pipe"
+    firmware.write_bytes(code)
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    device = {
+        DEBUG_CONSOLE: f"isa-debugcon,iobase={DEBUG_CONSOLE:#x},chardev=d",
+        SERIAL: "isa-serial,chardev=d",
+    }[port]
+    command = [
+        qemu, "-accel", accel, "-m", "32M", "-display", "none", "-nodefaults",
+        "-name", "hangs,debug-threads=on", "-bios", firmware,
+        "-chardev", f"pipe,id=d,path={pipe}", "-device", device,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        until(lambda: pipe_is_full(end) or process.poll() is not None, "a full pipe")
+        assert process.poll() is None, process.communicate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(end)
+
+
+def pipe_is_full(end: int) -> bool:
+    try:
+        os.write(end, b"x")
+    except BlockingIOError:
+        return True
+    return False
+
+
+def functions_waiting_for_lock(pid: int) -> list[str]:
+    functions = functions_of_main_thread(pid)
+    return functions if "pthread_mutex_lock" in functions else []
