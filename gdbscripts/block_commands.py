@@ -47,7 +47,7 @@ def look() -> BlockLook:
 
 
 class _Source:
-    """As ``qtrace.qemu.block.block_walk.Source``."""
+    """As ``qtrace.qemu.block.block_walk.BlockSource``."""
 
     def __init__(self, qemu: Qemu) -> None:
         self._qemu = qemu

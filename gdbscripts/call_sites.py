@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 
 from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES
-from qtrace.qemu.aio.instructions import Program
+from qtrace.qemu.aio.instructions import Disassembly
 
 # The function, and the registers of the arguments `name` and `cb` in it.
 SCHEDULES = {"aio_bh_schedule_oneshot_full": ("rcx", "rsi")}
@@ -27,7 +27,7 @@ _READS = frozenset({"cmp", "test", "push", "nop", "nopw", "nopl"})
 
 
 @dataclass(frozen=True)
-class Site:
+class CallSite:
     """One call. ``callback`` is 0 where the code passes a variable.
 
     ``schedules`` is False where the bottom half is only made, to be scheduled by
@@ -54,7 +54,7 @@ class Section:
 class CallSites:
     """Every call with a bottom half's name, in one pass over the program's code."""
 
-    def __init__(self, program: Program, code: Section, strings: Section) -> None:
+    def __init__(self, program: Disassembly, code: Section, strings: Section) -> None:
         """``code`` and ``strings`` are .text and .rodata."""
         self._program = program
         self._code = code
@@ -64,10 +64,10 @@ class CallSites:
     def names(self) -> set[str]:
         return {site.name for site in self.sites}
 
-    def of(self, name: str) -> list[Site]:
+    def of(self, name: str) -> list[CallSite]:
         return [site for site in self.sites if site.name == name]
 
-    def _find(self) -> list[Site]:
+    def _find(self) -> list[CallSite]:
         callees: dict[int, tuple[str, str, bool]] = {}
         for functions, schedules in ((SCHEDULES, True), (CREATES, False)):
             for function, registers in functions.items():
@@ -81,7 +81,7 @@ class CallSites:
             name = self._name(text) if text else ""
             if name:
                 callback = self._argument(cb_register, address, self._code) or 0
-                found.append(Site(address, name, callback, schedules))
+                found.append(CallSite(address, name, callback, schedules))
         return found
 
     def _calls(self, callees: dict[int, tuple[str, str, bool]]) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ LONGEST = 15
 _PREFIXES = ("lock ", "rep ", "repne ", "notrack ", "bnd ")
 
 
-class ModuleProgram:
+class ModuleDisassembly:
     """A module's code as its file has it: the running one may bear breakpoints."""
 
     def __init__(self, module: Module) -> None:

@@ -66,7 +66,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FindingMark:
     """What the verdict or a lint found, with its place.
 
     Attributes:
@@ -125,7 +125,7 @@ class Drawing:
     waits: tuple[Span, ...]
     held: tuple[Span, ...]
     losses: tuple[Span, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[FindingMark, ...]
 
 
 def drawing_of(trace: Frames, report: Report) -> Drawing:
@@ -185,7 +185,7 @@ def nested(begin: Numbers, end: Numbers, group: Numbers) -> npt.NDArray[np.bool_
     return keep
 
 
-def lanes(spans: Iterable[Span | Finding]) -> Iterator[tuple[int, Any]]:
+def lanes(spans: Iterable[Span | FindingMark]) -> Iterator[tuple[int, Any]]:
     """Each stretch with the first lane that is free at its beginning; they come in time order."""
     free: list[int] = []
     for one in spans:
@@ -445,7 +445,7 @@ def _losses(trace: Frames) -> Iterator[Span]:
     yield from sorted(found, key=lambda one: one.begin_ns)
 
 
-def _findings(trace: Frames, report: Report, end_ns: int) -> Iterator[Finding]:
+def _findings(trace: Frames, report: Report, end_ns: int) -> Iterator[FindingMark]:
     path = str(trace.path)
     told: list[tuple[str, str, str, int, list[int], bool, int | None]] = []
     for away in report["stuck"]:
@@ -474,7 +474,7 @@ def _findings(trace: Frames, report: Report, end_ns: int) -> Iterator[Finding]:
     spans = _Spans(trace, [row for one in told if one[-1] is None for row in one[4]], end_ns)
     for what, name, sentence, tid, rows, verdict, instance in told:
         begin, end = spans.of(rows) if instance is None else spans.of_instance(instance)
-        yield Finding(what, name, sentence, begin, end, tid, tuple(rows), verdict, instance)
+        yield FindingMark(what, name, sentence, begin, end, tid, tuple(rows), verdict, instance)
 
 
 class _Spans:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from qtrace.analysis.arrays import Numbers
 from qtrace.errors import ExtraMissing
-from qtrace.export.drawing import MARKS, Drawing, Finding, Span, lanes, nested
+from qtrace.export.drawing import MARKS, Drawing, FindingMark, Span, lanes, nested
 from qtrace.export.output_file import check_suffix, replacing
 
 try:
@@ -445,7 +445,7 @@ def _without(columns: Mapping[str, Column], *names: str) -> dict[str, Column]:
     return {name: column for name, column in columns.items() if name not in names}
 
 
-def _as_span(one: Finding) -> Span:
+def _as_span(one: FindingMark) -> Span:
     facts = [("sentence", one.sentence)]
     if one.instance is not None:
         facts.append(("instance", str(one.instance)))

@@ -19,7 +19,7 @@ import pandas as pd
 from qtrace.analysis.brackets import numbered, stable_order, starts_of
 from qtrace.analysis.timing import percentiles
 from qtrace.analysis.verdicts import SEVERITY
-from qtrace.export.drawing import MARKS, Drawing, Finding, Span
+from qtrace.export.drawing import MARKS, Drawing, FindingMark, Span
 
 # Over the whole recording: how busy a thread was, and how much is left out, in so many steps.
 STEPS = 2048
@@ -330,7 +330,7 @@ def _spans(spans: Sequence[Span], drawn: Drawing) -> dict[str, Any]:
 def _findings(drawn: Drawing) -> dict[str, Any]:
     """The verdict's before the lints'; of many alike the first, so that no kind is missing."""
     counts: dict[tuple[str, str], int] = {}
-    chosen: list[Finding] = []
+    chosen: list[FindingMark] = []
     for one in drawn.findings:
         kind = one.what, one.name
         counts[kind] = counts.get(kind, 0) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.inspection.looker import Looker
 from qtrace.machine.arch_x86_64 import DWARF_NUMBERS, RSP
 from qtrace.machine.memory import Pages
@@ -25,7 +25,7 @@ class BlockLooker:
     """Takes looks at the block layer of one QEMU."""
 
     def __init__(self, looker: Looker) -> None:
-        layout = calibrate(ModuleProgram(looker.source.binary))
+        layout = calibrate(ModuleDisassembly(looker.source.binary))
         self._reader = BlockReader(_Source(looker), layout)
 
     def look(self, look: Look) -> BlockLook:
@@ -34,7 +34,7 @@ class BlockLooker:
 
 
 class _Source:
-    """As ``qtrace.qemu.block.block_walk.Source``."""
+    """As ``qtrace.qemu.block.block_walk.BlockSource``."""
 
     def __init__(self, looker: Looker) -> None:
         self._looker = looker

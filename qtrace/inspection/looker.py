@@ -14,7 +14,7 @@ from qtrace.inspection.qemu import Qemu
 from qtrace.machine.arch_x86_64 import DWARF_NUMBERS, RETURN_ADDRESS, RSP
 from qtrace.machine.memory import Pages
 from qtrace.machine.syscalls import RUNNING_GUEST, restarted
-from qtrace.process.look_source import Source, State
+from qtrace.process.look_source import LookSource, State
 from qtrace.process.process import read_version
 from qtrace.process.running_stacks import Sample
 from qtrace.process.stack import (
@@ -374,7 +374,7 @@ def _blocked_in(state: State, frames: list[str]) -> str:
     return restarted(state.blocked_in, frames)
 
 
-def _no_code(source: Source) -> QtraceError:
+def _no_code(source: LookSource) -> QtraceError:
     program = f"process {source.pid} ({source.program})"
     if not read_version(source.binary.elf):
         return NotQemu(program)

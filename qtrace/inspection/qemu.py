@@ -11,12 +11,12 @@ from typing import Any
 
 from qtrace.binary.debug_layout import facts_of_debug_info
 from qtrace.binary.likely_names import likely_names
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.errors import QtraceError
 from qtrace.inspection.context_names import ContextNames
 from qtrace.process.jit import read_jit_code
 from qtrace.process.live_source import LiveSource
-from qtrace.process.look_source import Source
+from qtrace.process.look_source import LookSource
 from qtrace.process.process import Process, read_version
 from qtrace.process.stack import Unwinder
 from qtrace.qemu.aio.calibration import calibrate
@@ -38,7 +38,7 @@ class Qemu:
         roles: of its threads.
     """
 
-    def __init__(self, source: Source, scan: Scan | None = None) -> None:
+    def __init__(self, source: LookSource, scan: Scan | None = None) -> None:
         self.source = source
         self.roles = Roles(source.pid)
         self.memory = source.memory
@@ -68,7 +68,7 @@ class Qemu:
 
     @cached_property
     def _believed(self) -> tuple[Layout, list[str]]:
-        shown = calibrate(ModuleProgram(self.binary))
+        shown = calibrate(ModuleDisassembly(self.binary))
         return believed(shown, facts_of_debug_info(self.binary))
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import with_outside
@@ -35,7 +35,7 @@ def surroundings(looker: Looker, look: Look, run_state: str) -> Iterator[str]:
     if not isinstance(source, LiveSource):
         return
     yield from connections(Descriptors(source.pid))
-    offset = longest_poll_offset(ModuleProgram(source.binary))
+    offset = longest_poll_offset(ModuleDisassembly(source.binary))
     if offset is not None:
         yield from pollers(look, source.memory, offset)
     if run_state == "running":

@@ -135,8 +135,8 @@ class CoreSource:
         return guard_of_auxv(self.memory, self._core.auxv)
 
     def guarded(self) -> list[tuple[int, int]]:
-        """As ``Source.guarded``. gcore leaves out what nobody may read: the page is taken to lie
-        below each mapping that may be written."""
+        """As ``LookSource.guarded``. gcore leaves out what nobody may read: the page is taken to
+        lie below each mapping that may be written."""
         return [(part.start - PAGE, part.end) for part in self._core.parts if part.writable]
 
     def outer_tid(self, tid: int) -> int:

@@ -65,7 +65,7 @@ class LiveSource:
         return names
 
     def held(self, tid: int) -> str:
-        """As ``Source.held``: stopped by a signal, by a debugger, frozen by a cgroup.
+        """As ``LookSource.held``: stopped by a signal, by a debugger, frozen by a cgroup.
 
         Asked for the main thread, as each look does last of all, it also raises HasChanged: the
         process runs another program than the one that was looked at.

@@ -35,7 +35,7 @@ class State:
     wchan: str = ""
 
 
-class Source(Protocol):
+class LookSource(Protocol):
     """A QEMU to look at. ``pid`` is the main thread's tid."""
 
     @property

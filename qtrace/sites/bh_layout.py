@@ -10,7 +10,7 @@ from capstone import x86
 
 from qtrace.binary.dataflow import Argument, Fresh, Function, State, after, full_register
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.errors import ScanFailed
 from qtrace.qemu.aio.calibration import bottom_halves
 
@@ -39,7 +39,7 @@ def calibrate_bottom_half(module: Module) -> BottomHalfLayout:
     Raises ScanFailed when the code does not tell, or when two functions disagree.
     """
     stored = _stored(module)
-    run = bottom_halves(ModuleProgram(module))
+    run = bottom_halves(ModuleDisassembly(module))
     called, flags = (run.get("bh_cb"), run.get("bh_opaque")), run.get("bh_flags")
     if not {"ctx", "callback", "opaque"} <= stored.keys() or flags is None:
         what = "where it keeps its flags" if stored else "where it keeps what"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.cli.views.look_view import look_json, summary
 from qtrace.errors import QtraceError
 from qtrace.inspection.looker import Looker
@@ -98,7 +98,7 @@ class Senseless:
         return bytes(self._data[address : address + size]) if address >= 0 else b""
 
 
-LAYOUT = calibrate(ModuleProgram(Module(Elf(find_qemu()), 0)))
+LAYOUT = calibrate(ModuleDisassembly(Module(Elf(find_qemu()), 0)))
 
 
 @pytest.mark.qemu
@@ -137,7 +137,7 @@ def check_senseless(seed: int) -> None:
     saved_registers(memory, 0x2000, LAYOUT.co_env, 0x1234)
 
 
-class Mangled(ModuleProgram):
+class Mangled(ModuleDisassembly):
     """A QEMU's code with instructions missing, doubled or in another order."""
 
     def __init__(self, module: Module, seed: int) -> None:

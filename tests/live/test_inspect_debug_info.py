@@ -12,7 +12,7 @@ from qtrace.binary import symbols
 from qtrace.binary.debug_layout import facts_of_debug_info
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.lab.guest import find_qemu
 from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.debug_facts import MEMBERS, VARIABLES, believed
@@ -56,7 +56,7 @@ def test_code_and_debug_info_agree_also_when_it_is_a_file_of_its_own(
     assert told.items() >= TOLD.items()
     # From the cache the same.
     assert facts_of_debug_info(module) == told
-    shown = calibrate(ModuleProgram(module))
+    shown = calibrate(ModuleDisassembly(module))
     assert shown.main_variable == told["main_variable"]
     layout, differing = believed(shown, told)
     assert differing == []

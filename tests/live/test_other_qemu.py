@@ -19,7 +19,7 @@ import pytest
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.qemu.aio.calibration import calibrate
 from tests.conftest import OTHER_QEMU, program_of
@@ -52,7 +52,7 @@ def hung() -> Iterator[Guest]:
 
 
 def test_every_fact_is_found_in_its_code() -> None:
-    layout = calibrate(ModuleProgram(Module(Elf(program_of(OTHER_QEMU)), 0)))
+    layout = calibrate(ModuleDisassembly(Module(Elf(program_of(OTHER_QEMU)), 0)))
     assert layout.missing() == []
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.instructions import (
     Immediate,
@@ -29,7 +29,7 @@ RBX, RAX = Operand(register=Register("rbx", 8)), Operand(register=Register("rax"
 
 @pytest.mark.qemu
 def test_every_fact_is_found_in_a_distributions_binary(qemu_binary: Path) -> None:
-    layout = calibrate(ModuleProgram(Module(Elf(qemu_binary), 0)))
+    layout = calibrate(ModuleDisassembly(Module(Elf(qemu_binary), 0)))
     assert layout.missing() == []
     # QEMU 6.1 to 10.2 alike; of the rest only the order is known.
     assert (layout.bh_next, layout.bh_flags, layout.bh_name) == (0x20, 0x28, 8)
@@ -45,7 +45,7 @@ def test_every_fact_is_found_in_a_distributions_binary(qemu_binary: Path) -> Non
 @pytest.mark.qemu
 @pytest.mark.gdb
 def test_gdbs_disassembly_tells_the_same(qemu_binary: Path) -> None:
-    program = ModuleProgram(Module(Elf(qemu_binary), 0))
+    program = ModuleDisassembly(Module(Elf(qemu_binary), 0))
     assert calibrate(_Gdb(qemu_binary, program)) == calibrate(program)
 
 
@@ -80,7 +80,7 @@ def test_without_code_every_fact_is_missing_by_name() -> None:
 
 @pytest.mark.qemu
 def test_one_missing_symbol_costs_only_its_own_facts(qemu_binary: Path) -> None:
-    program = ModuleProgram(Module(Elf(qemu_binary), 0))
+    program = ModuleDisassembly(Module(Elf(qemu_binary), 0))
     whole = calibrate(program)
     part = calibrate(_Without(program, "qemu_coroutine_entered"))
     assert part.missing() == ["co_caller"]
@@ -134,7 +134,7 @@ class _Nothing:
 
 
 class _Without:
-    def __init__(self, program: ModuleProgram, symbol: str) -> None:
+    def __init__(self, program: ModuleDisassembly, symbol: str) -> None:
         self._program, self._symbol = program, symbol
         self.instructions = program.instructions
 
@@ -177,7 +177,7 @@ class _Gdb:
 
     LINE = re.compile(r"\s*0x([0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
 
-    def __init__(self, binary: Path, program: ModuleProgram) -> None:
+    def __init__(self, binary: Path, program: ModuleDisassembly) -> None:
         self._binary = binary
         self.address = program.address
 

@@ -10,7 +10,7 @@ import pytest
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleProgram
+from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.qemu.aio.consistent_lists import Torn
 from qtrace.qemu.aio.instructions import Instruction
 from qtrace.qemu.block.block_calibration import calibrate
@@ -20,7 +20,7 @@ from qtrace.qemu.block.graph import GraphReader
 
 @pytest.mark.qemu
 def test_every_fact_is_found_in_a_distributions_binary(qemu_binary: Path) -> None:
-    layout = calibrate(ModuleProgram(Module(Elf(qemu_binary), 0)))
+    layout = calibrate(ModuleDisassembly(Module(Elf(qemu_binary), 0)))
     assert layout.missing() == []
     # By the headers of QEMU 7.2 to 11.1 alike.
     assert (layout.node_driver, layout.node_opaque, layout.node_context) == (0x10, 0x18, 0x20)
@@ -37,7 +37,7 @@ def test_programs_without_a_guest_lack_what_belongs_to_it(program: str) -> None:
     path = Path("/usr/bin") / program
     if not path.exists():
         pytest.skip(f"{program} is not installed")
-    missing = calibrate(ModuleProgram(Module(Elf(path), 0))).missing()
+    missing = calibrate(ModuleDisassembly(Module(Elf(path), 0))).missing()
     assert all(fact.startswith(("run_state", "migration", "export")) for fact in missing)
 
 

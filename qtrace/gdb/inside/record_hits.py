@@ -13,7 +13,7 @@ from qtrace.gdb.inside.stops import Channel, Plan, Stop, registers
 QUERY = b"query-"
 
 
-class Site(Stop):
+class WatchedStop(Stop):
     """A call site or callback: registers and stack go to qtrace, the thread goes on."""
 
     def __init__(self, address: int, recorder: Recorder) -> None:
@@ -25,7 +25,7 @@ class Site(Stop):
         return False
 
 
-class Command(Site):
+class Command(WatchedStop):
     """Where a QMP command is taken; its name is the second argument."""
 
     def reached(self, tid: int) -> bool:
@@ -33,7 +33,7 @@ class Command(Site):
         return False
 
 
-class Reply(Site):
+class Reply(WatchedStop):
     """Where a QMP command is answered."""
 
     def reached(self, tid: int) -> bool:
@@ -55,9 +55,9 @@ class Recorder(Plan):
 
     def arm(self) -> None:
         config = self.config
-        self._steps = [Site(address, self) for address in config["steps"]]
+        self._steps = [WatchedStop(address, self) for address in config["steps"]]
         self._steps += [Reply(address, self) for address in config["replies"]]
-        self.stops += [Site(address, self) for address in config["sites"]]
+        self.stops += [WatchedStop(address, self) for address in config["sites"]]
         self.stops += [Command(address, self) for address in config["commands"]]
         self.stops += self._steps
         self.follow(False)

@@ -5,11 +5,12 @@ nothing of qtrace but this package and what else does: gdb runs the very same co
 Python. Nothing here writes to a target or stops it.
 
 ``instructions``
-    ``Instruction``, ``Operand``, ``Register``, ``Immediate``, ``Place``; the protocol ``Program``
-    (``address(symbol) -> int | None``, ``instructions(address, count) -> list[Instruction]``),
-    which capstone serves outside gdb (``qtrace.binary.module_code.ModuleProgram``);
-    ``parse_att(address, size, text)`` makes an Instruction of a line of gdb's disassembly
-    (default flavour, as ``architecture().disassemble()`` gives in ``asm``).
+    ``Instruction``, ``Operand``, ``Register``, ``Immediate``, ``Place``; the protocol
+    ``Disassembly`` (``address(symbol) -> int | None``,
+    ``instructions(address, count) -> list[Instruction]``), which capstone serves outside gdb
+    (``qtrace.binary.module_code.ModuleDisassembly``); ``parse_att(address, size, text)`` makes an
+    Instruction of a line of gdb's disassembly (default flavour, as
+    ``architecture().disassemble()`` gives in ``asm``).
 ``layout``
     ``Layout``: all addresses and offsets, each None where it is not known; ``Layout.missing()``
     names those.

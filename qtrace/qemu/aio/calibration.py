@@ -20,7 +20,7 @@ from qtrace.qemu.aio.flow import (
     entry,
     follow,
 )
-from qtrace.qemu.aio.instructions import Instruction, Program
+from qtrace.qemu.aio.instructions import Disassembly, Instruction
 from qtrace.qemu.aio.layout import Layout
 
 ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
@@ -30,7 +30,7 @@ CONTEXT = Entry("rdi")
 FAR, NEAR = 220, 24
 
 
-def calibrate(program: Program) -> Layout:
+def calibrate(program: Disassembly) -> Layout:
     """Read every fact that the program's code shows."""
     found: dict[str, int | str] = {}
     for part in _PARTS:
@@ -38,12 +38,12 @@ def calibrate(program: Program) -> Layout:
     return Layout(**found)  # type: ignore[arg-type]
 
 
-def _function(program: Program, symbol: str, count: int) -> list[Instruction]:
+def _function(program: Disassembly, symbol: str, count: int) -> list[Instruction]:
     address = program.address(symbol)
     return [] if address is None else program.instructions(address, count)
 
 
-def _main_contexts(program: Program) -> dict[str, int]:
+def _main_contexts(program: Disassembly) -> dict[str, int]:
     """qemu_get_aio_context() and iohandler_get_aio_context() load their variable first."""
     found = {}
     for fact, symbol in (
@@ -58,7 +58,7 @@ def _main_contexts(program: Program) -> dict[str, int]:
     return found
 
 
-def bottom_halves(program: Program) -> dict[str, int]:
+def bottom_halves(program: Disassembly) -> dict[str, int]:
     """Of a context's list of them, and of QEMUBH: by the names of ``Layout``.
 
     aio_bh_poll() moves bh_list into a slice by xchg, then takes one after the other.
@@ -84,7 +84,7 @@ def bottom_halves(program: Program) -> dict[str, int]:
     return {**found, **_callback(program)}
 
 
-def _callback(program: Program) -> dict[str, int]:
+def _callback(program: Disassembly) -> dict[str, int]:
     """aio_bh_call(): ``bh->cb(bh->opaque)``, both loaded from one and the same structure."""
     for step in follow(program, "aio_bh_call", 60) or follow(program, "aio_bh_poll", FAR):
         callee = step.value(0) if _is_indirect_call(step) else None
@@ -102,7 +102,7 @@ def _is_indirect_call(step: Step) -> bool:
     return calls and not step.instruction.target
 
 
-def _handlers(program: Program) -> dict[str, int]:
+def _handlers(program: Disassembly) -> dict[str, int]:
     """aio_set_fd_handler(ctx, fd, ...) looks for the fd's node, and makes a new one."""
     steps = follow(program, "aio_set_fd_handler", FAR)
     found: dict[str, int] = {}
@@ -160,7 +160,7 @@ def _position(value: Value) -> int | None:
     return len(ARGUMENTS) + place.offset // WORD - 1
 
 
-def _scheduled(program: Program) -> dict[str, int]:
+def _scheduled(program: Disassembly) -> dict[str, int]:
     """aio_co_schedule(ctx, co) pushes co on ctx->scheduled_coroutines by cmpxchg."""
     following: dict[Value, int] = {}
     for step in follow(program, "aio_co_schedule", 80):
@@ -177,7 +177,7 @@ def _scheduled(program: Program) -> dict[str, int]:
     return {}
 
 
-def _coroutines(program: Program) -> dict[str, int]:
+def _coroutines(program: Disassembly) -> dict[str, int]:
     """co->ctx from aio_co_wake(), ->caller from qemu_coroutine_entered(), ->env before setjmp."""
     found = {}
     for i in _function(program, "aio_co_wake", 6):
@@ -199,7 +199,7 @@ def _coroutines(program: Program) -> dict[str, int]:
     return found
 
 
-def _thread_local(program: Program) -> dict[str, int]:
+def _thread_local(program: Disassembly) -> dict[str, int]:
     """Both variables have getters of their own (QEMU_DEFINE_STATIC_CO_TLS)."""
     found = {}
     for fact, symbol in (
@@ -212,7 +212,7 @@ def _thread_local(program: Program) -> dict[str, int]:
     return found
 
 
-def _thread_local_of(program: Program, code: list[Instruction]) -> int | None:
+def _thread_local_of(program: Disassembly, code: list[Instruction]) -> int | None:
     """The first variable that the code, or the first function it calls, loads from fs."""
     for i in code:
         if i.is_call and i.target:
@@ -226,7 +226,7 @@ def _thread_local_of(program: Program, code: list[Instruction]) -> int | None:
     return None
 
 
-def _jobs(program: Program) -> dict[str, int]:
+def _jobs(program: Disassembly) -> dict[str, int]:
     """job_next_locked(job), job_start() and the small getters."""
     found: dict[str, int] = {}
     code = _function(program, "job_next_locked", NEAR) or _function(program, "job_next", NEAR)
@@ -256,7 +256,7 @@ def _jobs(program: Program) -> dict[str, int]:
     return found
 
 
-def _big_lock(program: Program) -> dict[str, int]:
+def _big_lock(program: Disassembly) -> dict[str, int]:
     """The address that bql_lock_impl() hands to the function that locks.
 
     That is a variable (the profiler's), called or jumped to. It stays in a register over a call
@@ -275,7 +275,7 @@ def _big_lock(program: Program) -> dict[str, int]:
     return {}
 
 
-def _poll_register(program: Program) -> dict[str, str]:
+def _poll_register(program: Disassembly) -> dict[str, str]:
     """The callee-saved register that keeps the first argument, ctx, in aio_poll()'s frames.
 
     It must not be written again, or the frame would show something else.
@@ -310,7 +310,7 @@ def _loads(step: Step, offset: int) -> bool:
     return source is not None and source.root is not None and source.offset == offset
 
 
-_PARTS: tuple[Callable[[Program], dict[str, int] | dict[str, str]], ...] = (
+_PARTS: tuple[Callable[[Disassembly], dict[str, int] | dict[str, str]], ...] = (
     _main_contexts, bottom_halves, _handlers, _scheduled, _coroutines, _thread_local, _jobs,
     _big_lock, _poll_register,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, CALLER_SAVED_NAMES
-from qtrace.qemu.aio.instructions import Instruction, Operand, Place, Program
+from qtrace.qemu.aio.instructions import Disassembly, Instruction, Operand, Place
 
 REGISTERS = (*CALLER_SAVED_NAMES, *CALLEE_SAVED_NAMES, "rsp")
 WORD = 8
@@ -124,7 +124,7 @@ class Step:
         return None if base is None else base.plus(place.offset)
 
 
-def follow(program: Program, symbol: str, count: int) -> list[Step]:
+def follow(program: Disassembly, symbol: str, count: int) -> list[Step]:
     """The steps of a function, in the order of some path through it; empty without the symbol.
 
     Each instruction is shown once, as the first path finds it that leads there: what a step

@@ -88,7 +88,7 @@ class Instruction:
         return self.operands[index].place if index < len(self.operands) else None
 
 
-class Program(Protocol):
+class Disassembly(Protocol):
     """The code of one QEMU. All addresses are run-time ones."""
 
     def address(self, symbol: str) -> int | None:

@@ -6,13 +6,13 @@ import struct
 
 from qtrace.machine.memory import Memory
 from qtrace.qemu.aio.flow import entry, follow
-from qtrace.qemu.aio.instructions import Program
+from qtrace.qemu.aio.instructions import Disassembly
 
 # Of aio_context_set_poll_params(ctx, max_ns, grow, shrink, ...), at most.
 INSTRUCTIONS = 60
 
 
-def longest_poll_offset(program: Program) -> int | None:
+def longest_poll_offset(program: Disassembly) -> int | None:
     """Where an AioContext has it: where the function that sets it stores its second argument.
 
     None where the code does not show that.

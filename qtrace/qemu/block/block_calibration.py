@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from qtrace.qemu.aio.flow import Entry, Loaded, Root, Step, Value, follow
-from qtrace.qemu.aio.instructions import Program
+from qtrace.qemu.aio.instructions import Disassembly
 from qtrace.qemu.block.block_layout import BlockLayout
 
 # The function's first argument.
@@ -19,7 +19,7 @@ SHORT, LONG = 24, 60
 REQUEST_NEXT, REQUEST_CO = 0x30, 0x40
 
 
-def calibrate(program: Program) -> BlockLayout:
+def calibrate(program: Disassembly) -> BlockLayout:
     """Read every fact that the program's code shows."""
     found: dict[str, int] = {}
     for part in _PARTS:
@@ -54,7 +54,7 @@ def _named(name: str, offsets: list[int]) -> dict[str, int]:
     return {name: offsets[0]} if offsets else {}
 
 
-def _first_member(program: Program, fact: str, *symbols: str) -> dict[str, int]:
+def _first_member(program: Disassembly, fact: str, *symbols: str) -> dict[str, int]:
     """The first member of its argument that the first of these functions touches."""
     for symbol in symbols:
         offsets = _members(follow(program, symbol, SHORT), ARGUMENT)
@@ -63,14 +63,14 @@ def _first_member(program: Program, fact: str, *symbols: str) -> dict[str, int]:
     return {}
 
 
-def _list(program: Program, symbol: str, head: str, follow_fact: str) -> dict[str, int]:
+def _list(program: Disassembly, symbol: str, head: str, follow_fact: str) -> dict[str, int]:
     """``next(element)``: the list's head where there is none, else what follows it."""
     steps = follow(program, symbol, SHORT)
     found = _named(follow_fact, _members(steps, ARGUMENT))
     return {**found, **_named(head, _variables(steps))}
 
 
-def _nodes(program: Program) -> dict[str, int]:
+def _nodes(program: Disassembly) -> dict[str, int]:
     found = _list(program, "bdrv_next_all_states", "nodes", "node_next")
     found |= _first_member(program, "node_name", "bdrv_get_node_name")
     found |= _first_member(program, "node_context", "bdrv_get_aio_context")
@@ -88,7 +88,7 @@ def _nodes(program: Program) -> dict[str, int]:
     return found | _filename(program)
 
 
-def _filename(program: Program) -> dict[str, int]:
+def _filename(program: Disassembly) -> dict[str, int]:
     """``char filename[PATH_MAX]; char backing_file[PATH_MAX]``: functions name the second."""
     for symbol in ("bdrv_get_backing_filename", "bdrv_get_full_backing_filename",
                    "bdrv_co_change_backing_file", "bdrv_change_backing_file"):  # fmt: skip
@@ -98,7 +98,7 @@ def _filename(program: Program) -> dict[str, int]:
     return {}
 
 
-def _children(program: Program) -> dict[str, int]:
+def _children(program: Disassembly) -> dict[str, int]:
     """bdrv_primary_child() walks the list of children."""
     steps = follow(program, "bdrv_primary_child", SHORT)
     found = _named("node_children", _members(steps, ARGUMENT))
@@ -108,7 +108,7 @@ def _children(program: Program) -> dict[str, int]:
     return found
 
 
-def _requests(program: Program) -> dict[str, int]:
+def _requests(program: Disassembly) -> dict[str, int]:
     """bdrv_co_get_self_request() looks for the coroutine among the node's requests."""
     steps = follow(program, "bdrv_co_get_self_request", LONG)
     for step in steps:
@@ -129,7 +129,7 @@ def _requests(program: Program) -> dict[str, int]:
     return {}
 
 
-def _backends(program: Program) -> dict[str, int]:
+def _backends(program: Disassembly) -> dict[str, int]:
     found = _list(program, "blk_all_next", "backends", "backend_next")
     for fact, symbol in (
         ("backend_name", "blk_name"),
@@ -144,7 +144,7 @@ def _backends(program: Program) -> dict[str, int]:
     return found
 
 
-def _throttling(program: Program) -> dict[str, int]:
+def _throttling(program: Disassembly) -> dict[str, int]:
     """throttle_group_get_name(member): container_of(member->throttle_state)->name."""
     steps = follow(program, "throttle_group_get_name", SHORT)
     found = _named("member_state", _members(steps, ARGUMENT))
@@ -154,7 +154,7 @@ def _throttling(program: Program) -> dict[str, int]:
     return found
 
 
-def _exports(program: Program) -> dict[str, int]:
+def _exports(program: Disassembly) -> dict[str, int]:
     """blk_exp_find(id) compares the id of one export after the other."""
     steps = follow(program, "blk_exp_find", LONG)
     heads = _variables(steps)
@@ -181,7 +181,7 @@ def _exports(program: Program) -> dict[str, int]:
     }
 
 
-def _mutexes(program: Program) -> dict[str, int]:
+def _mutexes(program: Disassembly) -> dict[str, int]:
     """qemu_co_mutex_unlock() asserts that the holder is who unlocks."""
     for step in follow(program, "qemu_co_mutex_unlock", LONG):
         place = step.address(0) or step.address(1)
@@ -192,7 +192,7 @@ def _mutexes(program: Program) -> dict[str, int]:
     return {}
 
 
-def _jobs(program: Program) -> dict[str, int]:
+def _jobs(program: Disassembly) -> dict[str, int]:
     found = _first_member(program, "job_user_paused", "job_user_paused_locked", "job_user_paused")
     found |= _first_member(program, "job_pause_count", "job_pause_locked", "job_pause")
     return found | _first_member(
@@ -200,7 +200,7 @@ def _jobs(program: Program) -> dict[str, int]:
     )
 
 
-def _states(program: Program) -> dict[str, int]:
+def _states(program: Disassembly) -> dict[str, int]:
     found = _named("run_state", _variables(follow(program, "runstate_is_running", SHORT)[:4]))
     found |= _named("migration", _variables(follow(program, "migrate_get_current", SHORT)))
     if "migration" in found:
@@ -222,6 +222,6 @@ def _states(program: Program) -> dict[str, int]:
     return found
 
 
-_PARTS: tuple[Callable[[Program], dict[str, int]], ...] = (
+_PARTS: tuple[Callable[[Disassembly], dict[str, int]], ...] = (
     _nodes, _children, _requests, _backends, _throttling, _exports, _mutexes, _jobs, _states,
 )  # fmt: skip

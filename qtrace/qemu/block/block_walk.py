@@ -44,7 +44,7 @@ TRIES = 3
 IDLE_WORKER = frozenset({"futex", "ppoll", "poll"})
 
 
-class Source(Protocol):
+class BlockSource(Protocol):
     """A QEMU whose coroutines are looked at: live, in a core, before gdb."""
 
     @property
@@ -83,7 +83,7 @@ class Unwound:
 class BlockReader:
     """Takes looks at the block layer; what it learns of stacks is kept between them."""
 
-    def __init__(self, source: Source, layout: BlockLayout) -> None:
+    def __init__(self, source: BlockSource, layout: BlockLayout) -> None:
         self._source = source
         self._memory = source.memory
         self.layout = layout

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from qtrace.record.ebpf.bpf_image import PROBES, Source
+from qtrace.record.ebpf.bpf_image import PROBES, ProbeSource
 from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.rings import PAGE, possible_cpus
 from qtrace.sites.all_plan import AllPlan
@@ -42,7 +42,7 @@ def load_all(plan: AllPlan, pages: int | None = None, stacks_every: int = 0) -> 
     if stacks_every:
         maps = (*maps, "events", "turns")
         defines = (*defines, ("STACK_RING_PAGES", STACK_RING_PAGES))
-    return Program(Source("all.bpf.c", functions, maps, defines))
+    return Program(ProbeSource("all.bpf.c", functions, maps, defines))
 
 
 def slot_type() -> np.dtype[np.void]:

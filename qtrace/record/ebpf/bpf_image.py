@@ -104,7 +104,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ProbeSource:
     """A file of probes/: the functions and maps in it, and the -D options it expects."""
 
     file: str
@@ -113,7 +113,7 @@ class Source:
     defines: tuple[tuple[str, int | str], ...]
 
 
-def get_image(source: Source, *, fresh: bool = False) -> Image:
+def get_image(source: ProbeSource, *, fresh: bool = False) -> Image:
     """The image of a source, from the cache unless ``fresh``.
 
     Raises RecorderUnavailable when bcc, its headers or the compiler refuse.
@@ -130,7 +130,7 @@ def get_image(source: Source, *, fresh: bool = False) -> Image:
     return image
 
 
-def _cache_name(source: Source) -> str:
+def _cache_name(source: ProbeSource) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(PROBES.glob("*.[ch]")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -139,7 +139,7 @@ def _cache_name(source: Source) -> str:
     return f"bpf-{digest.hexdigest()}.json"
 
 
-def _compile(source: Source) -> Image:
+def _compile(source: ProbeSource) -> Image:
     prepare_headers()
     bcc = load_bcc()
     # bcc compiles in the headers' folder and makes it the working one meanwhile: this thread's

@@ -14,7 +14,7 @@ from qtrace.errors import RecorderUnavailable
 from qtrace.host.bpf_syscall import MAP_CREATE, TRACE_UPROBE_MULTI, bpf, load_program
 from qtrace.host.capabilities import check_ring_buffer
 from qtrace.record.ebpf.bcc_module import load_bcc
-from qtrace.record.ebpf.bpf_image import Image, MapSpec, Source, get_image
+from qtrace.record.ebpf.bpf_image import Image, MapSpec, ProbeSource, get_image
 from qtrace.record.ebpf.uprobes import links_work
 
 ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
@@ -33,7 +33,7 @@ class Program:
     Raises RecorderUnavailable when bcc, its headers or the kernel refuse.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ProbeSource) -> None:
         self.library: Any = load_bcc().lib
         try:
             image = get_image(source)
@@ -130,7 +130,7 @@ MAPS = ("events", "steps", "steps_met", "lost", "main_stack", "stack_ends", "rec
 def load_watch(ring_pages: int = RING_PAGES, step_ring_pages: int = STEP_RING_PAGES) -> Program:
     """probes/watch.bpf.c, with ring buffers of so many pages (powers of two)."""
     defines = (("RING_PAGES", ring_pages), ("STEP_RING_PAGES", step_ring_pages))
-    return Program(Source("watch.bpf.c", FUNCTIONS, MAPS, defines))
+    return Program(ProbeSource("watch.bpf.c", FUNCTIONS, MAPS, defines))
 
 
 def load_ahead(
