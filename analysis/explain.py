@@ -16,7 +16,6 @@ from qtrace.analysis.explain_wait import what_it_waited_behind
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.instances import UNSEEN
 from qtrace.analysis.losses import losses_of
-from qtrace.analysis.qmp_commands import qmp_rows
 from qtrace.analysis.runs import run_at
 from qtrace.analysis.stacks import frames_of, functions, poll_caller
 from qtrace.analysis.verdicts import LOST
@@ -115,7 +114,7 @@ def _during(case: _Case, tid: int, time_ns: int) -> str:
     found = ""
     if at >= 0 and at != case.run_index:
         found = f", inside {runs['name'].iloc[at]} (row {runs['row'].iloc[at]})"
-    rows = qmp_rows(case.trace.events)
+    rows = case.trace.qmp_steps
     rows = rows[(rows["step"].isin(("begin", "end")) & (rows["tid"] == tid)).to_numpy()]
     before = rows[(rows["time_ns"] <= time_ns).to_numpy()]
     if len(before) and before["step"].iloc[-1] == "begin":

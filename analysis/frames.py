@@ -15,7 +15,7 @@ from qtrace.analysis.held import held
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.jobs import jobs_of
 from qtrace.analysis.losses import joined
-from qtrace.analysis.qmp_commands import carried_out, commands_of
+from qtrace.analysis.qmp_commands import carried_out, commands_of, qmp_rows
 from qtrace.analysis.runs import latest_ends, runs_of, unfinished
 from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.stuck import Away, threads_away
@@ -120,9 +120,14 @@ class Frames:
         return runs_of(self.events, self.durations, self.instances, self.all_losses)
 
     @cached_property
+    def qmp_steps(self) -> pd.DataFrame:
+        """The ``qmp`` rows with their ``step`` and ``number`` (analysis/qmp_commands.py)."""
+        return qmp_rows(self.events)
+
+    @cached_property
     def commands(self) -> pd.DataFrame:
         """One row per QMP command: when it was taken, begun, done and answered."""
-        found = commands_of(self.events)
+        found = commands_of(self.qmp_steps)
         times = [found[column] for column in ("taken_ns", "begun_ns", "ended_ns", "replied_ns")]
         first = times[0].fillna(times[1]).fillna(times[2]).fillna(times[3])
         return found.assign(wall_clock=self.wall_clock(first))
@@ -152,7 +157,7 @@ class Frames:
     @cached_property
     def carried_out(self) -> pd.DataFrame:
         """One row per QMP command that was begun, and until when it lasted at least."""
-        return carried_out(self.file, self.away, self.qmp_losses)
+        return carried_out(self.file, self.qmp_steps, self.away, self.qmp_losses)
 
     @cached_property
     def proofs(self) -> dict[int, Proof]:

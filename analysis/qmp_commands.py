@@ -13,7 +13,7 @@ from qtrace.analysis.arrays import Numbers
 from qtrace.analysis.losses import disturbed
 from qtrace.analysis.runs import watched_until
 from qtrace.analysis.stuck import Away
-from qtrace.trace.details import detail_column
+from qtrace.trace.details import detail_columns
 from qtrace.trace.reader import TraceFile
 
 # A command answered faster, with nothing else going on, has no rows (docs/trace-format.md).
@@ -26,12 +26,14 @@ def qmp_rows(events: pd.DataFrame) -> pd.DataFrame:
     """The ``qmp`` rows, in time order, with ``step`` (text) and ``number`` (int64, -1 for none):
     the steps of QMP commands, and the events STOP and RESUME."""
     rows = events[(events["event"] == "qmp").to_numpy()]
-    step = detail_column(rows["detail"], "step", "")
-    return rows.assign(step=step, number=detail_column(rows["detail"], "number", -1))
+    return rows.assign(**detail_columns(rows["detail"], {"step": "", "number": -1}))
 
 
-def commands_of(events: pd.DataFrame) -> pd.DataFrame:
+def commands_of(steps: pd.DataFrame) -> pd.DataFrame:
     """One row per command, in the order in which they were first seen.
+
+    Args:
+        steps: of ``qmp_rows``.
 
     Returns:
         ``number`` (int64), ``name``; ``tid``, ``thread``, ``role`` of who sent the reply (of its
@@ -39,13 +41,13 @@ def commands_of(events: pd.DataFrame) -> pd.DataFrame:
         as ``taken_ns``, ``begun_ns``, ``ended_ns``, ``replied_ns``, and the rows of these,
         ``taken_row`` and so on (all Int64, absent where no row tells).
     """
-    rows = _first_of_each_step(events)
+    rows = _first_of_each_step(steps)
     last = rows.drop_duplicates("number", keep="last").set_index("number")
     found = last.loc[rows["number"].unique(), ["name", "tid", "thread", "role"]]
-    steps = {step: own.set_index("number") for step, own in rows.groupby("step")}
+    by_step = {step: own.set_index("number") for step, own in rows.groupby("step")}
     for column, source in (("ns", "time_ns"), ("row", "row")):
         for step, name in STEPS.items():
-            own = steps[step][source].reindex(found.index) if step in steps else pd.NA
+            own = by_step[step][source].reindex(found.index) if step in by_step else pd.NA
             found[f"{name}_{column}"] = own
             found[f"{name}_{column}"] = found[f"{name}_{column}"].astype("Int64")
     return found.reset_index()
@@ -66,10 +68,13 @@ def answered(commands: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     return found[~lost].reset_index(drop=True)
 
 
-def carried_out(trace: TraceFile, away: Iterable[Away], losses: pd.DataFrame) -> pd.DataFrame:
+def carried_out(
+    trace: TraceFile, steps: pd.DataFrame, away: Iterable[Away], losses: pd.DataFrame
+) -> pd.DataFrame:
     """One row per command that has its ``begin`` row, in time order.
 
     Args:
+        steps: of ``qmp_rows``.
         away: when its threads were seen not to come back.
         losses: of rows of QMP.
 
@@ -79,7 +84,7 @@ def carried_out(trace: TraceFile, away: Iterable[Away], losses: pd.DataFrame) ->
         absent for none), ``took`` (from the one to the other) and ``ended``; ``sure`` is false
         where a step may have been lost meanwhile: it may be another command's.
     """
-    rows = _first_of_each_step(trace.frame)
+    rows = _first_of_each_step(steps)
     begun = rows[(rows["step"] == "begin").to_numpy()]
     ended = rows[(rows["step"] == "end").to_numpy()].set_index("number")
     number = begun["number"].to_numpy()
@@ -115,9 +120,8 @@ def longest_inside(commands: pd.DataFrame, run: dict[str, Any]) -> dict[str, Any
     return {str(key): longest[key] for key in commands.columns}
 
 
-def _first_of_each_step(events: pd.DataFrame) -> pd.DataFrame:
-    rows = qmp_rows(events)
-    return rows[(rows["number"] >= 0).to_numpy()].drop_duplicates(["number", "step"])
+def _first_of_each_step(steps: pd.DataFrame) -> pd.DataFrame:
+    return steps[(steps["number"] >= 0).to_numpy()].drop_duplicates(["number", "step"])
 
 
 def _until(trace: TraceFile, found: pd.DataFrame, away: Iterable[Away]) -> npt.NDArray[np.int64]:

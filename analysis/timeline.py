@@ -12,7 +12,6 @@ import pandas as pd
 from qtrace.analysis.arrays import Numbers, filled
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.qemu_facts import MAIN_CONTEXTS
-from qtrace.analysis.qmp_commands import qmp_rows
 from qtrace.analysis.report_types import Meanwhile, Timeline, TimelineCommand, TimelineJob
 from qtrace.analysis.runs import keep_busy
 
@@ -175,7 +174,7 @@ def _named(frame: pd.DataFrame, there: npt.NDArray[np.bool_], lasted: Numbers) -
 
 def _stops(trace: Frames) -> list[tuple[int, int]]:
     """When the guest was stopped, by QMP's events STOP and RESUME."""
-    rows = qmp_rows(trace.events)
+    rows = trace.qmp_steps
     rows = rows[(rows["step"] == "event").to_numpy()]
     found: list[tuple[int, int]] = []
     since: int | None = None

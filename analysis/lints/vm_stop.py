@@ -8,7 +8,6 @@ from qtrace.analysis.arrays import filled
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.lint_groups import grouped, instance_of, place_of
-from qtrace.analysis.qmp_commands import qmp_rows
 from qtrace.analysis.stacks import stack_facts
 from qtrace.analysis.verdicts import effective_role
 from qtrace.analysis.wording import thread_of, times
@@ -66,7 +65,7 @@ def _gaps(trace: Frames) -> tuple[list[Finding], list[str]]:
     vm_start() at their end finds the request that vm_stop() has posted, and sends STOP and
     RESUME back to back, or RESUME alone when the main loop has taken it meanwhile.
     """
-    rows = qmp_rows(trace.events)
+    rows = trace.qmp_steps
     rows = rows[(rows["step"] == "event").to_numpy()]
     runs = trace.runs
     jobs = runs[(runs["name"].isin(JOBS) & runs["end_ns"].notna()).to_numpy()]

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from qtrace.analysis.arrays import filled
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.pictures.style import COLOURS, INK, OTHER, WIDTH, draw_lanes, plain, unit
-from qtrace.analysis.qmp_commands import qmp_rows
 from qtrace.units import show
 
 DONE, WAITS = "#009e73", "#d55e00"
@@ -130,7 +129,7 @@ def _job(axes: Axes, story: Story, bar: Any) -> str:
     name, since = str(job["name"]), int(job["created_ns"])
     until = story.until if pd.isna(job["concluded_ns"]) else int(job["concluded_ns"])
     bar(1, since, until, "#dddddd", label="the job", edgecolor="#dddddd")
-    stops = qmp_rows(story.trace.events)
+    stops = story.trace.qmp_steps
     stops = stops[stops["time_ns"].between(story.taken, until).to_numpy()]
     stop, resume = (
         stops["time_ns"][(stops["name"] == one).to_numpy()] for one in ("STOP", "RESUME")

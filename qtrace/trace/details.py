@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from qtrace.errors import TraceUnreadable
 from qtrace.trace.broken import NOT_A_TRACE, refuse
@@ -100,28 +102,55 @@ def detail_column(details: pd.Series, key: str, absent: Any) -> npt.NDArray[Any]
     Args:
         absent: stands where a row does not say it, or as something of another type.
     """
-    found: npt.NDArray[Any] = detail_table(details, key, absent)[details.array.codes]
-    return found
+    return detail_columns(details, {key: absent})[key]
+
+
+def detail_columns(details: pd.Series, absent: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """As ``detail_column``, of several keys that the same rows tell."""
+    codes = details.array.codes
+    return {key: table[codes] for key, table in _tables(details, absent).items()}
 
 
 def detail_table(details: pd.Series, key: str, absent: Any) -> npt.NDArray[Any]:
     """As ``detail_column``, for each category that occurs; the last one is of rows without."""
+    return _tables(details, {key: absent})[key]
+
+
+def _tables(details: pd.Series, absent: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     categories = details.cat.categories
-    used = np.zeros(len(categories) + 1, np.bool_)
-    used[details.array.codes] = True
-    kind = np.int64 if type(absent) is int else np.bool_ if type(absent) is bool else object
-    table: npt.NDArray[Any] = np.empty(len(used), kind)
-    table.fill(absent)
-    for code in np.flatnonzero(used[:-1]).tolist():
-        value = _parsed(categories[code]).get(key)
-        if type(value) is type(absent) and (type(value) is not int or _is_int64(value)):
-            table[code] = value
-    return table
+    told = np.zeros(len(categories) + 1, np.bool_)
+    told[details.array.codes] = True
+    told[-1] = False
+    if len(categories):
+        told[:-1] &= _may_tell(categories, absent)
+    codes = np.flatnonzero(told)
+    tables: dict[str, npt.NDArray[Any]] = {}
+    for key, nothing in absent.items():
+        kind = np.int64 if type(nothing) is int else np.bool_ if type(nothing) is bool else object
+        tables[key] = np.empty(len(told), kind)
+        tables[key].fill(nothing)
+    for code, text in zip(codes.tolist(), categories.take(codes).tolist(), strict=True):
+        facts = _parsed(text)
+        for key, nothing in absent.items():
+            value = facts.get(key)
+            if type(value) is type(nothing) and (type(value) is not int or _is_int64(value)):
+                tables[key][code] = value
+    return tables
 
 
-@lru_cache(maxsize=1 << 16)
+def _may_tell(categories: pd.Index, keys: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Which texts have one of these keys: a recording of a busy monitor has hundreds of thousands
+    of texts, each with a number of its own. One with a backslash may have it in escapes."""
+    texts = pa.array(categories.array)
+    pattern = "|".join(re.escape(f'"{key}"') for key in keys)
+    found: npt.NDArray[np.bool_] = pc.match_substring_regex(texts, rf"{pattern}|\\\\").to_numpy(
+        zero_copy_only=False
+    )
+    return found
+
+
 def _parsed(text: str) -> Mapping[str, Any]:
-    """Shared by all who ask: not to be changed. What is no JSON object says nothing."""
+    """What is no JSON object says nothing."""
     try:
         value = json.loads(text) if text else {}
     except (ValueError, RecursionError):

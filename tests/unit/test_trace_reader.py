@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qtrace.analysis import judge
 from qtrace.errors import ExitStatus, TraceUnreadable
-from qtrace.trace.details import address_of, detail_column
+from qtrace.trace.details import address_of, detail_column, detail_columns
 from qtrace.trace.reader import read_trace
 from qtrace.trace.schema import Event
 from tests.unit.event_rows import CALLBACK, PID, attach, detach, lost, run, schedule, write
@@ -220,6 +220,14 @@ def test_a_detail_is_read_as_json_however_it_is_written() -> None:
     assert detail_column(details[1:2], "note", "").tolist() == ["x"]
     assert detail_column(details[:0], "depth", 0).tolist() == []
     assert detail_column(pd.Series([None], dtype=details.dtype), "depth", -1).tolist() == [-1]
+
+
+def test_a_key_that_is_written_in_escapes_is_found_too() -> None:
+    texts = ['{"dep\\u0074h": 4}', '{"other": "depth"}', '{"depth": 5, "step": "end"}']
+    details = pd.Series(texts, dtype="category")
+    found = detail_columns(details, {"depth": 0, "step": ""})
+    assert found["depth"].tolist() == [4, 0, 5]
+    assert found["step"].tolist() == ["", "", "end"]
 
 
 @pytest.mark.parametrize("text", ["", "-0x1", "0x1ffffffffffffffff", "bh", None, 7.5])
