@@ -13,7 +13,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: venv ## Catch QEMU running a bottom half on the wrong thread, live (about a minute)
+demo: ## Catch QEMU running a bottom half on the wrong thread, live (about a minute)
+	@scripts/setup.sh demo
 	@$(BIN)/qtrace lab vcpu-poll
 
 .PHONY: test
@@ -63,6 +64,10 @@ qemus: venv ## Unpack every other QEMU that tests know below .cache/ (tests/buil
 .PHONY: venv
 venv: ## Install what is missing and make .venv (the other targets do it by themselves)
 	@scripts/setup.sh
+
+.PHONY: probes
+probes: venv ## Compile probes/ into probes/prebuilt.json, after a change of its sources
+	@$(BIN)/python -m scripts.probe_image
 
 .PHONY: lock
 lock: venv ## Pin the newest versions of the Python dependencies

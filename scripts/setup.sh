@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# Make this machine ready for `make demo` and `make test`: the system's packages that are
-# missing (by apt, as root, on Debian) and a virtual environment with the locked Python
-# dependencies. A second run finds everything in place and ends at once.
+# Make this machine ready for `make demo` (setup.sh demo) or for everything else (setup.sh): the
+# system's packages that are missing (by apt, as root, on Debian) and a virtual environment with the
+# locked Python dependencies. A second run finds everything in place and ends at once.
 #
 # Nothing is changed before it is known that all of it can be done. Ends with 3 otherwise,
 # after one list of what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv
-lock=requirements-dev.txt
 stamp=$venv/.qtrace-stamp
+# What the demo does not need is left to the others: recording takes no compiler.
+case ${1:-all} in
+    demo) lock=requirements.txt ;;
+    all) lock=requirements-dev.txt ;;
+    *)
+        echo "usage: scripts/setup.sh [demo]" >&2
+        exit 2
+        ;;
+esac
 
 say() { echo "setup: $*" >&2; }
 
@@ -38,8 +46,12 @@ find_python() { # prints the first interpreter that is new enough and can make a
 
 find_missing() { # prints the Debian packages of what this machine lacks
     has_command qemu-system-x86_64 || echo qemu-system-x86
+    "$venv/bin/python" -c '' 2>/dev/null || find_python >/dev/null || echo python3-venv
+    if [ "$lock" = requirements.txt ]; then
+        return
+    fi
     has_command qemu-img && has_command qemu-storage-daemon || echo qemu-utils
-    has_bcc || echo python3-bpfcc
+    has_bcc || echo python3-bpfcc # compiles probes/ when they are changed
     has_headers || echo linux-headers-amd64
     has_command gdb || echo gdb
     has_command bpftrace || echo bpftrace # benchmarks stand beside it
@@ -48,11 +60,16 @@ find_missing() { # prints the Debian packages of what this machine lacks
     has_command gcc || echo gcc
     has_command ld || echo binutils
     has_command make || echo make
-    "$venv/bin/python" -c '' 2>/dev/null || find_python >/dev/null || echo python3-venv
 }
 
-fingerprint() { # of all that the environment is made from
-    { cat "$lock" pyproject.toml && pwd; } | sha256sum | cut -d ' ' -f 1
+fingerprint() { # of all that the environment is made from by a lock
+    { cat "$1" pyproject.toml && pwd; } | sha256sum | cut -d ' ' -f 1
+}
+
+is_made() { # an environment for everything else serves the demo, too
+    local made
+    made=$(cat "$stamp" 2>/dev/null) || return 1
+    [ "$made" = "$(fingerprint "$lock")" ] || [ "$made" = "$(fingerprint requirements-dev.txt)" ]
 }
 
 install_packages() {
@@ -74,14 +91,16 @@ make_venv() {
     fi
     rm -f "$stamp"
     say "installing the Python dependencies of $lock"
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$lock"
+    # With what the line below it builds qtrace by.
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
+        -r "$lock" -c requirements-dev.txt hatchling editables
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
         --no-deps --no-build-isolation --editable .
-    fingerprint >"$stamp"
+    fingerprint "$lock" >"$stamp"
 }
 
 missing=$(find_missing | tr '\n' ' ')
-if [ -z "$missing" ] && [ "$(fingerprint)" = "$(cat "$stamp" 2>/dev/null)" ]; then
+if [ -z "$missing" ] && is_made; then
     exit 0
 fi
 if [ -n "$missing" ] && { [ "$(id -u)" != 0 ] || ! has_command apt-get; }; then
@@ -105,6 +124,6 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of package names
     install_packages $missing
 fi
-if [ "$(fingerprint)" != "$(cat "$stamp" 2>/dev/null)" ]; then
+if ! is_made; then
     make_venv
 fi
