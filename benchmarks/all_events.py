@@ -26,12 +26,11 @@ from benchmarks.qemu_img import run_bench, seconds
 from benchmarks.watching import served_disk
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
+from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, links_work, load_program
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.process.process import Process
 from qtrace.record.child import Child
-from qtrace.record.ebpf.bcc_module import load_bcc
-from qtrace.record.ebpf.uprobes import Uprobes, links_work
+from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.sites.all_sites import plan_all
 from qtrace.trace.reader import read_trace
 
@@ -203,7 +202,7 @@ def _floor(image: Path, command: list[str]) -> float:
 @contextmanager
 def _empty_probes(pid: int, exe: str, module: Module) -> Iterator[None]:
     empty = load_program(SMALLEST_PROGRAM, "empty", TRACE_UPROBE_MULTI if links_work() else 0)
-    uprobes = Uprobes(load_bcc().lib, pid, exe, module.elf.offset_of)
+    uprobes = Uprobes(pid, exe, module.elf.offset_of)
     try:
         uprobes.attach(empty, {site.vaddr: site.where for site in plan_all(module).sites})
         yield

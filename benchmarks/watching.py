@@ -49,7 +49,7 @@ class _Watch:
         module = process.binary
         self._plan = plan_watch(scan_module(module), module, patterns)
         program = load_watch()
-        uprobes = Uprobes(program.library, pid, process.exe, module.elf.offset_of)
+        uprobes = Uprobes(pid, process.exe, module.elf.offset_of)
         self._probes = EbpfProbes(uprobes, program, pid)
         self.hits = 0
 

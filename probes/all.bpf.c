@@ -1,57 +1,30 @@
 /* Every bottom half: a small record from each cheap site of the event loop (docs/probes.md).
  *
- * Which registers hold what at a site is the compiler's choice. qtrace/sites/all_sites.py
- * finds out and passes it as -D options:
- *
- * ENQUEUES  ENQUEUE(number, bh, new flags, where the return address lies) for each form
- * CANCELS   CANCEL(number, bh) for each register that holds it
- * ENDED_BH  the register that holds the bottom half after aio_bh_call()
- * BH_*      offsets into QEMUBH; BH_NAME is -1 where it has no name
- * RUN_DEPTH  from rsp where run() sits to the stack pointer of aio_bh_poll()
- * POLL_CALLER, OUTER_CALLER  where run() sits, the return addresses of aio_bh_poll(), aio_poll()
- * CPUS, RING_PAGES
- * STACKS_EVERY  of every Nth event of a probe the whole stack is copied; 0: of none
+ * Which registers hold what at a site is the compiler's choice, and where QEMUBH keeps what that of
+ * QEMU's version: qtrace/sites/all_sites.py finds out, and what it finds fills the holes.
  */
 #include <uapi/linux/ptrace.h>
 #include "all.h"
+#include "holes.h"
+#include "stack.h"
 
 #define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP: the reader comes by itself */
 
-/* One ring per CPU. With one for all, CPUs wait for its lock, and since Linux 6.15 that lock
+/* How large the maps are is told when they are made: here all are as small as can be.
+ *
+ * One ring per CPU. With one for all, CPUs wait for its lock, and since Linux 6.15 that lock
  * (rqspinlock) may give up: the reservation fails although there is room. */
-BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
-BPF_ARRAY_OF_MAPS(rings, "ring", CPUS);
+BPF_RINGBUF_OUTPUT(ring, 1);
+BPF_ARRAY_OF_MAPS(rings, "ring", 1);
 /* Failed reservations by site. */
 BPF_HASH(lost, u64, u64, 1024);
 /* 1 while the recording lasts. Probes come and go one after the other: what finds no room before
  * all are there, or when the first has gone, belongs to no recording. */
 BPF_ARRAY(recording, u32, 1);
 
-#if STACKS_EVERY
-#include "stack.h"
-#define RUN_TURN 0 /* then the forms of enqueue */
-#define TURNS 32
-BPF_RINGBUF_OUTPUT(events, STACK_RING_PAGES);
-BPF_PERCPU_ARRAY(turns, u64, TURNS);
-
-/* Without room the event has no whole stack: nothing is missing but that. */
-static __always_inline void sample(struct pt_regs *regs, u64 time_ns, int turn)
-{
-    u64 *count = turns.lookup(&turn);
-    if (!count || ++*count % STACKS_EVERY)
-        return;
-    struct watch_event *event = events.ringbuf_reserve(sizeof(struct watch_event));
-    if (!event)
-        return;
-    event->time_ns = time_ns;
-    event->tid = bpf_get_current_pid_tgid();
-    copy_registers(event, regs);
-    copy_stack(event, regs);
-    events.ringbuf_submit(event, NO_WAKEUP);
-}
-#else
-#define sample(regs, time_ns, turn)
-#endif
+/* Whole stacks, and how many events each function has had. */
+BPF_RINGBUF_OUTPUT(events, 1);
+BPF_PERCPU_ARRAY(turns, u64, 32);
 
 static __always_inline void count_lost(struct pt_regs *regs)
 {
@@ -96,44 +69,58 @@ static __always_inline u64 read_word(u64 address)
 static __always_inline void read_bottom_half(struct all_event *event, u64 bh)
 {
     event->bh = bh;
-#if BH_CTX == 0 && BH_NAME == 8 && BH_CALLBACK == 16 && BH_OPAQUE == 24
-    u64 words[4] = {};
-    bpf_probe_read_user(words, 32, (void *)bh);
-    event->ctx = words[0];
-    event->name = words[1];
-    event->callback = words[2];
-    event->opaque = words[3];
-#else
-    event->ctx = read_word(bh + BH_CTX);
-    event->name = BH_NAME >= 0 ? read_word(bh + BH_NAME) : 0;
-    event->callback = read_word(bh + BH_CALLBACK);
-    event->opaque = read_word(bh + BH_OPAQUE);
-#endif
+    if (NUMBER(BH_IN_A_ROW)) {
+        u64 words[4] = {};
+        bpf_probe_read_user(words, 32, (void *)bh);
+        event->ctx = words[0];
+        event->name = words[1];
+        event->callback = words[2];
+        event->opaque = words[3];
+        return;
+    }
+    event->ctx = read_word(bh + NUMBER(BH_CTX));
+    event->name = NUMBER(BH_HAS_NAME) ? read_word(bh + NUMBER(BH_NAME)) : 0;
+    event->callback = read_word(bh + NUMBER(BH_CALLBACK));
+    event->opaque = read_word(bh + NUMBER(BH_OPAQUE));
 }
 
-static __always_inline int enqueue(struct pt_regs *regs, u64 bh, u32 new_flags, u64 caller,
-                                   int turn)
+/* Without room the event has no whole stack: nothing is missing but that. */
+static __always_inline void sample(struct pt_regs *regs, u64 time_ns)
+{
+    u64 every = NUMBER(STACKS_EVERY);
+    int turn = NUMBER(TURN);
+    if (!every)
+        return;
+    u64 *count = turns.lookup(&turn);
+    if (!count || ++*count % every)
+        return;
+    struct watch_event *event = events.ringbuf_reserve(sizeof(struct watch_event));
+    if (!event)
+        return;
+    event->time_ns = time_ns;
+    event->tid = bpf_get_current_pid_tgid();
+    copy_registers(event, regs);
+    copy_stack(event, regs);
+    events.ringbuf_submit(event, NO_WAKEUP);
+}
+
+/* Behind the atomic OR of QEMUBH's flags, in aio_bh_enqueue() or wherever that is inlined. */
+int enqueue(struct pt_regs *regs)
 {
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
-    read_bottom_half(event, bh);
-    event->caller[0] = read_word(caller);
+    read_bottom_half(event, REGISTER(BH));
+    event->caller[0] = read_word(PLACE(CALLER));
     event->caller[1] = 0;
+    u32 new_flags = NUMBER(NEW_FLAGS_ARE_KNOWN) ? REGISTER(NEW_FLAGS) : 0;
     /* After cmpxchg succeeded, rax still holds what was there before. */
     event->flags = (regs->ax & 0xffff) | new_flags << 16;
     event->stack = 0;
-    sample(regs, event->time_ns, turn);
+    sample(regs, event->time_ns);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
-
-#define ENQUEUE(number, bh, new_flags, caller)                   \
-    int enqueue_##number(struct pt_regs *regs)                   \
-    {                                                            \
-        return enqueue(regs, bh, new_flags, caller, 1 + number); \
-    }
-ENQUEUES
 
 /* aio_bh_call(bh), at its first instruction. */
 int run(struct pt_regs *regs)
@@ -142,11 +129,11 @@ int run(struct pt_regs *regs)
     if (!event)
         return 0;
     read_bottom_half(event, regs->di);
-    event->caller[0] = read_word(POLL_CALLER);
-    event->caller[1] = read_word(OUTER_CALLER);
+    event->caller[0] = read_word(PLACE(POLL_CALLER));
+    event->caller[1] = read_word(PLACE(OUTER_CALLER));
     event->flags = 0;
-    event->stack = regs->sp + RUN_DEPTH;
-    sample(regs, event->time_ns, RUN_TURN);
+    event->stack = regs->sp + NUMBER(RUN_DEPTH);
+    sample(regs, event->time_ns);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
@@ -157,7 +144,7 @@ int ended(struct pt_regs *regs)
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
-    event->bh = ENDED_BH;
+    event->bh = NUMBER(BH_IS_KNOWN) ? REGISTER(BH) : 0;
     event->ctx = event->name = event->callback = event->opaque = 0;
     event->caller[0] = event->caller[1] = 0;
     event->flags = 0;
@@ -167,24 +154,17 @@ int ended(struct pt_regs *regs)
 }
 
 /* A call to qemu_bh_cancel(bh), or behind the atomic AND in it. */
-static __always_inline int cancel(struct pt_regs *regs, u64 bh)
+int cancel(struct pt_regs *regs)
 {
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
-    read_bottom_half(event, bh);
+    read_bottom_half(event, REGISTER(BH));
     event->caller[0] = event->caller[1] = 0;
     event->flags = event->stack = 0;
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
-
-#define CANCEL(number, bh)                  \
-    int cancel_##number(struct pt_regs *regs) \
-    {                                         \
-        return cancel(regs, bh);              \
-    }
-CANCELS
 
 /* aio_co_schedule(ctx, co), at its first instruction. */
 int co_schedule(struct pt_regs *regs)

@@ -1,7 +1,7 @@
 """What tests need of the host, and the QEMUs and accelerators they run on.
 
 A test marked with one of ``NEEDS`` skips where the host lacks it, and says what enables it. Each
-name in ``QTRACE_REQUIRE=bpf,gdb,qemu,kvm,fuse`` turns such skips into failures.
+name in ``QTRACE_REQUIRE=bpf,bcc,gdb,qemu,kvm,fuse`` turns such skips into failures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.builds import BUILDS, QEMU, Build
 from tests.left_behind import LeftBehind
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDS = ("bpf", "gdb", "qemu", "kvm", "fuse", "node", "browser", "builds")
+NEEDS = ("bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "builds")
 REQUIRED = frozenset(filter(None, os.environ.get("QTRACE_REQUIRE", "").split(",")))
 
 # The two that all is shown on: the executable, with the command that brings it.
@@ -190,7 +190,7 @@ def missing(need: str) -> str:
         return "" if engine.exists() else "no trace processor of Perfetto: tests/pictures/setup.sh"
     if need == "browser":
         return "" if shutil.which("chromium") else "no Chromium: apt-get install chromium"
-    wanted = {"bpf": "ebpf", "gdb": "gdb"}[need]
+    wanted = {"bpf": "ebpf", "bcc": "compile", "gdb": "gdb"}[need]
     for check in doctor()["checks"]:
         if wanted in check["needed_for"] and check["state"] != "ok":
             return f"{check['name']}: {check['detail']}: {check['remedy'] or 'qtrace doctor'}"

@@ -42,6 +42,7 @@ class Wanted:
     max_overhead: float | None
     live: bool
     duration: float | None
+    compile: bool
     verbose: bool
     output_format: str
 
@@ -63,7 +64,7 @@ class Wanted:
         """``more`` are those that only one of the commands has."""
         return RecordingOptions(
             files.growing, self.patterns, self.force, everything=self.everything,
-            stacks_every=self.stacks_every or 0, **more,
+            stacks_every=self.stacks_every or 0, compiled=self.compile, **more,
         )  # fmt: skip
 
     def prepare(self) -> None:
@@ -114,6 +115,10 @@ OPTIONS = (
     click.option(
         "--live", is_flag=True,
         help="Show a table of the busiest bottom halves while --all records.",
+    ),
+    click.option(
+        "--compile", is_flag=True,
+        help="Compile the BPF programs here, with bcc, in place of those that come with qtrace.",
     ),
     click.option("-v", "--verbose", is_flag=True, help="With --all, tell where each probe is."),
     format_option,
@@ -183,6 +188,8 @@ def announce(recording: Recording, what: str, wanted: Wanted) -> None:
     click.echo(f"recording {', '.join(names)} of {what} by {recorder} ({hint})", err=True)
     if recording.why:
         click.echo(f"by gdb, as eBPF cannot be used: {recording.why}", err=True)
+    if recording.note:
+        warn(recording.note)
     for ms in recording.pauses_ms().values():
         click.echo(f"the guest was paused for {ms:.1f} ms at the start", err=True)
     if recording.everything is not None:

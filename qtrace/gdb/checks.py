@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
-from qtrace.errors import RecorderUnavailable, TargetError
+from qtrace.errors import NoSuchProcess, RecorderUnavailable, TargetError
 from qtrace.gdb.target_state import is_stopped
 from qtrace.host.capabilities import check_gdb, check_ptrace_scope
 from qtrace.machine.arch_x86_64 import BREAKPOINT
@@ -16,17 +17,31 @@ def check_usable(process: Process) -> None:
     """Refuse before anything is begun.
 
     Raises:
-        RecorderUnavailable: no gdb.
+        RecorderUnavailable: no gdb, or not allowed.
         TargetError: it is being traced, or stopped.
     """
     if shutil.which("gdb") is None:
         raise RecorderUnavailable("gdb is not installed", "apt-get install gdb")
+    refuse_unwritable(process)
     refuse_traced(process)
     if is_stopped(process.pid):
         raise TargetError(
             f"process {process.pid} is stopped (SIGSTOP), and gdb would let it run",
             f"kill -CONT {process.pid}, or record it by eBPF",
         )
+
+
+def refuse_unwritable(process: Process) -> None:
+    """Raises RecorderUnavailable when what gdb has done could not be undone by its watchdog."""
+    try:
+        os.close(os.open(f"/proc/{process.pid}/mem", os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError as error:
+        raise RecorderUnavailable(
+            f"not allowed to write to the memory of process {process.pid}",
+            "run qtrace as root or as QEMU's user, or record it by eBPF",
+        ) from error
+    except FileNotFoundError as error:
+        raise NoSuchProcess(process.pid) from error
 
 
 def refuse_unstoppable(process: Process) -> None:

@@ -1,4 +1,4 @@
-"""bpf(2) itself, for what libbcc has no function for."""
+"""bpf(2) itself: maps, programs, links. It takes no library, and no compiler."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import ctypes
 import errno
 import os
 import platform
+import re
+import signal
 import struct
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
 
 # By machine: asm/unistd.h.
 SYSCALL = {"x86_64": 321, "aarch64": 280}
 # linux/bpf.h
-MAP_CREATE, PROG_LOAD, LINK_CREATE = 0, 5, 28
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_NEXT_KEY, PROG_LOAD, LINK_CREATE = 0, 1, 2, 4, 5, 28
 MAP_TYPE_RINGBUF, PROG_TYPE_KPROBE = 27, 2
 TRACE_UPROBE_MULTI = 48
 # Zeros behind are the same as absent: what old and new kernels take.
 ATTRIBUTE_BYTES = 72
 
+# Before 46ba0e49b642 (Linux 6.10) a link's pid meant one thread, not the whole process.
+LINKS_SINCE = (6, 10)
 # r0 = 0; exit
 SMALLEST_PROGRAM = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 
@@ -25,10 +33,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def bpf(command: int, attributes: bytes) -> int:
-    """The new file descriptor. Raises OSError."""
+    """What it returns: the new file descriptor, if it makes one. Raises OSError."""
     number = SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if _is_deadly():
+        raise OSError(errno.EPERM, "a seccomp filter kills whoever calls bpf(2)")
     size = max(len(attributes), ATTRIBUTE_BYTES)
     union = ctypes.create_string_buffer(attributes, size)
     fd = _libc.syscall(ctypes.c_long(number), ctypes.c_int(command), union, ctypes.c_uint(size))
@@ -36,6 +46,56 @@ def bpf(command: int, attributes: bytes) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(fd)
+
+
+def update_map(fd: int, key: bytes, value: bytes) -> None:
+    """Set an entry. Raises OSError."""
+    _entry(MAP_UPDATE, fd, key, ctypes.create_string_buffer(value, len(value)))
+
+
+def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+    """The entries of a hash map; one that is deleted meanwhile may be left out."""
+    key, value = b"", ctypes.create_string_buffer(value_size)
+    following = ctypes.create_string_buffer(key_size)
+    try:
+        while True:
+            _entry(MAP_NEXT_KEY, fd, key, following)
+            key = following.raw
+            try:
+                _entry(MAP_LOOKUP, fd, key, value)
+            except FileNotFoundError:
+                continue
+            yield key, value.raw
+    except FileNotFoundError:
+        return
+
+
+def _entry(command: int, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> None:
+    """A command on one entry of a map; without a key on the one before the first."""
+    buffer = ctypes.create_string_buffer(key, len(key)) if key else None
+    address = ctypes.addressof(buffer) if buffer is not None else 0
+    bpf(command, struct.pack("<IIQQQ", fd, 0, address, ctypes.addressof(value), 0))
+
+
+# bpf(2) with a command that there is not.
+TRIAL = "import ctypes; ctypes.CDLL(None).syscall({}, 999, 0, 0)"
+
+
+@cache
+def _is_deadly() -> bool:
+    """Whether a filter kills for it; another process finds out, where there is one."""
+    if not has_seccomp_filter():
+        return False
+    trial = TRIAL.format(SYSCALL[platform.machine()])
+    run = subprocess.run([sys.executable, "-I", "-S", "-c", trial], stdin=subprocess.DEVNULL)
+    return run.returncode == -signal.SIGSYS
+
+
+def has_seccomp_filter() -> bool:
+    """Whether one is active in this process, as a container's is."""
+    status = Path("/proc/self/status").read_text(errors="replace")
+    match = re.search(r"^Seccomp:\s*(\d)", status, re.MULTILINE)
+    return match is not None and match[1] != "0"
 
 
 def load_program(code: bytes, name: str = "", attach_type: int = 0) -> int:
@@ -83,3 +143,17 @@ def link_uprobes(program: int, path: bytes, offsets: Sequence[int], pid: int) ->
             pid,
         ),
     )
+
+
+@cache
+def links_work() -> bool:
+    """Whether this kernel has links for uprobes that mean whole processes."""
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    if release is None or (int(release[1]), int(release[2])) < LINKS_SINCE:
+        return False
+    try:
+        os.close(load_program(SMALLEST_PROGRAM, attach_type=TRACE_UPROBE_MULTI))
+    except OSError as error:
+        # Whoever may not try it has to believe the version.
+        return error.errno == errno.EPERM
+    return True

@@ -23,15 +23,23 @@ from qtrace.host.bpf_syscall import (
     SMALLEST_PROGRAM,
     SYSCALL,
     bpf,
+    has_seccomp_filter,
+    links_work,
     load_program,
 )  # fmt: skip
 
 State = Literal["ok", "missing", "untried"]
-Need = Literal["ebpf", "gdb", "target"]
+Need = Literal["ebpf", "gdb", "target", "others", "compile"]
 
 ROOT = "run qtrace as root (sudo qtrace ...)"
+OUTSIDE = "run qtrace outside that namespace (a rootless container, unshare --user)"
 # linux/capability.h
-CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+CAPABILITIES = {
+    "CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}  # fmt: skip
+# PROC_USER_INIT_INO of linux/proc_ns.h: the host's own.
+USER_NAMESPACE = "user:[4026531837]"
 UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
 
 
@@ -44,7 +52,8 @@ class Check:
         state: ``ok``, ``missing``, or ``untried`` where an earlier one is missing.
         detail: what was found, one line.
         remedy: the command that mends it, empty when ``ok``.
-        needed_for: what cannot work without it; empty for what is good to know.
+        needed_for: what cannot work without it, ``others`` being QEMUs of other users; empty for
+            what is good to know.
     """
 
     name: str
@@ -67,34 +76,61 @@ def check_host() -> list[Check]:
         check_ring_buffer(),
         check_uprobes(),
         check_seccomp(),
+        check_sysctl("bpf restriction", "kernel/unprivileged_bpf_disabled", "CAP_BPF"),
+        check_sysctl("perf restriction", "kernel/perf_event_paranoid", "CAP_PERFMON"),
+        check_hidepid(),
         check_ptrace_scope(),
         check_gdb(),
     ]
 
 
 def check_capabilities() -> list[Check]:
-    """The user, and one check per capability.
+    """The user, and one check per capability that this kernel asks for.
 
-    CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, and not the other way round:
-    uprobes need it again since the fix of CVE-2025-38466 (July 2025, in all stable
-    kernels), and so does following /proc/PID/map_files.
+    A link (Linux 6.10) needs none but those to load programs, and to look into the process. A
+    perf event needs CAP_SYS_ADMIN since the fix of CVE-2025-38466 (July 2025, in all stable
+    kernels), which stands in for CAP_BPF and CAP_PERFMON. For QEMUs of one's own user the two that
+    open other users' processes are not needed.
     """
-    held = capabilities()
-    uses: dict[str, tuple[str, tuple[Need, ...]]] = {
-        "CAP_SYS_ADMIN": ("set uprobes, open the target's mapped files", ("ebpf",)),
-        "CAP_SYS_PTRACE": ("read another process's memory", ("ebpf", "gdb")),
-        "CAP_BPF": ("load BPF programs", ("ebpf",)),
-        "CAP_PERFMON": ("let BPF programs read memory", ("ebpf",)),
-    }
+    held, own = capabilities(), in_user_namespace()
+    uses = _uses()
     checks = [Check("user", "ok", f"uid {os.geteuid()}", needed_for=())]
     for name, (use, needed_for) in uses.items():
-        if name in held:
+        if name in held and not own:
             checks.append(Check(name, "ok", use, needed_for=needed_for))
-        elif name in ("CAP_BPF", "CAP_PERFMON") and "CAP_SYS_ADMIN" in held:
+        elif name in ("CAP_BPF", "CAP_PERFMON") and "CAP_SYS_ADMIN" in held and not own:
             checks.append(Check(name, "ok", f"{use} (by CAP_SYS_ADMIN)", needed_for=needed_for))
+        elif name in held or (own and "CAP_SYS_ADMIN" in held):
+            detail = f"held in a user namespace of its own only, which does not count: {use}"
+            checks.append(Check(name, "missing", detail, OUTSIDE, needed_for))
         else:
-            checks.append(Check(name, "missing", f"not held: {use}", ROOT, needed_for))
+            checks.append(Check(name, "missing", f"not held: {use}", _grant(), needed_for))
     return checks
+
+
+def _uses() -> dict[str, tuple[str, tuple[Need, ...]]]:
+    """What this kernel wants each capability for."""
+    uses: dict[str, tuple[str, tuple[Need, ...]]] = {
+        "CAP_BPF": ("load BPF programs", ("ebpf",)),
+        "CAP_PERFMON": ("let BPF programs read memory", ("ebpf",)),
+        "CAP_SYS_PTRACE": ("look into other users' processes", ("others",)),
+        "CAP_DAC_READ_SEARCH": ("read other users' memory", ("others",)),
+    }
+    if links_work():
+        return uses
+    return {"CAP_SYS_ADMIN": ("set uprobes before Linux 6.10", ("ebpf",)), **uses}
+
+
+def _grant() -> str:
+    return f"{ROOT}, or with {', '.join(_uses())}"
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is in another user namespace than the host's."""
+    try:
+        return os.readlink("/proc/self/ns/user") != USER_NAMESPACE
+    except OSError:
+        return False
 
 
 def capabilities() -> frozenset[str]:
@@ -120,6 +156,18 @@ def check_lockdown() -> Check:
             "boot with lockdown=integrity on the kernel's command line",
         )
     return Check("kernel lockdown", "ok", f"mode {mode}")
+
+
+def check_ebpf() -> Check | None:
+    """The first requirement of eBPF that this host lacks, whatever the target; None for none.
+
+    What can be tried is tried: the capabilities are named where something was refused.
+    """
+    tried = [check_lockdown(), check_bpf_syscall(), check_ring_buffer(), check_uprobes()]
+    if not all(check.ok for check in tried) or not links_work():
+        tried = [*check_capabilities(), *tried]
+    lacking = [check for check in tried if not check.ok and "ebpf" in check.needed_for]
+    return lacking[0] if lacking else None
 
 
 def check_bpf_syscall() -> Check:
@@ -161,10 +209,33 @@ def check_uprobes() -> Check:
 
 def check_seccomp() -> Check:
     """A container's filter may forbid bpf(2); whether it does, check_bpf_syscall() knows."""
-    match = re.search(r"^Seccomp:\s*(\d)", _own_status(), re.MULTILINE)
-    filtered = match is not None and match[1] != "0"
-    detail = "a filter is active (a container's?)" if filtered else "no filter"
+    detail = "a filter is active (a container's?)" if has_seccomp_filter() else "no filter"
     return Check("seccomp", "ok", detail, needed_for=())
+
+
+def check_sysctl(name: str, path: str, capability: str) -> Check:
+    """One that shuts out whoever has not the capability, which is asked for anyway."""
+    try:
+        value = Path("/proc/sys", path).read_text().strip()
+    except OSError:
+        return Check(name, "ok", "not limited by this kernel", needed_for=())
+    detail = f"{path.replace('/', '.')} = {value}, which {capability} lifts"
+    return Check(name, "ok", detail, needed_for=())
+
+
+def check_hidepid() -> Check:
+    """/proc that hides other users' processes; CAP_SYS_PTRACE lifts it, but for hidepid=4."""
+    name = "hidepid"
+    mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    options = next((line for line in reversed(mounts) if line.split()[4] == "/proc"), "")
+    match = re.search(r"\bhidepid=(\w+)", options)
+    if match is None or match[1] in ("0", "off"):
+        return Check(name, "ok", "/proc shows every process", needed_for=("others",))
+    detail = f"/proc is mounted with hidepid={match[1]}"
+    if "CAP_SYS_PTRACE" in capabilities():
+        return Check(name, "ok", f"{detail}, which CAP_SYS_PTRACE lifts", needed_for=("others",))
+    remedy = f"{ROOT}, or with CAP_SYS_PTRACE"
+    return Check(name, "missing", f"{detail}: other users' QEMUs are not seen", remedy, ("others",))
 
 
 def check_ptrace_scope() -> Check:
@@ -204,10 +275,12 @@ def check_gdb() -> Check:
 def _bpf_remedy(code: int) -> str:
     if code == errno.ENOSYS or platform.machine() not in SYSCALL:
         return "use a kernel with CONFIG_BPF_SYSCALL=y"
+    if code == errno.EPERM and in_user_namespace():
+        return OUTSIDE
     if code == errno.EPERM and {"CAP_BPF", "CAP_SYS_ADMIN"} & capabilities():
-        # Held but refused: a container's seccomp filter, or a user namespace of its own.
+        # Held but refused: a container's seccomp filter.
         return "leave the container, or start it with --privileged"
-    return ROOT
+    return _grant()
 
 
 def _own_status() -> str:

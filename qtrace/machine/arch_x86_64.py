@@ -35,6 +35,15 @@ PRSTATUS_REGISTERS = (
     "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds",
     "es", "fs", "gs",
 )  # fmt: skip
+# struct pt_regs, as a BPF program sees it, begins with the same ones.
+PT_REGS = PRSTATUS_REGISTERS[: PRSTATUS_REGISTERS.index("ss") + 1]
+
+
+def pt_regs_offset(register: str) -> int:
+    """Where it lies in struct pt_regs."""
+    return 8 * PT_REGS.index(register)
+
+
 SYSCALL_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 # After it a thread in a system call goes on.
 SYSCALL_INSTRUCTION = b"\x0f\x05"
@@ -65,6 +74,8 @@ def follows_a_call(code: bytes) -> bool:
 # `call rel32` and `jmp rel32`, the forms in which compilers call a function of the same file.
 CALL_REL32, JMP_REL32 = 0xE8, 0xE9
 BREAKPOINT = 0xCC
+# The shortest function that a probe costs one trap.
+NOP_AND_RETURN = b"\x90\xc3"
 
 # Bytes below the stack pointer that a function may use.
 RED_ZONE = 128

@@ -201,5 +201,6 @@ def _maps(pid: int) -> bytes:
         raise NoSuchProcess(pid) from error
     except PermissionError as error:
         raise PermissionMissing(
-            f"not allowed to read /proc/{pid}/maps", "run qtrace as root (sudo qtrace ...)"
+            f"not allowed to read /proc/{pid}/maps",
+            "run qtrace as root (sudo qtrace ...), or with CAP_SYS_PTRACE",
         ) from error

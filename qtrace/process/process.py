@@ -19,7 +19,7 @@ from qtrace.process.maps import AddressSpace
 
 # What --version prints: qemu-nbd's text differs from all others'.
 VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
-AS_ROOT = "run qtrace as root (sudo qtrace ...)"
+AS_ROOT = "run qtrace as root (sudo qtrace ...), or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class GdbProbes:
     """The armed breakpoints of one process; see ``qtrace.record.probes.Probes``."""
 
     name = "gdb"
+    note = ""
 
     def __init__(self, process: Process) -> None:
         """Raises RecorderUnavailable, TargetError: see ``qtrace.gdb.checks``."""

@@ -47,20 +47,19 @@ def launch(
     writer = open_writer(options)
     child = Child(command, output_fd)
     try:
-        program = program or load_ahead(everything=everything)
+        program = program or load_ahead(everything=everything, compiled=options.compiled)
         child.release()
         qemu = _qemu_of(child, given_up)
         module = qemu.binary
         plans = make_plans(module, options.patterns, everything=everything, optional=True)
-        library = program.result().library
         every = None
         exe = f"/proc/{child.pid}/exe"
         if plans.everything is not None:
             every = AllRecorder.load(
                 plans.everything, module, child.pid, exe,
-                options.ring_pages, options.stacks_every,
+                options.ring_pages, options.stacks_every, compiled=options.compiled,
             )  # fmt: skip
-        uprobes = Uprobes(library, child.pid, exe, module.elf.offset_of)
+        uprobes = Uprobes(child.pid, exe, module.elf.offset_of)
         probes = EbpfProbes(uprobes, program.result(), child.pid)
         try:
             probes.attach(plans.watch.sites)

@@ -7,14 +7,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from qtrace.errors import RecorderUnavailable
-from qtrace.host.capabilities import (
-    Check,
-    check_bpf_syscall,
-    check_capabilities,
-    check_lockdown,
-    check_ring_buffer,
-    check_uprobes,
-)
+from qtrace.host.capabilities import check_ebpf
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
@@ -28,9 +21,11 @@ class Probes(Protocol):
 
     Attributes:
         name: ``ebpf`` or ``gdb``, as the trace names its recorder.
+        note: what is to be said of how it was made ready; mostly empty.
     """
 
     name: str
+    note: str
 
     def attach(self, sites: Sequence[Site]) -> None:
         """Arm them all. Raises QtraceError when one cannot be armed; then none is."""
@@ -70,11 +65,19 @@ class Probes(Protocol):
 
 
 def open_probes(
-    backend: Backend, process: Process, program: Future[Program] | None = None
+    backend: Backend,
+    process: Process,
+    program: Future[Program] | None = None,
+    *,
+    compiled: bool = False,
 ) -> tuple[Probes, str]:
     """The recorder that was asked for; nothing is armed yet.
 
     ``auto`` takes eBPF where it works and gdb elsewhere.
+
+    Args:
+        program: the BPF program, when its loading was begun before.
+        compiled: else: by the bcc of this host, not as it comes with qtrace.
 
     Returns:
         The probes, and why it is gdb that ``auto`` has taken (else empty).
@@ -89,11 +92,13 @@ def open_probes(
     if backend == "gdb":
         return GdbProbes(process), ""
     try:
-        if backend == "auto":
-            _check_ebpf()
-        loaded = (program or load_ahead()).result()
+        # Of what is missing the program tells only that it cannot be loaded; and without links
+        # a probe would be refused when it is set.
+        if missing := check_ebpf():
+            raise RecorderUnavailable(f"{missing.name}: {missing.detail}", missing.remedy)
+        loaded = (program or load_ahead(compiled=compiled)).result()
         offset_of = process.binary.elf.offset_of
-        uprobes = Uprobes(loaded.library, process.pid, process.exe, offset_of)
+        uprobes = Uprobes(process.pid, process.exe, offset_of)
         return EbpfProbes(uprobes, loaded, process.pid), ""
     except RecorderUnavailable as error:
         if backend == "ebpf":
@@ -105,17 +110,3 @@ def open_probes(
                 f"neither eBPF ({error.message}) nor gdb ({also.message}) can be used here",
                 f"for eBPF: {error.remedy}; for gdb: {also.remedy}",
             ) from error
-
-
-def _check_ebpf() -> None:
-    """What would else show only when the first probe is set."""
-    checks: list[Check] = [
-        *check_capabilities(),
-        check_lockdown(),
-        check_bpf_syscall(),
-        check_ring_buffer(),
-        check_uprobes(),
-    ]
-    for check in checks:
-        if not check.ok and "ebpf" in check.needed_for:
-            raise RecorderUnavailable(f"{check.name}: {check.detail}", check.remedy)

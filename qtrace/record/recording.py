@@ -41,6 +41,7 @@ class Recording:
         watched: the bottom halves' names.
         recorder: ``ebpf`` or ``gdb``.
         why: why it is gdb, where eBPF would have been taken.
+        note: what is to be said of how the recorder was made ready; mostly empty.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Recording:
         self.pid = qemu.pid
         self.recorder = probes.name
         self.why = ""
+        self.note = probes.note
         self.watched = tuple(half.name for half in plan.watched)
         if everything is not None and isinstance(writer, RawWriter):
             callbacks = [half.callback + bias for half in plan.watched]

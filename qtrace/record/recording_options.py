@@ -27,6 +27,7 @@ class RecordingOptions:
         ring_pages: of each CPU's ring buffer for them.
         stacks_every: the whole stack of every Nth event of theirs; 0 for none.
         stall_after_s: after how long what is pending, and a loop that is away, is told.
+        compiled: with BPF programs that bcc compiles here, not those that come with qtrace.
     """
 
     output: Path
@@ -38,6 +39,7 @@ class RecordingOptions:
     ring_pages: int | None = None
     stacks_every: int = 0
     stall_after_s: float = STALL_AFTER_S
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,12 +47,12 @@ def start_recording(
         every = None
         if plans.everything is not None:
             backend = "ebpf"
-            program = program or load_ahead(everything=True)
+            program = program or load_ahead(everything=True, compiled=options.compiled)
             every = AllRecorder.load(
                 plans.everything, process.binary, pid, process.exe,
-                options.ring_pages, options.stacks_every,
+                options.ring_pages, options.stacks_every, compiled=options.compiled,
             )  # fmt: skip
-        probes, why = open_probes(backend, process, program)
+        probes, why = open_probes(backend, process, program, compiled=options.compiled)
         qemu = LiveQemu(process, plans.scan)
         if options.qmp_socket is not None:
             qemu.roles.tell(_told_by_qmp(options.qmp_socket))

@@ -19,7 +19,7 @@ class AllSite:
         kind: what a hit means: one of ``ARMED`` in qtrace/event_kinds.py.
         where: ``function+0xoffset``, or ``binary@0xaddress`` in a function without a name.
         vaddr: link-time address.
-        program: the function of probes/all.bpf.c that it runs.
+        program: which of the plan's it runs.
         instruction: as the disassembler prints it.
         emulated: the kernel emulates the instruction; else it is single-stepped.
         new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
@@ -38,14 +38,17 @@ class AllSite:
 
 @dataclass(frozen=True, slots=True)
 class AllPlan:
-    """Every probe of `--all` for one binary, and how its program is to be compiled.
+    """Every probe of `--all` for one binary.
 
-    ``returns_to`` is where aio_bh_call() returns to in aio_bh_poll(). ``notes`` say which
-    sites are dear.
+    Attributes:
+        programs: by the name of each: the function of probes/all.bpf.c that it is made from, and
+            what fills the holes of that (probes/holes.h).
+        returns_to: where aio_bh_call() returns to in aio_bh_poll().
+        notes: which sites are dear.
     """
 
     sites: tuple[AllSite, ...]
-    defines: tuple[tuple[str, int | str], ...]
+    programs: dict[str, tuple[str, dict[str, int]]]
     layout: BottomHalfLayout
     returns_to: int
     notes: tuple[str, ...]

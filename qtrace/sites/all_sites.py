@@ -30,12 +30,12 @@ from qtrace.binary.emulated import (
 )
 from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES
+from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, pt_regs_offset
 from qtrace.sites.all_plan import AllPlan, AllSite
 from qtrace.sites.bh_layout import BottomHalfLayout, calibrate_bottom_half
 from qtrace.sites.caller_places import Place, Registers
 from qtrace.sites.cancels import behind, find_ands
-from qtrace.sites.enqueue import c_expression, enqueue_site, find_cmpxchgs
+from qtrace.sites.enqueue import enqueue_site, find_cmpxchgs
 
 # Call sites of qemu_bh_cancel() up to which each gets its own probe.
 MAX_CALLERS = 64
@@ -57,52 +57,58 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
     """
     layout = calibrate_bottom_half(module)
     chooser = _Chooser(module, layout)
-    enqueues, forms = chooser.enqueues()
-    run, ended, offsets, returns_to = chooser.run_and_return()
-    cancels, registers = chooser.cancels(imports_cancel)
+    enqueues = chooser.enqueues()
+    run, ended, returns_to = chooser.run_and_return()
+    cancels = chooser.cancels(imports_cancel)
     co_schedule = chooser.entry("co_schedule", "aio_co_schedule", ("rdi", "rsi"))
+    chooser.programs["co_schedule"] = ("co_schedule", {})
     sites = (*enqueues, run, ended, *cancels, co_schedule)
-    defines: dict[str, int | str] = {
-        "ENQUEUES": " ".join(
-            f"ENQUEUE({number}, {', '.join(form)})" for number, form in enumerate(forms)
-        ),
-        "CANCELS": " ".join(f"CANCEL({n}, {bh})" for n, bh in enumerate(registers)),
-        "BH_CTX": layout.ctx,
-        "BH_NAME": layout.name,
-        "BH_CALLBACK": layout.callback,
-        "BH_OPAQUE": layout.opaque,
-        **offsets,
+    programs = {
+        name: (function, {**_offsets(layout), **filling})
+        for name, (function, filling) in chooser.programs.items()
     }
     dear = [site for site in sites if not site.emulated]
     notes = [
         f"{site.kind} at {site.where}: no cheap instruction, each hit is single-stepped"
         for site in dear
     ]
-    return AllPlan(sites, tuple(defines.items()), layout, returns_to, tuple(notes))
+    return AllPlan(sites, programs, layout, returns_to, tuple(notes))
 
 
-# A form of enqueue: C expressions of the bottom half, the new flags, and where the return address
-# lies.
-_Form = tuple[str, str, str]
+def _offsets(layout: BottomHalfLayout) -> dict[str, int]:
+    """What fills the holes for where QEMUBH keeps what."""
+    fields = (layout.ctx, layout.name, layout.callback, layout.opaque)
+    return {
+        "BH_CTX": layout.ctx,
+        "BH_NAME": max(layout.name, 0),
+        "BH_CALLBACK": layout.callback,
+        "BH_OPAQUE": layout.opaque,
+        "BH_HAS_NAME": int(layout.name >= 0),
+        "BH_IN_A_ROW": int(fields == (0, 8, 16, 24)),
+    }
 
 
 class _Chooser:
-    """Looks for the sites in one binary."""
+    """Looks for the sites in one binary.
+
+    Attributes:
+        programs: those that the sites found so far run, as in ``AllPlan``.
+    """
 
     def __init__(self, module: Module, layout: BottomHalfLayout) -> None:
         self._module = module
         self._elf: Elf = module.elf
         self._layout = layout
+        self.programs: dict[str, tuple[str, dict[str, int]]] = {}
         self._shared = self._jumps_to("qemu_bh_schedule")
 
-    def enqueues(self) -> tuple[list[AllSite], list[_Form]]:
+    def enqueues(self) -> list[AllSite]:
         """Every aio_bh_enqueue(), shared (10.0) or inlined (7.2: seven times).
 
         At the branch after its atomic OR, rax holds the old flags. All are found by the OR
         itself, so that none that the compiler made out of sight is missed.
         """
         sites: list[AllSite] = []
-        forms: list[_Form] = []
         for address in find_cmpxchgs(self._elf, self._layout.flags):
             extent = self._module.frames.function(address)
             if extent is None:
@@ -112,20 +118,27 @@ class _Chooser:
             if found is None:
                 continue
             site, bh, new_flags, flags_register = found
-            form = (
-                c_expression(bh),
-                c_expression(flags_register) if flags_register else "0",
-                self._caller(site, Registers())[0].in_c,
-            )
-            if form not in forms:
-                forms.append(form)
-            sites.append(
-                self._site("enqueue", function, site, f"enqueue_{forms.index(form)}", new_flags)
-            )
+            program = self._program("enqueue", {
+                "BH": pt_regs_offset(bh),
+                "NEW_FLAGS": pt_regs_offset(flags_register or "rax"),
+                "NEW_FLAGS_ARE_KNOWN": int(bool(flags_register)),
+                **self._caller(site, Registers())[0].filling("CALLER"),
+            })  # fmt: skip
+            sites.append(self._site("enqueue", function, site, program, new_flags))
         for symbol in ("qemu_bh_schedule", "aio_bh_schedule_oneshot_full"):
             if not sites or not self._enqueues_through(symbol, sites):
                 raise self._refuse(f"the atomic OR behind {symbol}() was not found")
-        return sites, forms
+        return sites
+
+    def _program(self, function: str, filling: dict[str, int]) -> str:
+        """The name of a function of probes/all.bpf.c that is filled in so."""
+        alike = {n: found for n, (of, found) in self.programs.items() if of == function}
+        for name, found in alike.items():
+            if found == filling:
+                return name
+        name = f"{function}_{len(alike)}"
+        self.programs[name] = (function, filling)
+        return name
 
     def _enqueues_through(self, symbol: str, sites: list[AllSite]) -> bool:
         """Whether a function has a site in it, or ends in a jump to a function that has one."""
@@ -146,8 +159,8 @@ class _Chooser:
         jumps = (direct_target(i) for i in code if i.group(x86.X86_GRP_JUMP))
         return {target for target in jumps if target is not None}
 
-    def run_and_return(self) -> tuple[AllSite, AllSite, dict[str, int | str], int]:
-        """aio_bh_call()'s entry, the branch after its call, and where the callers' addresses lie.
+    def run_and_return(self) -> tuple[AllSite, AllSite, int]:
+        """aio_bh_call()'s entry, the branch after its call, and where it returns to.
 
         With aio_bh_call() inlined into aio_bh_poll() there is no such call.
         """
@@ -168,17 +181,18 @@ class _Chooser:
         inner, in_caller = self._caller(called, in_poll)
         _, poll_called, _ = self._call("aio_poll", "aio_bh_poll")
         outer, _ = self._caller(poll_called, in_caller)
-        offsets: dict[str, int | str] = {
-            "ENDED_BH": c_expression(bh) if bh else "0",
+        self.programs["run"] = ("run", {
             "RUN_DEPTH": depth.offset + 8,
-            "POLL_CALLER": inner.in_c,
-            "OUTER_CALLER": outer.in_c,
-        }
-        return run, self._site("return", poll, site, "ended"), offsets, called_end
+            **inner.filling("POLL_CALLER"),
+            **outer.filling("OUTER_CALLER"),
+        })  # fmt: skip
+        self.programs["ended"] = ("ended", {
+            "BH": pt_regs_offset(bh or "rax"), "BH_IS_KNOWN": int(bool(bh)),
+        })  # fmt: skip
+        return run, self._site("return", poll, site, "ended"), called_end
 
-    def cancels(self, imported: bool) -> tuple[list[AllSite], list[str]]:
-        """Where qemu_bh_cancel() is called, and behind its atomic AND wherever that is inlined;
-        with the C expression of the bottom half for each of the programs.
+    def cancels(self, imported: bool) -> list[AllSite]:
+        """Where qemu_bh_cancel() is called, and behind its atomic AND wherever that is inlined.
 
         The function itself has no instruction that could be emulated: the one behind its AND
         serves where a module calls it as well, or something takes its address.
@@ -198,12 +212,10 @@ class _Chooser:
                 found.append((function, *place))
             else:
                 found += [(caller, at, "rdi") for caller, at in calls]
-        registers = list(dict.fromkeys(bh for _function, _at, bh in found))
-        sites = [
-            self._site("cancel", function, at, f"cancel_{registers.index(bh)}")
+        return [
+            self._site("cancel", function, at, self._program("cancel", {"BH": pt_regs_offset(bh)}))
             for function, at, bh in sorted(found, key=lambda one: one[1])
         ]
-        return sites, [c_expression(bh) for bh in registers]
 
     def _calls_to(self, target: int) -> list[tuple[Function, int]] | None:
         """Every call of a function; None where one cannot be probed, or they are too many."""

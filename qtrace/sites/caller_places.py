@@ -1,50 +1,66 @@
-"""Where the return addresses around a probe lie, as C expressions for its program (``regs``).
+"""Where the return addresses around a probe lie, as its program finds them.
 
 Frames are found by the stack pointer or, as in Ubuntu's builds, by rbp.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qtrace.binary.cfi import Rule
-from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP
+from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP, pt_regs_offset
 
 WORD = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An address: a C expression and bytes from there."""
+    """An address: so many bytes from what a register holds; with ``beyond`` so many from what
+    lies there."""
 
-    base: str
+    register: str
     offset: int = 0
+    beyond: int | None = None
 
     def plus(self, offset: int) -> Place:
-        return Place(self.base, self.offset + offset)
+        if self.beyond is not None:
+            return replace(self, beyond=self.beyond + offset)
+        return replace(self, offset=self.offset + offset)
 
-    @property
-    def in_c(self) -> str:
-        return f"{self.base}{self.offset:+d}" if self.offset else self.base
+    def word(self) -> Place | None:
+        """What lies there; None where that lies behind two pointers, which no program follows."""
+        return replace(self, beyond=0) if self.beyond is None else None
+
+    def filling(self, name: str) -> dict[str, int]:
+        """What fills the holes of a PLACE of probes/holes.h."""
+        return {
+            name: pt_regs_offset(self.register),
+            f"{name}_OFFSET": self.offset,
+            f"{name}_IS_POINTED_TO": int(self.beyond is not None),
+            f"{name}_BEYOND": self.beyond or 0,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Registers:
     """What the two registers hold that frames are found by."""
 
-    rsp: Place = Place("regs->sp")
-    rbp: Place = Place("regs->bp")
+    rsp: Place = Place("rsp")
+    rbp: Place | None = Place("rbp")
 
     def caller(self, rule: Rule | None) -> tuple[Place, Registers] | None:
         """Where the return address of a frame lies, and the registers of its caller; None where
         the rule (of the frame's pc) does not tell."""
         if rule is None or rule.cfa_register not in (RSP, RBP):
             return None
-        cfa = (self.rsp if rule.cfa_register == RSP else self.rbp).plus(rule.cfa_offset)
+        base = self.rsp if rule.cfa_register == RSP else self.rbp
+        if base is None:
+            return None
+        cfa = base.plus(rule.cfa_offset)
         saved = dict(rule.saved)
         if saved.get(RETURN_ADDRESS) != -WORD:
             return None
         rbp = self.rbp
         if RBP in saved:
-            rbp = Place(f"read_word({cfa.plus(saved[RBP]).in_c})")
+            rbp = cfa.plus(saved[RBP]).word()
         return cfa.plus(-WORD), Registers(cfa, rbp)

@@ -16,11 +16,6 @@ INSERTION = 32
 LOOP = 24
 
 
-def c_expression(register: str) -> str:
-    """A register as a field of the kernel's pt_regs."""
-    return f"regs->{register[1:] if register[1:].isalpha() else register}"
-
-
 def find_cmpxchgs(elf: Elf, flags: int) -> list[int]:
     """Addresses at which the bytes read as `lock cmpxchg r32, flags(reg)`."""
     hits: list[int] = []

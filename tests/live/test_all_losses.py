@@ -27,7 +27,7 @@ def runs_of(pid: int, pages: int) -> Iterator[tuple[Program, Rings]]:
     assert plan is not None
     program = load_all(plan, pages)
     rings = Rings(program, slot_type())
-    uprobes = Uprobes(program.library, pid, process.exe, process.binary.elf.offset_of)
+    uprobes = Uprobes(pid, process.exe, process.binary.elf.offset_of)
     try:
         site = next(site for site in plan.sites if site.kind == "run")
         uprobes.attach(program.functions[site.program], {site.vaddr: "run"})

@@ -186,7 +186,11 @@ def test_after_sigkill_of_qtrace_the_trace_is_readable_and_the_guest_untouched(
 def test_kernels_without_links_for_uprobes_take_perf_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("qtrace.record.ebpf.uprobes", "qtrace.record.ebpf.bpf_program"):
+    for module in (
+        "qtrace.record.ebpf.uprobes",
+        "qtrace.record.ebpf.bpf_program",
+        "qtrace.host.capabilities",
+    ):
         monkeypatch.setattr(f"{module}.links_work", lambda: False)
     trace = tmp_path / "trace.csv"
     with (

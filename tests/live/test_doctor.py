@@ -125,7 +125,7 @@ def test_a_user_without_capabilities_is_told_to_be_root() -> None:
     with os.fdopen(reader) as pipe:
         found = json.load(pipe)
     os.waitpid(child, 0)
-    for name in ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "BPF system call"):
+    for name in ("CAP_BPF", "CAP_SYS_PTRACE", "BPF system call"):
         state, remedy = found[name]
         assert state == "missing"
         assert "root" in remedy

@@ -86,7 +86,7 @@ def test_a_stop_that_gdb_has_only_collected_is_not_the_guests_end(
         killed_after(guest, 0)
 
 
-@pytest.mark.bpf
+@pytest.mark.bcc
 def test_a_thread_that_has_not_come_as_far_as_its_stop_is_not_the_guests_end(
     accel: Accelerator,
 ) -> None:

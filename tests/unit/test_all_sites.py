@@ -11,6 +11,7 @@ import pytest
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
+from qtrace.machine.arch_x86_64 import pt_regs_offset
 from qtrace.sites.all_plan import AllPlan
 from qtrace.sites.all_sites import plan_all
 
@@ -93,7 +94,7 @@ def test_the_layout_is_that_of_debians_builds(program: Path) -> None:
         0x00, 0x08, 0x10, 0x18, 0x28,
     )  # fmt: skip
     # field notes: at aio_bh_call+0 aio_bh_poll()'s caller is at rsp+0x50, aio_poll()'s at +0x100.
-    defines = dict(planned(program).defines)
-    assert [defines[f"{name}_CALLER"] for name in ("POLL", "OUTER")] == [
-        "regs->sp+80", "regs->sp+256",
-    ]  # fmt: skip
+    _function, filling = planned(program).programs["run"]
+    sp = pt_regs_offset("rsp")
+    assert [(filling[f"{name}_CALLER"], filling[f"{name}_CALLER_OFFSET"])
+            for name in ("POLL", "OUTER")] == [(sp, 80), (sp, 256)]  # fmt: skip

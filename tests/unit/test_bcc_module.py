@@ -37,12 +37,12 @@ def load(*, hide: bool, python_path: Path | None = None) -> str:
     return run.stdout.strip()
 
 
-@pytest.mark.bpf
+@pytest.mark.bcc
 def test_the_distributions_bcc_loads_and_the_search_path_stays() -> None:
     assert load(hide=False).endswith("True True True")
 
 
-@pytest.mark.bpf
+@pytest.mark.bcc
 def test_the_distributions_bcc_is_taken_beside_another_program_of_that_name(tmp_path: Path) -> None:
     package = tmp_path / "bcc"
     package.mkdir()

@@ -62,7 +62,9 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
     if everything and backend == "gdb":
         raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
     likely = backend == "ebpf" or (backend == "auto" and "CAP_SYS_ADMIN" in capabilities())
-    program = load_ahead(everything=everything) if likely or everything else None
+    program = (
+        load_ahead(everything=everything, compiled=wanted.compile) if likely or everything else None
+    )
     from qtrace.record.start import start_recording
 
     wanted.prepare()

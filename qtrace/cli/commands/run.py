@@ -48,7 +48,7 @@ def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after:
     """
     from qtrace.record.ebpf.bpf_program import load_ahead
 
-    program = load_ahead(everything=wanted.everything)
+    program = load_ahead(everything=wanted.everything, compiled=wanted.compile)
     from qtrace.record.launch import launch
 
     wanted.prepare()

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from qtrace.record.ebpf.bpf_image import PROBES, ProbeSource
+from qtrace.record.ebpf.bpf_image import PROBES
 from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.rings import PAGE, possible_cpus
 from qtrace.sites.all_plan import AllPlan
@@ -25,24 +25,27 @@ def ring_pages(cpus: int, total: int = RING_BYTES) -> int:
     return 1 << (each.bit_length() - 1)
 
 
-def load_all(plan: AllPlan, pages: int | None = None, stacks_every: int = 0) -> Program:
+def load_all(
+    plan: AllPlan, pages: int | None = None, stacks_every: int = 0, *, compiled: bool = False
+) -> Program:
     """The program for these sites.
 
     Args:
         pages: of each CPU's ring buffer, a power of two.
         stacks_every: the whole stack of every Nth event of a probe; 0 for none.
+        compiled: by the bcc of this host, not as it comes with qtrace.
 
     Raises RecorderUnavailable.
     """
     cpus = possible_cpus()
-    functions = tuple(dict.fromkeys(site.program for site in plan.sites))
-    defines = (*plan.defines, ("CPUS", cpus), ("RING_PAGES", pages or ring_pages(cpus)))
-    maps: tuple[str, ...] = ("ring", "rings", "lost", "recording")
-    defines = (*defines, ("STACKS_EVERY", stacks_every))
+    functions = {
+        name: (function, {**filling, "STACKS_EVERY": stacks_every, "TURN": turn})
+        for turn, (name, (function, filling)) in enumerate(plan.programs.items())
+    }
+    sizes = {"ring": (pages or ring_pages(cpus)) * PAGE, "rings": cpus}
     if stacks_every:
-        maps = (*maps, "events", "turns")
-        defines = (*defines, ("STACK_RING_PAGES", STACK_RING_PAGES))
-    return Program(ProbeSource("all.bpf.c", functions, maps, defines))
+        sizes["events"] = STACK_RING_PAGES * PAGE
+    return Program("all.bpf.c", functions, sizes, compiled=compiled)
 
 
 def slot_type() -> np.dtype[np.void]:

@@ -66,9 +66,7 @@ class AllRecorder:
     ) -> None:
         self.plan = plan
         self._module = module
-        self._uprobes = {
-            kind: Uprobes(program.library, pid, exe, module.elf.offset_of) for kind in ARMED
-        }
+        self._uprobes = {kind: Uprobes(pid, exe, module.elf.offset_of) for kind in ARMED}
         self._program = program
         self._slot = slot_type()
         self._rings = Rings(program, self._slot)
@@ -98,6 +96,8 @@ class AllRecorder:
         exe: str,
         pages: int | None = None,
         stacks_every: int = 0,
+        *,
+        compiled: bool = False,
     ) -> AllRecorder:
         """Load the program for this plan.
 
@@ -105,10 +105,11 @@ class AllRecorder:
             exe: what to open for the process's executable.
             pages: of each CPU's ring buffer.
             stacks_every: the whole stack of every Nth event of a probe; 0 for none.
+            compiled: by the bcc of this host, not as it comes with qtrace.
 
         Raises RecorderUnavailable.
         """
-        program = load_all(plan, pages, stacks_every)
+        program = load_all(plan, pages, stacks_every, compiled=compiled)
         return cls(plan, module, pid, exe, program, stacks_every)
 
     def attach(self) -> None:

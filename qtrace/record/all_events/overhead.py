@@ -43,7 +43,7 @@ def cost_per_hit(plan: AllPlan) -> float:
         start = np.frombuffer(code, np.uint8).ctypes.data
         loop = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(start)
         bare = _timed(loop)
-        uprobes = Uprobes(program.library, os.getpid(), file.name, lambda offset: offset)
+        uprobes = Uprobes(os.getpid(), file.name, lambda offset: offset)
         uprobes.attach(program.functions["co_schedule"], {SITE: "the loop that is timed"})
         probed = _timed(loop)
         uprobes.close()

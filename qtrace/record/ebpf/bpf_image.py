@@ -1,44 +1,53 @@
-"""BPF programs as bcc compiles them, kept: half a second of clang is paid once.
+"""The BPF programs of probes/ as they come with qtrace: compiled, with holes.
 
-A program of probes/ has no kernel structure in it, so that its bytecode stays right until
-the source, bcc or the kernel changes; all three are in the key. The cache is plain JSON,
-and whatever it holds still has to pass the kernel's verifier.
+A hole (probes/holes.h) is what only the code of a QEMU tells: an offset, a register, whether there
+is something. Sizes of maps are told when they are made. So one image serves every QEMU, and every
+kernel, as no kernel structure but pt_regs is in it. It is plain JSON, and whatever it holds still
+has to pass the kernel's verifier.
+
+The image says which sources it was made from. Where these are others by now, or it is damaged, the
+programs are compiled by bcc, and kept in the cache in the same form.
 """
 
 from __future__ import annotations
 
 import base64
-import ctypes
 import hashlib
 import json
-import platform
 import struct
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import qtrace
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.cache import load_json, store_json
-from qtrace.record.ebpf.bcc_module import load_bcc
-from qtrace.record.ebpf.kernel_headers import prepare_headers
 
-VERSION = 2
-# clang in libbcc takes one program at a time: two at once, from `load_ahead` and `--all`, have
-# ended in a segmentation fault.
-_compiling = threading.Lock()
-# An eBPF instruction; ld_imm64 of a map has 1 (BPF_PSEUDO_MAP_FD) as its source register.
 INSTRUCTION = struct.Struct("<BBhi")
-LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
-# The ring buffers that are read record by record: what is read in blocks has a header of its own
-# to lay them out.
-RECORDS = ("events", "steps")
-# unshare(2): a working folder of one's own.
-CLONE_FS = 0x200
+IMMEDIATE, OFFSET = struct.Struct("<i"), struct.Struct("<h")
+# Where these two lie in an instruction.
+IMMEDIATE_AT, OFFSET_AT = 4, 2
 
+# Field by field, offset and size in bytes.
 Layout = dict[str, tuple[int, int]]
+# What fills the holes, by their names: numbers, and offsets of registers in pt_regs.
+Filling = Mapping[str, int]
+NOTHING: Filling = {}
+
+# Of each source its functions, and its maps; an array of maps behind its model.
+PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "watch.bpf.c": (
+        # With a copy of the stack; without; and what only QMP and jobs are told by.
+        ("on_hit", "on_return", "on_command", "on_step"),
+        ("events", "steps", "steps_met", "lost", "main_stack", "stack_ends", "recording"),
+    ),
+    "all.bpf.c": (
+        ("enqueue", "run", "ended", "cancel", "co_schedule"),
+        ("ring", "rings", "lost", "recording", "events", "turns"),
+    ),
+}
 
 
 def find_probes() -> Path:
@@ -49,6 +58,7 @@ def find_probes() -> Path:
 
 
 PROBES = find_probes()
+PREBUILT = PROBES / "prebuilt.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,146 +73,168 @@ class MapSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """A compiled program of probes/.
+class Hole:
+    """An instruction that is filled in: the number that it moves, or the register that it loads."""
+
+    index: int
+    kind: Literal["number", "register"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """Instructions, map references and holes zeroed.
 
     Attributes:
-        functions: base64 of each function's instructions, map references zeroed.
-        maps: the maps it uses.
-        references: per function, (index of an instruction, name of the map it refers to).
-        layouts: per ring buffer of ``RECORDS`` the struct's fields, each with offset and size in
-            bytes.
+        references: index of an instruction, name of the map that it refers to.
     """
 
-    functions: dict[str, str]
+    code: bytes
+    references: list[tuple[int, str]]
+    holes: list[Hole]
+
+    def filled(self, map_fds: Mapping[str, int], filling: Filling) -> bytes:
+        """The instructions, referring to these maps. Raises KeyError for a hole without filling."""
+        code = bytearray(self.code)
+        for index, name in self.references:
+            IMMEDIATE.pack_into(code, INSTRUCTION.size * index + IMMEDIATE_AT, map_fds[name])
+        for hole in self.holes:
+            at = INSTRUCTION.size * hole.index
+            if hole.kind == "number":
+                IMMEDIATE.pack_into(code, at + IMMEDIATE_AT, filling[hole.name])
+            else:
+                OFFSET.pack_into(code, at + OFFSET_AT, filling[hole.name])
+        return bytes(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A compiled source of probes/: its functions and maps, and of each ring buffer that is read
+    record by record how the struct is laid out."""
+
+    functions: dict[str, Function]
     maps: dict[str, MapSpec]
-    references: dict[str, list[tuple[int, str]]]
     layouts: dict[str, Layout]
 
-    def code(self, function: str, map_fds: Mapping[str, int]) -> bytes:
-        """A function's instructions, referring to these maps."""
-        code = bytearray(base64.b64decode(self.functions[function]))
-        for index, name in self.references[function]:
-            struct.pack_into("<i", code, 8 * index + 4, map_fds[name])
-        return bytes(code)
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        for function in data["functions"].values():
+            function["code"] = base64.b64encode(function["code"]).decode()
+            function["holes"] = [list(hole.values()) for hole in function["holes"]]
+        for name, spec in self.maps.items():
+            data["maps"][name] = list(asdict(spec).values())
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Image:
         """Raises KeyError, TypeError or ValueError when the data is no image."""
         return cls(
-            functions={str(name): str(code) for name, code in data["functions"].items()},
-            maps={name: MapSpec(**spec) for name, spec in data["maps"].items()},
-            references={
-                name: [(int(index), str(to)) for index, to in found]
-                for name, found in data["references"].items()
+            functions={
+                name: Function(
+                    base64.b64decode(function["code"], validate=True),
+                    [(index, to) for index, to in function["references"]],
+                    [Hole(*hole) for hole in function["holes"]],
+                )
+                for name, function in data["functions"].items()
             },
+            maps={name: MapSpec(*spec) for name, spec in data["maps"].items()},
             layouts={
-                name: {field: (int(at), int(size)) for field, (at, size) in layout.items()}
+                name: {field: (at, size) for field, (at, size) in layout.items()}
                 for name, layout in data["layouts"].items()
             },
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeSource:
-    """A file of probes/: the functions and maps in it, and the -D options it expects."""
-
-    file: str
-    functions: tuple[str, ...]
-    maps: tuple[str, ...]
-    defines: tuple[tuple[str, int | str], ...]
+class NoImage(Exception):
+    """There is none that can be used; why, in words that go on after ``the prebuilt probes``."""
 
 
-def get_image(source: ProbeSource, *, fresh: bool = False) -> Image:
-    """The image of a source, from the cache unless ``fresh``.
-
-    Raises RecorderUnavailable when bcc, its headers or the compiler refuse.
-    """
-    name = _cache_name(source)
-    if not fresh:
-        try:
-            return Image.from_json(load_json(name))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-    with _compiling:
-        image = _compile(source)
-    store_json(name, asdict(image))
-    return image
+def pack(images: Mapping[str, Image], compiled_by: str) -> dict[str, Any]:
+    """A file of images of the present sources."""
+    programs = {file: image.to_json() for file, image in images.items()}
+    return {
+        "compiled_by": compiled_by,
+        "sources": source_digest(),
+        "digest": _digest_of(programs),
+        "programs": programs,
+    }
 
 
-def _cache_name(source: ProbeSource) -> str:
+def unpack(data: Any) -> dict[str, Image]:
+    """The images in such a file. Raises NoImage."""
+    try:
+        sources, digest, programs = data["sources"], data["digest"], data["programs"]
+        if digest != _digest_of(programs):
+            raise NoImage("are damaged")
+        if sources != source_digest():
+            raise NoImage("are of other sources than probes/")
+        return {file: Image.from_json(image) for file, image in programs.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NoImage("are damaged") from error
+
+
+def source_digest() -> str:
+    """Of all that is compiled."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(PROBES.glob("*.[ch]")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    facts = [asdict(source), load_bcc().__version__, platform.release(), VERSION]
-    digest.update(json.dumps(facts).encode())
-    return f"bpf-{digest.hexdigest()}.json"
+    return digest.hexdigest()
 
 
-def _compile(source: ProbeSource) -> Image:
-    prepare_headers()
-    bcc = load_bcc()
-    # bcc compiles in the headers' folder and makes it the working one meanwhile: this thread's
-    # alone, or files would be opened, and programs started, there.
-    ctypes.CDLL(None).unshare(CLONE_FS)
+def _digest_of(programs: Any) -> str:
+    text = json.dumps(programs, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@cache
+def read_prebuilt() -> dict[str, Image]:
+    """The images that come with qtrace, by source. Raises NoImage."""
     try:
-        module = bcc.BPF(
-            src_file=str(PROBES / source.file).encode(),
-            cflags=[f"-I{PROBES}", *(f"-D{name}={value}" for name, value in source.defines)],
-        )
-    except Exception as error:
-        # bcc raises bare Exceptions; what clang said went to stderr.
+        data = json.loads(PREBUILT.read_bytes())
+    except OSError as error:
+        raise NoImage(f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise NoImage("are damaged") from error
+    return unpack(data)
+
+
+def get_image(file: str, *, compiled: bool = False) -> tuple[Image, str]:
+    """The image of one of ``PROGRAMS``: prebuilt, or compiled where that cannot be used.
+
+    Args:
+        compiled: by the bcc of this host, whatever there is.
+
+    Returns:
+        It, and what is to be said of it: why it was compiled, where nobody asked for that.
+
+    Raises RecorderUnavailable when bcc, its headers or the compiler refuse.
+    """
+    why = ""
+    if not compiled:
+        try:
+            return read_prebuilt()[file], ""
+        except NoImage as reason:
+            why = f"the prebuilt probes {reason}"
+    try:
+        return _compiled(file), why and f"{why}: compiled instead"
+    except RecorderUnavailable as error:
+        if not why:
+            raise
         raise RecorderUnavailable(
-            f"the BPF program cannot be compiled: {str(error).strip() or repr(error)}",
-            "qtrace doctor says what is missing",
+            f"{why}, and {error.message}", f"install qtrace again, or {error.remedy}"
         ) from error
+
+
+def _compiled(file: str) -> Image:
+    # Drags in clang.
+    from qtrace.record.ebpf.bpf_compiler import compile_image, compiler
+
+    by = compiler()
+    key = hashlib.blake2b(f"{file} {source_digest()} {by}".encode(), digest_size=16)
+    name = f"bpf-{key.hexdigest()}.json"
     try:
-        names, maps = {}, {}
-        for name in source.maps:
-            fd = bcc.lib.bpf_table_fd(module.module, name.encode())
-            names[fd], maps[name] = name, _spec(fd)
-        code, references = {}, {}
-        for function in source.functions:
-            raw, references[function] = _unlink(module.dump_func(function.encode()), names)
-            code[function] = base64.b64encode(raw).decode()
-        layouts = {name: _layout(module, name) for name in RECORDS if name in source.maps}
-        return Image(code, maps, references, layouts)
-    finally:
-        module.cleanup()
-
-
-def _spec(fd: int) -> MapSpec:
-    """A map's attributes, from the kernel itself."""
-    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    number = {name: int(facts[name].strip(), 0) for name in facts if name.startswith("map_")}
-    size = {name: int(facts[name], 0) for name in ("key_size", "value_size", "max_entries")}
-    return MapSpec(
-        number["map_type"],
-        size["key_size"],
-        size["value_size"],
-        size["max_entries"],
-        number["map_flags"],
-    )
-
-
-def _unlink(code: bytes, names: Mapping[int, str]) -> tuple[bytes, list[tuple[int, str]]]:
-    """The instructions with their map references taken out, and where these were."""
-    raw, references = bytearray(code), []
-    for index in range(len(raw) // INSTRUCTION.size):
-        opcode, registers, _offset, value = INSTRUCTION.unpack_from(raw, 8 * index)
-        if opcode == LD_IMM64 and registers >> 4 == PSEUDO_MAP_FD:
-            references.append((index, names[value]))
-            struct.pack_into("<i", raw, 8 * index + 4, 0)
-    return bytes(raw), references
-
-
-def _layout(module: Any, name: str) -> Layout:
-    """A ring buffer's struct as bcc lays it out: the one definition is the C header's."""
-    record = ctypes.create_string_buffer(1 << 17)
-    event = type(module[name.encode()].event(ctypes.addressof(record)))
-    found = {}
-    for field in event._fields_:
-        descriptor = getattr(event, field[0])
-        found[str(field[0])] = (int(descriptor.offset), int(descriptor.size))
-    return found
+        return unpack(load_json(name))[file]
+    except NoImage:
+        image = compile_image(file)
+    store_json(name, pack({file: image}, by))
+    return image

@@ -1,4 +1,4 @@
-"""eBPF uprobes by bcc: sites in, raw hits out. Never stops the target; no return probe."""
+"""eBPF uprobes: sites in, raw hits out. Never stops the target; no return probe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtrace.machine.arch_x86_64 import PAGE, RDI, REGISTER_COUNT, RETURN_ADDRESS
 from qtrace.process.hit import CANDIDATES, QEMUBH_BYTES, Hit
 from qtrace.record.ebpf.backlog import Backlog, Raw
 from qtrace.record.ebpf.bpf_image import Layout
-from qtrace.record.ebpf.bpf_program import FUNCTIONS, Program
+from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.sites.watch import Site
 
@@ -23,13 +23,18 @@ BELOW = (bytes(QEMUBH_BYTES), b"")
 
 
 class EbpfProbes:
-    """The armed uprobes of one process; see ``qtrace.record.probes.Probes``."""
+    """The armed uprobes of one process; see ``qtrace.record.probes.Probes``.
+
+    Attributes:
+        note: of its BPF program, see there.
+    """
 
     name = "ebpf"
 
     def __init__(self, uprobes: Uprobes, program: Program, pid: int) -> None:
         self._uprobes = uprobes
         self._program = program
+        self.note = program.note
         self._pid = pid
         self._read_hit = HitReader(program.layouts["events"])
         self._read_step = StepReader(program.layouts["steps"])
@@ -42,9 +47,9 @@ class EbpfProbes:
         if self._backlog is None:
             self._program.set_main_stack(main_stack(self._pid))
             self._backlog = Backlog(self._program)
-        for function in FUNCTIONS:
-            labels = {site.vaddr: site.label for site in sites if function_of(site) == function}
-            self._uprobes.attach(self._program.functions[function], labels)
+        for name, function in self._program.functions.items():
+            labels = {site.vaddr: site.label for site in sites if function_of(site) == name}
+            self._uprobes.attach(function, labels)
 
     def count_losses(self, on: bool) -> None:
         self._program.count_losses(on)

@@ -1,67 +1,76 @@
-"""Whether eBPF recording works here: bcc, kernel headers, and one probe from end to end."""
+"""Whether eBPF recording works here: the BPF programs, and one probe from end to end."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
-from qtrace.errors import RecorderUnavailable
-from qtrace.host.capabilities import ROOT, Check
-from qtrace.process.maps import read_maps
+import numpy as np
+
+from qtrace.errors import CodeMismatch, RecorderUnavailable
+from qtrace.host.capabilities import ROOT, Check, Need
+from qtrace.machine.arch_x86_64 import NOP_AND_RETURN
 from qtrace.record.ebpf.bcc_module import find_bcc, load_bcc
-from qtrace.record.ebpf.kernel_headers import find_headers, prepare_headers
+from qtrace.record.ebpf.bpf_image import NoImage, read_prebuilt
+from qtrace.record.ebpf.bpf_program import load_watch
+from qtrace.record.ebpf.kernel_headers import find_headers
+from qtrace.record.ebpf.rings import PAGE, RecordRing
+from qtrace.record.ebpf.uprobes import Uprobes
 
-PROGRAM = b"""
-BPF_ARRAY(hits, u64, 1);
-int count(void *registers) { hits.increment(0); return 0; }
-"""
-UPROBE_ENTRY = 0  # BPF_PROBE_ENTRY of libbcc
+COMPILE: tuple[Need, ...] = ("compile",)
 
 
 def check_recorder(*, try_probe: bool = True) -> list[Check]:
-    """bcc and headers; with ``try_probe`` also a probe, as far as the former are there."""
-    checks = [check_bcc(), check_headers()]
-    if not try_probe or not all(check.ok for check in checks):
+    """The programs, and what would compile them; with ``try_probe`` also a probe, as far as the
+    former are there."""
+    compiler = [check_bcc(), check_headers()]
+    programs = check_programs(can_compile=all(check.ok for check in compiler))
+    checks = [programs, *compiler]
+    if not try_probe or not programs.ok:
         return [*checks, Check("uprobe program", "untried", "needs what is missing above")]
     return [*checks, check_probe()]
+
+
+def check_programs(can_compile: bool) -> Check:
+    """Those that come with qtrace; where they cannot be used, bcc."""
+    name = "BPF programs"
+    try:
+        read_prebuilt()
+    except NoImage as reason:
+        if can_compile:
+            return Check(name, "ok", f"compiled by bcc: the prebuilt ones {reason}")
+        return Check(
+            name, "missing", f"the prebuilt ones {reason}, and nothing can compile them",
+            "install qtrace again",
+        )  # fmt: skip
+    return Check(name, "ok", "prebuilt, of the sources that are here")
 
 
 def check_bcc() -> Check:
     try:
         module = load_bcc()
-        return Check("bcc", "ok", f"{find_bcc()}, version {module.__version__}")
+        return Check("bcc", "ok", f"{find_bcc()}, version {module.__version__}", "", COMPILE)
     except RecorderUnavailable as error:
-        return Check("bcc", "missing", error.message, error.remedy)
+        return Check("bcc", "missing", error.message, error.remedy, COMPILE)
 
 
 def check_headers() -> Check:
     try:
-        return Check("kernel headers", "ok", find_headers().description)
+        return Check("kernel headers", "ok", find_headers().description, "", COMPILE)
     except RecorderUnavailable as error:
-        return Check("kernel headers", "missing", error.message, error.remedy)
+        return Check("kernel headers", "missing", error.message, error.remedy, COMPILE)
 
 
 def check_probe() -> Check:
-    """Compiles and loads a program, attaches it to a libc function of our own, calls that."""
+    """Loads the recorder's program, attaches it to a function of our own, calls that."""
     name = "uprobe program"
     try:
-        bcc = load_bcc()
-        prepare_headers()
-    except RecorderUnavailable as error:
+        hits = _hits_of_own_call()
+    except (RecorderUnavailable, CodeMismatch) as error:
         return Check(name, "missing", error.message, error.remedy)
-    messages: list[str] = []
-    try:
-        with _captured_stderr(messages):
-            hits = _hits_of_own_call(bcc)
-    # bcc raises Exception itself; what the compiler said tells more.
-    except Exception as error:
-        said = next((line for line in messages if "error" in line.lower()), str(error))
-        return Check(name, "missing", f"does not compile or load: {said.strip()}", ROOT)
+    except OSError as error:
+        return Check(name, "missing", f"no probe can be set: {error.strerror}", ROOT)
     if hits == 0:
         return Check(
             name,
@@ -69,48 +78,28 @@ def check_probe() -> Check:
             "attached, but did not fire",
             "use a kernel with CONFIG_UPROBE_EVENTS=y, outside a container",
         )
-    return Check(name, "ok", "compiled, loaded, attached and hit")
+    return Check(name, "ok", "loaded, attached and hit")
 
 
-def _hits_of_own_call(bcc: Any) -> int:
-    """Probe libc's getppid() in this process, call it once, and count."""
-    address = ctypes.cast(ctypes.CDLL(None).getppid, ctypes.c_void_p).value or 0
-    libc = next(m for m in read_maps(os.getpid()) if m.start <= address < m.end)
-    program = bcc.BPF(text=PROGRAM)
+def _hits_of_own_call() -> int:
+    """Probe a function that nobody else has, call it once, and count.
+
+    A probe on a library would have the kernel lock the memory map of each process that has it, and
+    wait for one that is stuck.
+    """
+    code = os.memfd_create("qtrace-doctor")
+    os.write(code, NOP_AND_RETURN.ljust(PAGE))
+    # Not writable: such a mapping takes no uprobe.
+    mapped = mmap.mmap(code, PAGE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+    function = ctypes.CFUNCTYPE(None)(np.frombuffer(mapped, np.uint8).ctypes.data)
+    program = load_watch(ring_pages=1, step_ring_pages=1)
+    uprobes = Uprobes(os.getpid(), f"/proc/self/fd/{code}", lambda offset: offset)
     try:
-        # libbcc's own calls, as the recorder's: BPF.detach_uprobe() fails without tracefs.
-        fd = bcc.lib.bpf_attach_uprobe(
-            program.load_func(b"count", bcc.BPF.KPROBE).fd,
-            UPROBE_ENTRY,
-            f"qtrace_doctor_{os.getpid()}".encode(),
-            os.fsencode(libc.path),
-            address - libc.start + libc.offset,
-            os.getpid(),
-            0,
-        )
-        if fd < 0:
-            raise OSError("the kernel refuses a uprobe")
-        try:
-            os.getppid()
-        finally:
-            bcc.lib.bpf_close_perf_event_fd(fd)
-        return sum(int(value.value) for value in program[b"hits"].values())
+        ring = RecordRing(program.maps["steps"], pages=1)
+        uprobes.attach(program.functions["on_step"], {0: "the doctor's own function"})
+        function()
+        return len(ring.take(PAGE)[0])
     finally:
-        program.cleanup()
-
-
-@contextmanager
-def _captured_stderr(lines: list[str]) -> Iterator[None]:
-    """What the compiler inside libbcc writes to file descriptor 2 goes into ``lines``."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            file.seek(0)
-            lines += file.read().decode(errors="replace").splitlines()
+        uprobes.close()
+        program.close()
+        os.close(code)

@@ -9,35 +9,24 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
-import platform
-import re
+import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
 
 from qtrace.errors import CodeMismatch
-from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
 from qtrace.host.bpf_syscall import link_uprobes as link
+from qtrace.host.bpf_syscall import links_work
+from qtrace.host.capabilities import UPROBE_PMU
+from qtrace.machine.arch_x86_64 import PERF_EVENT_OPEN
 
-UPROBE_ENTRY = 0  # BPF_PROBE_ENTRY of libbcc
-# Before 46ba0e49b642 (Linux 6.10) a link's pid meant one thread, not the whole process.
-LINKS_SINCE = (6, 10)
+# linux/perf_event.h
+ATTRIBUTE_BYTES = 72  # PERF_ATTR_SIZE_VER1: up to config2
+FLAG_FD_CLOEXEC = 8
+IOC_ENABLE, IOC_SET_BPF = 0x2400, 0x40042408
+_libc = ctypes.CDLL(None, use_errno=True)
 REMEDY = "qtrace doctor --pid says what is missing"
-
-
-@cache
-def links_work() -> bool:
-    """Whether this kernel has links for uprobes that mean whole processes."""
-    release = re.match(r"(\d+)\.(\d+)", platform.release())
-    if release is None or (int(release[1]), int(release[2])) < LINKS_SINCE:
-        return False
-    try:
-        os.close(load_program(SMALLEST_PROGRAM, attach_type=TRACE_UPROBE_MULTI))
-    except OSError:
-        return False
-    return True
 
 
 class Uprobes:
@@ -48,10 +37,7 @@ class Uprobes:
         offset_of: from a link-time address to a file offset.
     """
 
-    def __init__(
-        self, library: Any, pid: int, exe: str, offset_of: Callable[[int], int | None]
-    ) -> None:
-        self._library = library
+    def __init__(self, pid: int, exe: str, offset_of: Callable[[int], int | None]) -> None:
         self._pid = pid
         self._exe = exe.encode()
         self._offset_of = offset_of
@@ -76,23 +62,46 @@ class Uprobes:
             raise _refused(error.errno or 0, ", ".join(offsets.values())) from error
 
     def _attach_event(self, function: int, offset: int, label: str) -> None:
-        name = f"qtrace_{self._pid}_{offset:x}".encode()
-        fd = self._library.bpf_attach_uprobe(
-            function, UPROBE_ENTRY, name, self._exe, offset, self._pid, 0
-        )
-        if fd < 0:
-            raise _refused(ctypes.get_errno(), label)
-        self._events.append(fd)
+        try:
+            self._events.append(open_event(function, self._exe, offset, self._pid))
+        except OSError as error:
+            raise _refused(error.errno or 0, label) from error
 
     def close(self) -> None:
         """Disarm all of them."""
         # The kernel waits 0.1 s for each to be out of use: let it wait for all at once.
         if self._links or self._events:
             with ThreadPoolExecutor(len(self._links) + len(self._events)) as pool:
-                list(pool.map(os.close, self._links))
-                list(pool.map(self._library.bpf_close_perf_event_fd, self._events))
+                list(pool.map(os.close, [*self._links, *self._events]))
         self._links.clear()
         self._events.clear()
+
+
+def open_event(function: int, path: bytes, offset: int, pid: int) -> int:
+    """A perf event that runs a BPF function at a place of a file, in one process: its file
+    descriptor. Raises OSError."""
+    name = ctypes.create_string_buffer(path)
+    # type, size, config, sample_period, sample_type, read_format, flags, wakeup_events, bp_type,
+    # then the path and the offset.
+    attributes = struct.pack(
+        "<IIQQQQQIIQQ", int(UPROBE_PMU.read_text()), ATTRIBUTE_BYTES, 0, 1, *(0, 0, 0), 0, 0,
+        ctypes.addressof(name), offset,
+    )  # fmt: skip
+    buffer = ctypes.create_string_buffer(attributes, ATTRIBUTE_BYTES)
+    fd = _libc.syscall(
+        ctypes.c_long(PERF_EVENT_OPEN), buffer, ctypes.c_int(pid), ctypes.c_int(-1),
+        ctypes.c_int(-1), ctypes.c_ulong(FLAG_FD_CLOEXEC),
+    )  # fmt: skip
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    try:
+        fcntl.ioctl(fd, IOC_SET_BPF, function)
+        fcntl.ioctl(fd, IOC_ENABLE, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    return int(fd)
 
 
 def _refused(number: int, where: str) -> CodeMismatch:

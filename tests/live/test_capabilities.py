@@ -1,0 +1,143 @@
+"""Recording with nothing to compile it and without root: four capabilities do, and of three the
+missing one is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from qtrace.errors import RecorderUnavailable
+from qtrace.lab.guest import Guest, find_qemu
+from qtrace.record.ebpf.bcc_module import find_bcc
+from qtrace.record.ebpf.kernel_headers import MODULES, SOURCES
+from tests.live.support.attached import Attached, attach_command, save, watched_half
+
+pytestmark = [
+    pytest.mark.bpf,
+    pytest.mark.qemu,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can give capabilities: run as root"),
+]
+
+FOUR = ("bpf", "perfmon", "sys_ptrace", "dac_read_search")
+
+
+def with_only(*names: str) -> list[str]:
+    """Nobody's user and group, and these capabilities."""
+    held = ",".join(f"+{name}" for name in names)
+    given = [f"--inh-caps={held}", f"--ambient-caps={held}"] if names else []
+    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *given]
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with Guest(find_qemu(), firmware="idle") as started:
+        yield started
+
+
+def without_a_compiler() -> list[str]:
+    """A mount namespace in which there is no bcc, and there are no kernel headers."""
+    hidden = [SOURCES, MODULES]
+    with suppress(RecorderUnavailable):
+        hidden.append(find_bcc())
+    mounts = [f"mount -t tmpfs none {folder}" for folder in hidden if folder.is_dir()]
+    return ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh"]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path) -> list[str]:
+    """A place that nobody may write to."""
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    return ["env", f"XDG_CACHE_HOME={tmp_path}", "PYTHONDONTWRITEBYTECODE=1"]
+
+
+def test_nothing_is_compiled_and_four_capabilities_record_every_schedule_and_run(
+    guest: Guest, own_cache: list[str]
+) -> None:
+    prefix = [*without_a_compiler(), *with_only(*FOUR), *own_cache]
+    process = subprocess.Popen(
+        [*prefix, *attach_command(guest.pid)], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "by eBPF" in line, line + process.stderr.read()
+        save(guest, 7)
+        status, report, err = Attached(process, line).end()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (status, err) == (0, "")
+    assert watched_half(report)["verdicts"] == {"main-loop": 7}
+    doctor = [sys.executable, "-m", "qtrace", "doctor", "--format", "json"]
+    run = subprocess.run([*prefix, *doctor], text=True, stdout=subprocess.PIPE)
+    states = {check["name"]: check["state"] for check in json.loads(run.stdout)["checks"]}
+    assert [states[name] for name in ("BPF programs", "uprobe program")] == ["ok", "ok"]
+    assert states["bcc"] == "missing"
+    assert run.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "backend"),
+    [*((name, "auto") for name in FOUR), ("", "auto"), ("bpf", "ebpf")],
+    ids=[*FOUR, "all", "bpf for ebpf"],
+)
+def test_without_one_of_them_it_is_named(
+    guest: Guest, own_cache: list[str], missing: str, backend: str
+) -> None:
+    held = [name for name in FOUR if missing and name != missing]
+    command = attach_command(guest.pid, "--backend", backend, "--duration", "1s")
+    run = subprocess.run([*with_only(*held), *own_cache, *command], text=True, capture_output=True)
+    assert (run.returncode, run.stdout) == (3, ""), run.stderr
+    error, remedy = run.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert remedy.startswith("remedy: ")
+    assert f"CAP_{(missing or 'sys_ptrace').upper()}" in error + remedy
+
+
+def test_capabilities_of_a_user_namespace_are_told_from_those_that_count() -> None:
+    run = subprocess.run(
+        ["unshare", "--user", "--map-root-user", sys.executable, "-m", "qtrace", "doctor"],
+        text=True, capture_output=True, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("CAP_BPF ")]
+    assert "missing" in line
+    assert "held in a user namespace of its own only" in line
+    assert "run qtrace outside that namespace" in run.stdout
+    assert run.returncode == 3
+
+
+# Ends whoever calls bpf(2), number 321 (linux/seccomp.h, linux/bpf_common.h), then becomes argv.
+DEADLY = """
+import ctypes, os, struct, sys
+code = struct.pack("<HBBI", 0x20, 0, 0, 0)           # load seccomp_data.nr
+code += struct.pack("<HBBI", 0x15, 0, 1, 321)        # not bpf: skip one
+code += struct.pack("<HBBI", 0x06, 0, 0, 0x80000000)  # SECCOMP_RET_KILL_PROCESS
+code += struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ALLOW
+instructions = ctypes.create_string_buffer(code)
+program = struct.pack("<HxxxxxxQ", 4, ctypes.addressof(instructions))
+libc = ctypes.CDLL(None)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
+    sys.exit("no filter")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_filter_that_kills_for_bpf_is_told_and_kills_nobody(guest: Guest) -> None:
+    command = attach_command(guest.pid, "--backend", "ebpf", "--duration", "1s")
+    run = subprocess.run(
+        [sys.executable, "-c", DEADLY, *command[1:]], text=True, capture_output=True
+    )
+    assert run.returncode == 3, run.stderr
+    error, remedy = run.stderr.splitlines()
+    assert "a seccomp filter kills whoever calls bpf(2)" in error
+    assert "leave the container" in remedy
