@@ -143,7 +143,7 @@ def _may_tell(categories: pd.Index, keys: Iterable[str]) -> npt.NDArray[np.bool_
     of texts, each with a number of its own. One with a backslash may have it in escapes."""
     texts = pa.array(categories.array)
     pattern = "|".join(re.escape(f'"{key}"') for key in keys)
-    found: npt.NDArray[np.bool_] = pc.match_substring_regex(texts, rf"{pattern}|\\\\").to_numpy(
+    found: npt.NDArray[np.bool_] = pc.match_substring_regex(texts, rf"{pattern}|\\").to_numpy(
         zero_copy_only=False
     )
     return found
