@@ -15,6 +15,7 @@ from benchmarks import (
     growth,
     inspect,
     pictures,
+    requests,
     watching,
 )
 from benchmarks.pairs import Row
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "arming": arming.run,
     "gdb": gdb_recorder.run,
     "inspect": inspect.run,
+    "requests": requests.run,
     "stacks": first_stack.run,
     "watching": watching.run,
     "all": all_events.run,

@@ -10,7 +10,7 @@ import importlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from qtrace.inspection.answer import Answer
 from qtrace.inspection.inspector import Inspector
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
+from qtrace.inspection.request_proof import RequestFinding, RequestWatch
 from qtrace.process.process import Process, unless_it_ends
-from qtrace.qemu.aio.findings import COMPUTES, SEVERITY, STRANDED, STUCK, Finding
+from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STRANDED, STUCK, Finding
 from qtrace.units import show
 
 # A loop that is away for less may come back on a busy host: it is no finding of a check.
@@ -34,10 +35,10 @@ SLOW_NS = 1_000_000_000
 # A sighting of a thread takes some 0.1 ms of a processor.
 EVERY_S = 0.05
 HEALTHY, INCONCLUSIVE, SLOW = "healthy", "inconclusive", "slow"
-# What a recording shows and looks do not, the worst first.
-RECORDED = (STUCK, STRANDED, "vcpu-poll", "foreign-poll", SLOW)
+# What a recording, or a look in between, shows and the last looks do not, the worst first.
+RECORDED = (STUCK, REQUEST_STUCK, STRANDED, "vcpu-poll", "foreign-poll", SLOW)
 # Every verdict, the worst first.
-RANKING = (*(kind for kind in SEVERITY if kind != COMPUTES), *RECORDED[2:], COMPUTES, INCONCLUSIVE,
+RANKING = (*(kind for kind in SEVERITY if kind != COMPUTES), *RECORDED[3:], COMPUTES, INCONCLUSIVE,
            HEALTHY)  # fmt: skip
 
 
@@ -83,6 +84,11 @@ class Checked:
     def __post_init__(self) -> None:
         self.reasons = list(self.answer.reasons)
 
+    def add(self, noted: Iterable[Noted]) -> None:
+        """What went wrong meanwhile."""
+        both = [*self.noted, *noted]
+        self.noted = sorted(both, key=lambda one: RECORDED.index(one.verdict))
+
     @property
     def verdict(self) -> str:
         """The worst of what was found; else ``inconclusive`` or ``healthy``."""
@@ -91,6 +97,33 @@ class Checked:
         found += [one.verdict for one in self.noted]
         found += [kind for kind in kinds if kind == COMPUTES]
         return found[0] if found else INCONCLUSIVE if self.reasons else HEALTHY
+
+
+class RequestsMeanwhile:
+    """The requests that are stuck between the first looks and the last ones."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._looker = inspector.looker
+        self._watch = RequestWatch(inspector.requests)
+        # By the first request of each.
+        self._stuck: dict[tuple[int, ...], RequestFinding] = {}
+
+    def see(self) -> None:
+        """Look at them if it is time to. Raises NoSuchProcess."""
+        if self._watch.due(time.monotonic_ns()):
+            for finding in self._watch.see(self._looker.look()).findings:
+                self._stuck[finding.requests[0].key] = finding
+
+    def over(self, answer: Answer) -> list[Noted]:
+        """Those that have gone on since, as an answer shows."""
+        there = {one.key for one in answer.requests.causes} if answer.requests else set()
+        return [
+            Noted(REQUEST_STUCK,
+                  f"{one.sentence}, for {show(one.at_least_ns, 'ns')} at least, then it went on",
+                  {"lasted_ns": one.at_least_ns})
+            for key, one in self._stuck.items()
+            if key not in there
+        ]  # fmt: skip
 
 
 def check(
@@ -136,12 +169,15 @@ def check(
             if program is not None:
                 loading.join()
             sightings = Sightings(looker, looker.look())
-            _go_on(sightings, watching.wait, max(until, time.monotonic() + for_s / 2), asked)
+            requests = RequestsMeanwhile(inspector)
+            last = max(until, time.monotonic() + for_s / 2)
+            _go_on(sightings, watching.wait, last, asked, requests.see)
             answer = inspector.ask().answer
             answer = _lasting(inspector, sightings, watching.wait, answer, asked)
             found = Checked(process, looker, name, answer, sightings.ended())
             if watching.stop():
                 _read(found, path)
+            found.add(requests.over(answer))
         found.unseen += [watching.unseen] if watching.unseen else []
         if deep and program is not None:
             _look_deep(found, Path(folder), asked)
@@ -190,11 +226,13 @@ def _go_on(
     wait: Callable[[float], None],
     until: float,
     asked: Callable[[], bool],
+    see_more: Callable[[], None] = lambda: None,
 ) -> None:
     """Raises NoSuchProcess when the target has ended."""
     while (now := time.monotonic()) < until and not asked():
         wait(min(until - now, EVERY_S))
         sightings.see()
+        see_more()
 
 
 def _read(found: Checked, path: Path) -> None:
@@ -230,7 +268,7 @@ def _read(found: Checked, path: Path) -> None:
             for one in lint["findings"]
             if one["value"] >= SLOW_NS and f"QMP {one['name']}" not in told
         ]
-    found.noted = sorted(noted, key=lambda one: RECORDED.index(one.verdict))
+    found.add(noted)
     if not found.answer.findings:
         # Else they are the same, seen by the recorder.
         found.reasons += report["notes"]

@@ -215,6 +215,13 @@ class Descriptors:
                 found.append(self.describe(fd))
         return found
 
+    def rings(self) -> list[Descriptor]:
+        """The process's io_urings of which the kernel tells what is in flight. (Where QEMU's loops
+        wait by them, what they wait for counts, too.)"""
+        links = self._owners.of("anon_inode:[io_uring]")
+        found = [self.describe(fd) for pid, fd in links if pid == self._pid]
+        return [one for one in found if one.in_flight is not None]
+
     def _fds(self) -> list[int]:
         with suppress(OSError):
             return sorted(int(name) for name in os.listdir(f"/proc/{self._pid}/fd"))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qtrace.host.held_threads import Holders
-from qtrace.machine.thread_files import ThreadFiles
+from qtrace.machine.syscalls import has_time_limit
+from qtrace.machine.thread_files import ThreadFiles, system_call
 
 # Of a process with more threads, so many are looked at.
 MOST_THREADS = 256
@@ -27,6 +28,8 @@ class Peer:
         hangs: the first thread that sleeps uninterruptibly, in words; empty when none does.
         sleeps_in: the kernel's function that its only thread sleeps in; empty when it runs, when
             that is not known, or with several threads.
+        wakes: whether one of its threads sleeps for a time that it has set itself, or waits no
+            longer than that: it goes on by itself.
         turns: how many times its threads together have been given a processor: the same at two
             moments when nothing of it moved between them. 0 where that is not known.
     """
@@ -37,6 +40,7 @@ class Peer:
     held: str = ""
     hangs: str = ""
     sleeps_in: str = ""
+    wakes: bool = False
     turns: int = 0
 
     @classmethod
@@ -58,6 +62,7 @@ class Peer:
             held=Holders(pid, files).reason(pid, state),
             hangs=next((text for tid in looked_at if (text := _hangs(files, tid))), ""),
             sleeps_in=files.wchan(pid).partition(".")[0] if alone else "",
+            wakes=any(_wakes(files, tid) for tid in looked_at),
             turns=sum(turns) if known else 0,
         )
 
@@ -84,6 +89,11 @@ def _name(pid: int) -> str:
 def _turns(schedstat: str) -> int:
     fields = schedstat.split()
     return int(fields[2]) if len(fields) == 3 else 0
+
+
+def _wakes(files: ThreadFiles, tid: int) -> bool:
+    call = system_call(files.read(tid, "syscall"))
+    return call is not None and has_time_limit(call.number, call.arguments)
 
 
 def _hangs(files: ThreadFiles, tid: int) -> str:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from qtrace.inspection.request_proof import RequestFinding, RequestLook, RequestProof
+from qtrace.inspection.request_look import RequestLook
+from qtrace.inspection.request_proof import RequestFinding, RequestProof
 from qtrace.qemu.aio.findings import SEVERITY, STUCK, Finding
 from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.drains import Scope, drainer, unshown
 from qtrace.qemu.block.remarks import remarks
-from qtrace.qemu.block.requests import InFlight
 from qtrace.units import show
 
-# Who waits in one of these waits for requests that are in flight: of all nodes, of one, of a job.
-# (The vCPUs' own writes, as of a flash chip, are requests, too.)
-DRAINS = re.compile(
-    r"(bdrv|blk)_(drain|do_drain|flush|unref|pread|pwrite|co_|pwritev|preadv)\w*|"
-    r"bdrv_(graph_wrlock|drained_begin|reopen\w*|poll_co)\w*|job_(finish_sync|cancel_sync)\w*"
-)
 # Of what is in flight so many are told in full.
 TOLD = 5
+
+
+@dataclass(frozen=True)
+class Below:
+    """What a stuck thread waits for: what it is together, and each in words."""
+
+    what: str
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,21 @@ class Answer:
     Attributes:
         findings: of threads and of requests, the worst first.
         reasons: why it cannot be told whether there is another one.
-        below: by the place in ``findings``, what that thread waits for, in words.
+        below: by the place in ``findings``, what that thread waits for.
         remarks: what is no finding, in words.
         requests: None where they were not looked at.
     """
 
     findings: tuple[Finding | RequestFinding, ...] = ()
     reasons: tuple[str, ...] = ()
-    below: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    below: dict[int, Below] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     requests: RequestLook | None = None
 
     @property
     def told_apart(self) -> list[int]:
         """The places of the findings that no other one has told of already."""
-        told = {line for lines in self.below.values() for line in lines}
+        told = {line for below in self.below.values() for line in below.lines}
         return [
             number
             for number, finding in enumerate(self.findings)
@@ -58,45 +60,63 @@ def answer(
     reasons: Sequence[str],
     proof: RequestProof,
     notes: Sequence[str] = (),
+    scopes: Mapping[int, Scope] | None = None,
 ) -> Answer:
     """Put together what is known of threads and of requests.
 
     Args:
         notes: what else there is to say of what is no finding.
+        scopes: by thread, for which requests one waits that findings tell of, where that is known.
     """
     last = proof.last
     all_of_them: list[Finding | RequestFinding] = [*findings, *proof.findings]
     both = sorted(all_of_them, key=lambda one: SEVERITY.index(one.kind))
     below = {
-        number: tuple(_lines(last, finding))
+        number: _below(last, (scopes or {}).get(finding.thread.tid, Scope()))
         for number, finding in enumerate(both)
-        if isinstance(finding, Finding) and waits_for_requests(finding)
+        if isinstance(finding, Finding) and waits_for_requests(look, finding)
     }
-    below = {number: lines for number, lines in below.items() if lines}
+    below = {number: told for number, told in below.items() if told.lines}
     # That a command has stopped the guest, and hangs, is no reason of its own.
     main = any(one.kind == STUCK for one in both)
-    more = [*remarks(look, replace(last.blocks, run_state="") if main else last.blocks), *notes]
+    blocks = replace(last.blocks, run_state="") if main else last.blocks
+    told_already = {line for one in proof.findings for line in one.lines}
+    told_already |= {line for told in below.values() for line in told.lines}
+    more = [*remarks(look, blocks, _of_jobs(last, told_already)), *notes]
     if not both:
         more = [*_waiting(proof), *more]
     return Answer(tuple(both), tuple(reasons), below, tuple(more), last)
 
 
-def waits_for_requests(finding: Finding) -> bool:
-    """Whether a stuck thread waits for block requests, as its functions tell."""
-    return finding.kind == STUCK and any(DRAINS.match(f) for f in finding.waits_in)
+def waits_for_requests(look: Look, finding: Finding) -> bool:
+    """Whether a stuck thread waits for block requests, or somebody whom it waits for does, as
+    their functions tell."""
+    return finding.kind == STUCK and drainer(look, finding.thread) is not None
 
 
-def _lines(last: RequestLook, finding: Finding) -> list[str]:
+def _below(last: RequestLook, scope: Scope) -> Below:
     """The requests that a thread waits for: those that wait for outsiders, and for other things."""
-    causes: list[InFlight] = list(last.causes)
-    told = [last.sentence(one) for one in causes[:TOLD]]
-    more = len(causes) - len(told)
-    behind = len(last.behind)
+    causes = [one for one in last.causes if scope.has(one)]
+    behind = sum(scope.has(one) for one in last.behind)
+    unshown_ones = [] if causes else unshown(last.blocks, scope)
+    if not causes and not unshown_ones:
+        scope, causes, behind = Scope(), list(last.causes), len(last.behind)
+    told = [last.sentence(one) for one in causes[:TOLD]] + unshown_ones[:TOLD]
+    more = len(causes) - TOLD
     if more > 0:
         told.append(f"and {more} more")
     if behind:
         told.append(f"{behind} more wait{'s' if behind == 1 else ''} behind them")
-    return told
+    return Below(scope.what, tuple(told))
+
+
+def _of_jobs(last: RequestLook, told: Collection[str]) -> dict[str, str]:
+    """By job's id the first request that it waits for, in words; what is ``told`` is short."""
+    found: dict[str, str] = {}
+    for one in last.causes:
+        text = last.sentence(one)
+        found.setdefault(one.job, f"the {one.what}, as above" if text in told else text)
+    return found
 
 
 def _waiting(proof: RequestProof) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from qtrace.binary.module_code import ModuleDisassembly
+from qtrace.inspection.layout_cache import block_layout
 from qtrace.inspection.looker import Looker
 from qtrace.machine.arch_x86_64 import DWARF_NUMBERS, RSP
 from qtrace.machine.memory import Pages
 from qtrace.process.stack import COROUTINE
 from qtrace.qemu.aio.awake import Awake
 from qtrace.qemu.aio.model import Look
-from qtrace.qemu.block.block_calibration import calibrate
 from qtrace.qemu.block.block_model import BlockLook
 from qtrace.qemu.block.block_walk import BlockReader, Unwound
 
@@ -25,8 +24,7 @@ class BlockLooker:
     """Takes looks at the block layer of one QEMU."""
 
     def __init__(self, looker: Looker) -> None:
-        layout = calibrate(ModuleDisassembly(looker.source.binary))
-        self._reader = BlockReader(_Source(looker), layout)
+        self._reader = BlockReader(_Source(looker), block_layout(looker.source.binary))
 
     def look(self, look: Look) -> BlockLook:
         """What is there now; ``look`` has just been taken, with its details."""

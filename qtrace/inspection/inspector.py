@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qtrace.inspection.answer import Answer, answer
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import with_outside
 from qtrace.inspection.proof import Proof, prove
-from qtrace.inspection.request_proof import Requests
+from qtrace.inspection.request_look import Requests
+from qtrace.inspection.request_proof import prove as prove_requests
 from qtrace.inspection.surroundings import surroundings
-from qtrace.qemu.aio.findings import explain
+from qtrace.qemu.aio.findings import Finding, explain
 from qtrace.qemu.aio.model import Look
+from qtrace.qemu.block.block_model import BlockLook
+from qtrace.qemu.block.drains import Scope, depth, drainer, scope
 from qtrace.qemu.block.remarks import migrating
 
 TRIES_AFTER_HOLD = 4
@@ -26,11 +30,15 @@ class Inspected:
 
 
 class Inspector:
-    """Asks one live QEMU, as often as anybody likes; what it learns is kept in between."""
+    """Asks one live QEMU, as often as anybody likes; what it learns is kept in between.
+
+    Attributes:
+        requests: takes the looks at what is in flight.
+    """
 
     def __init__(self, looker: Looker) -> None:
         self.looker = looker
-        self._requests = Requests(looker)
+        self.requests = Requests(looker)
 
     def ask(self, look: Look | None = None, *, held: bool = False) -> Inspected:
         """Look until it is known what is in the way: at once where nothing is, else some seconds.
@@ -43,17 +51,32 @@ class Inspector:
         Raises:
             NoSuchProcess
         """
-        looker, requests = self.looker, self._requests
+        looker, requests = self.looker, self.requests
         look = look or looker.look()
         first = requests.look(None if held else look)
         proof = self._prove(look, held)
         shown = with_outside(looker, proof.look, migrating(proof.look))
-        of_requests = requests.prove(first)
+        of_requests = prove_requests(requests, first)
         quiet = not (proof.findings or of_requests.findings or proof.look.stopped)
         run_state = of_requests.last.blocks.run_state
         around = list(surroundings(looker, proof.look, run_state)) if quiet else []
-        told = answer(shown, proof.findings, proof.reasons, of_requests, around)
+        scopes = self._scopes(proof.look, proof.findings, of_requests.last.blocks)
+        told = answer(shown, proof.findings, proof.reasons, of_requests, around, scopes)
         return Inspected(proof.look, told)
+
+    def _scopes(
+        self, look: Look, findings: Sequence[Finding], blocks: BlockLook
+    ) -> dict[int, Scope]:
+        """By thread of a finding, for which requests it, or whom it waits for, waits."""
+        found = {}
+        for finding in findings:
+            thread = drainer(look, finding.thread)
+            if thread is not None:
+                names, frames = self.looker.frames_of(thread.tid)
+                inner = frames[: depth(names) + 2]
+                held = [value for frame in inner for value in frame.registers.values()]
+                found[finding.thread.tid] = scope(blocks, thread, held)
+        return found
 
     def _prove(self, look: Look, held: bool) -> Proof:
         for _ in range(TRIES_AFTER_HOLD if held else 1):

@@ -9,18 +9,16 @@ nothing: a disk may be slow.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from qtrace.inspection.blocks import BlockLooker
-from qtrace.inspection.looker import Looker
-from qtrace.inspection.whom import Outside, Whom
-from qtrace.process.live_source import LiveSource
+from qtrace.inspection.request_look import RequestLook, Requests
+from qtrace.inspection.whom import Whom
 from qtrace.qemu.aio.findings import REQUEST_STUCK
 from qtrace.qemu.aio.model import Look
-from qtrace.qemu.block.block_model import BlockLook
-from qtrace.qemu.block.coroutine_waits import OUTSIDE
-from qtrace.qemu.block.requests import InFlight, first_causes, in_flight
+from qtrace.qemu.block.coroutine_waits import DEADLOCK, OUTSIDE
+from qtrace.qemu.block.requests import InFlight
 from qtrace.units import show
 
 # Looks after the first one, while a request of that one is still there. What is still the same
@@ -29,25 +27,10 @@ AFTER_NS = (50_000_000, 150_000_000, 500_000_000)
 # Whoever owes something and does not run for so long is not merely slow.
 IDLE_NS = 5_000_000_000
 LOOK_EVERY_NS = 500_000_000
+# Whoever serves a request that was there in so many looks is looked into, if it is a QEMU program.
+FOLLOWED_FROM = 2
 # Requests of one finding that are told in full.
 TOLD = 3
-
-
-@dataclass(frozen=True)
-class RequestLook:
-    """The requests of one look: those at fault, whom each waits for, and those that wait for
-    another one."""
-
-    time_ns: int
-    look: Look
-    blocks: BlockLook
-    causes: tuple[InFlight, ...]
-    behind: tuple[InFlight, ...]
-    whom: dict[tuple[int, ...], Whom] = field(default_factory=dict)
-
-    def sentence(self, one: InFlight) -> str:
-        """``read of 4096 bytes at 512 on node d (nbd): waits for a reply on fd 10, ...``."""
-        return f"{one.where}: {self.whom[one.key].text}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,8 @@ class RequestProof:
 
     Attributes:
         findings: those that are stuck.
-        waiting: those that were there in all looks, and may be slow, with how long in nanoseconds.
+        waiting: those that have been there for a while and may be slow; for how long at least, each
+            of them, in nanoseconds.
         last: the last look.
     """
 
@@ -82,106 +66,150 @@ class RequestProof:
     last: RequestLook
 
 
-class Requests:
-    """Looks at the requests of one QEMU."""
+def prove(requests: Requests, first: RequestLook) -> RequestProof:
+    """Look until nothing of the first look is left, or it shows that it is stuck.
 
-    def __init__(self, looker: Looker) -> None:
-        self._looker = looker
-        self._blocks = BlockLooker(looker)
+    Raises NoSuchProcess.
+    """
+    looks = [first]
+    times = [first.time_ns + after for after in AFTER_NS]
+    while _left(looks):
+        if looks[-1].time_ns >= times[-1]:
+            if not _needs_longer(looks):
+                break
+            times.append(looks[-1].time_ns + LOOK_EVERY_NS)
+        due = next(at for at in times if at > looks[-1].time_ns)
+        time.sleep(max(due - time.monotonic_ns(), 0) / 1e9)
+        looks.append(requests.look(follow=len(looks) >= FOLLOWED_FROM))
+    return shown_by(looks)
 
-    def look(self, look: Look | None = None) -> RequestLook:
-        """One look; ``look``: one that was taken just now, with its details."""
-        look = look or self._looker.look()
-        blocks = self._blocks.look(look)
-        causes, behind = first_causes(in_flight(blocks))
-        source = self._looker.source
-        if isinstance(source, LiveSource):
-            outside = Outside(source.pid, source.memory, look, blocks)
-            whom = {one.key: outside.of(one) for one in causes}
-        else:
-            # Of a core nobody is there to be asked.
-            whom = {one.key: Whom(one.wait.text) for one in causes}
-        return RequestLook(blocks.time_ns, look, blocks, tuple(causes), tuple(behind), whom)
 
-    def prove(self, first: RequestLook) -> RequestProof:
-        """Look until nothing of the first look is left, or it shows that it is stuck.
+class RequestWatch:
+    """Judges requests by looks that somebody takes at a steady pace."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._looks: deque[RequestLook] = deque()
+
+    def due(self, now_ns: int) -> bool:
+        """Whether the last look is long enough ago."""
+        return not self._looks or now_ns - self._looks[-1].time_ns >= LOOK_EVERY_NS
+
+    def see(self, look: Look) -> RequestProof:
+        """What the looks so far show together with one that was taken just now, with its details.
 
         Raises NoSuchProcess.
         """
-        looks = [first]
-        times = [first.time_ns + after for after in AFTER_NS]
-        while _suspects(looks):
-            if looks[-1].time_ns >= times[-1]:
-                if not _needs_longer(looks):
-                    break
-                times.append(looks[-1].time_ns + LOOK_EVERY_NS)
-            due = next(at for at in times if at > looks[-1].time_ns)
-            time.sleep(max(due - time.monotonic_ns(), 0) / 1e9)
-            looks.append(self.look())
-        return shown_by(looks)
+        looks = self._looks
+        while len(looks) > 1 and look.time_ns - looks[1].time_ns >= IDLE_NS:
+            looks.popleft()
+        follow = len(looks) >= FOLLOWED_FROM and bool(_left([*looks][-FOLLOWED_FROM:]))
+        looks.append(self._requests.look(look, follow=follow))
+        return shown_by(list(looks))
 
 
 def shown_by(looks: Sequence[RequestLook]) -> RequestProof:
-    """What looks show together, the oldest first."""
+    """What looks show together, the oldest first: of each request those in which it was there, up
+    to the last one."""
     last = looks[-1]
-    over_ns = last.time_ns - looks[0].time_ns
-    suspects = _suspects(looks) if over_ns >= AFTER_NS[-1] else []
-    stuck = [one for one in suspects if _why_stuck(looks, one)]
-    groups: dict[str, list[InFlight]] = {}
-    for one in stuck:
-        groups.setdefault(last.whom[one.key].text, []).append(one)
+    groups: dict[tuple[object, ...], list[InFlight]] = {}
+    waiting = []
+    waited = []
+    for one in _left([last]):
+        own = _with(looks, one)
+        over_ns = last.time_ns - own[0].time_ns
+        if over_ns < AFTER_NS[-1]:
+            continue
+        if _why_stuck(own, one):
+            whom = last.whom[one.key]
+            pids = tuple(peer.pid for peer in whom.peers)
+            groups.setdefault((pids, whom.end.text), []).append(one)
+        else:
+            waiting.append(one)
+            waited.append(over_ns)
     findings = [_finding(looks, group) for group in groups.values()]
-    waiting = tuple(one for one in suspects if one not in stuck)
-    return RequestProof(tuple(findings), waiting, over_ns, last)
+    return RequestProof(tuple(findings), tuple(waiting), min(waited, default=0), last)
 
 
-def _suspects(looks: Sequence[RequestLook]) -> list[InFlight]:
-    """The requests that were in one and the same wait for outsiders in all looks."""
+def _left(looks: Sequence[RequestLook]) -> list[InFlight]:
+    """The requests that were in all looks in one and the same wait for outsiders, or for one
+    another."""
     if looks[-1].look.stopped:
         return []
     keys = set.intersection(*({one.key for one in look.causes} for look in looks))
-    return [one for one in looks[-1].causes if one.key in keys and one.wait.kind in OUTSIDE]
+    kinds = OUTSIDE | {DEADLOCK}
+    return [one for one in looks[-1].causes if one.key in keys and one.wait.kind in kinds]
+
+
+def _with(looks: Sequence[RequestLook], one: InFlight) -> list[RequestLook]:
+    """The looks in which a request was there, without a break, up to the last one."""
+    found: list[RequestLook] = []
+    for look in reversed(looks):
+        if one.key not in look.whom or look.look.stopped:
+            break
+        found.insert(0, look)
+    return found
 
 
 def _why_stuck(looks: Sequence[RequestLook], one: InFlight) -> str:
-    """What shows that whom it waits for does not go on; empty when nothing does."""
-    moments = [look.whom[one.key] for look in looks]
+    """What shows that whom it waits for does not go on; empty when nothing does.
+
+    Args:
+        looks: those in which it was there.
+    """
+    looks = _as_far(looks, one)
+    over_ns = looks[-1].time_ns - looks[0].time_ns
+    if over_ns < AFTER_NS[-1]:
+        return ""
+    if one.wait.kind == DEADLOCK:
+        return "coroutines that wait for one another never go on"
+    moments = [look.whom[one.key].end for look in looks]
     first, last = moments[0], moments[-1]
     if last.tid and any(moment.moves != last.moves for moment in moments):
         return ""
     if all(moment.cannot_move for moment in moments):
         return "whom it waits for cannot move"
-    over_ns = looks[-1].time_ns - looks[0].time_ns
     if over_ns >= IDLE_NS and last.owes and last.is_unmoved(first):
         return f"whom it waits for did not run for {show(over_ns, 'ns')}, and has it to do"
     return ""
 
 
+def _as_far(looks: Sequence[RequestLook], one: InFlight) -> list[RequestLook]:
+    """Of the looks in which a request was there those, up to the last one, that followed it by the
+    same way to its end."""
+    keys = looks[-1].whom[one.key].keys
+    first = next(
+        (n for n in range(len(looks), 0, -1) if looks[n - 1].whom[one.key].keys != keys), 0
+    )
+    return list(looks[first:])
+
+
 def _needs_longer(looks: Sequence[RequestLook]) -> bool:
     """Whether only more time can tell of a request."""
-    if looks[-1].time_ns - looks[0].time_ns >= IDLE_NS:
-        return False
-    return any(
-        not _why_stuck(looks, one)
-        and looks[-1].whom[one.key].owes
-        and looks[-1].whom[one.key].is_unmoved(looks[0].whom[one.key])
-        for one in _suspects(looks)
-    )
+    for one in _left(looks):
+        own = _as_far(looks, one)
+        over_ns = own[-1].time_ns - own[0].time_ns
+        if over_ns >= IDLE_NS or _why_stuck(own, one):
+            continue
+        first, last = (look.whom[one.key].end for look in (own[0], own[-1]))
+        if (last.cannot_move and over_ns < AFTER_NS[-1]) or (last.owes and last.is_unmoved(first)):
+            return True
+    return False
 
 
 def _finding(looks: Sequence[RequestLook], group: Sequence[InFlight]) -> RequestFinding:
     last = looks[-1]
-    first, count = group[0], len(group)
-    over_ns = last.time_ns - looks[0].time_ns
+    first, count = min(group, key=lambda one: _with(looks, one)[0].time_ns), len(group)
+    own = _with(looks, first)
+    over_ns = last.time_ns - own[0].time_ns
     text = last.sentence(first)
     if count > 1:
         text += f"; and {count - 1} more request{'s' if count > 2 else ''} for the same reason"
     behind = [one for one in last.behind if one.co is not None]
     if behind:
         text += f"; behind such wait {len(behind)} more"
-    why = _why_stuck(looks, first)
-    proof = f"the same in {len(looks)} looks over {show(over_ns, 'ns')}; {why}"
-    lines = tuple(last.sentence(one) for one in group[:TOLD])
-    return RequestFinding(
-        text, lines, tuple(group[:TOLD]), last.whom[first.key], count, over_ns, proof
-    )
+    why = _why_stuck(own, first)
+    proof = f"the same in {len(own)} looks over {show(over_ns, 'ns')}; {why}"
+    told = [first, *(one for one in group if one is not first)][:TOLD]
+    lines = tuple(last.sentence(one) for one in told)
+    return RequestFinding(text, lines, tuple(told), last.whom[first.key].end, count, over_ns, proof)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.host.peer import ENDED, Peer
@@ -12,7 +13,7 @@ from qtrace.process.call_arguments import Descriptor as ByDescriptor
 from qtrace.process.call_arguments import waited_for
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import BlockLook, Node
-from qtrace.qemu.block.coroutine_waits import DATA, KERNEL, REPLY, ROOM, WORKER
+from qtrace.qemu.block.coroutine_waits import DATA, IO_URING, KERNEL, REPLY, ROOM, WORKER, wait_of
 from qtrace.qemu.block.requests import InFlight
 
 
@@ -25,6 +26,8 @@ class Whom:
         peers: the processes at the other end, as far as they are seen.
         queued: bytes that they have been sent and have not read, or not acknowledged.
         tid, moves: QEMU's thread that is at it, 0 for none, and what changes when that has run.
+        key: of the request that the peer, a QEMU program, has made of it (``InFlight.key``).
+        beyond: whom that one waits for; None where it was not followed to there.
     """
 
     text: str
@@ -32,6 +35,23 @@ class Whom:
     queued: int = 0
     tid: int = 0
     moves: tuple[int, int] = (0, 0)
+    key: tuple[int, ...] = ()
+    beyond: Whom | None = None
+
+    def through(self, peer: Peer, sentence: str, key: tuple[int, ...], beyond: Whom) -> Whom:
+        """The same, whose peer waits for somebody in turn."""
+        text = f"{self.text}; process {peer.pid} has it in hand: {sentence}"
+        return replace(self, text=text, key=key, beyond=beyond)
+
+    @property
+    def keys(self) -> tuple[tuple[int, ...], ...]:
+        """Of the requests on the way to the end."""
+        return (self.key, *self.beyond.keys) if self.beyond else ()
+
+    @property
+    def end(self) -> Whom:
+        """Who has it in hand at the end."""
+        return self.beyond.end if self.beyond else self
 
     @property
     def cannot_move(self) -> bool:
@@ -44,10 +64,11 @@ class Whom:
         return bool(self.queued) or any(peer.hangs for peer in self.peers)
 
     def is_unmoved(self, earlier: Whom) -> bool:
-        """Whether none of them has run at all since an earlier moment, nor taken a byte."""
+        """Whether none of them has run at all since an earlier moment, nor taken a byte, nor is
+        about to by itself."""
         if not self.peers:
             return bool(self.queued) and self.queued == earlier.queued
-        known = all(peer.turns for peer in self.peers)
+        known = all(peer.turns and not peer.wakes for peer in self.peers)
         same = {p.pid: p.turns for p in self.peers} == {p.pid: p.turns for p in earlier.peers}
         return known and same and self.queued == earlier.queued
 
@@ -61,6 +82,8 @@ class Outside:
         self._blocks = blocks
         self._descriptors = Descriptors(pid)
         self._known: dict[tuple[int, bool | None], Descriptor] = {}
+        waits = (wait_of(co) for co in blocks.coroutines or ())
+        self._submitted = Counter(wait.text for wait in waits if wait.kind == KERNEL)
 
     def of(self, one: InFlight) -> Whom:
         """Whom a request waits for; of what waits inside of QEMU only the words."""
@@ -77,13 +100,22 @@ class Outside:
     def _of_kernel(self, one: InFlight, node: Node) -> Whom:
         """Whom asynchronous I/O waits for: the file of its node, whose descriptor is what
         BDRVRawState begins with (block/file-posix.c). It must bear the node's name."""
+        counts = self._counts(one.wait.text)
         raw = self._memory.read(node.opaque, 4) if node.opaque else b""
         if len(raw) < 4 or not node.filename:
-            return Whom(one.wait.text)
+            return Whom(one.wait.text + counts)
         found = self._describe(int.from_bytes(raw, "little"), None)
         if os.path.basename(found.name) != os.path.basename(node.filename):
-            return Whom(one.wait.text)
-        return _of_descriptor(f"{one.wait.text} on {found.text}", found)
+            return Whom(one.wait.text + counts)
+        return _of_descriptor(f"{one.wait.text} on {found.text}{counts}", found)
+
+    def _counts(self, text: str) -> str:
+        """How many requests QEMU has given to the kernel that way, and what that has to say."""
+        counted = f"; {self._submitted[text]} such in flight"
+        rings = self._descriptors.rings() if text.endswith(IO_URING) else []
+        for ring in rings:
+            counted += f", {ring.in_flight} by the kernel's count on fd {ring.fd}"
+        return counted
 
     def _of_worker(self, one: InFlight, tid: int) -> Whom:
         thread = self._look.thread(tid)

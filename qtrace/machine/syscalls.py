@@ -92,6 +92,22 @@ PIECES = frozenset({19, 20, 46, 278, 295, 296, 307, 327, 328})
 IO_URING_ENTER, GETEVENTS = 426, 1
 
 
+# Which sleep for a time, and which argument of those that wait for descriptors limits that: a
+# number of milliseconds, or the address of one that tells (0: for ever).
+SLEEPS = frozenset({35, 230})
+MILLISECONDS = {7: 2, 232: 3, 281: 3}
+TIMES = {23: 4, 270: 4, 271: 2, 441: 3}
+
+
+def has_time_limit(number: int, arguments: Sequence[int]) -> bool:
+    """Whether a thread that sleeps in a system call goes on by itself after a time: in nanosleep,
+    and in poll, select and epoll_wait with a limit. (A futex may be an idle worker's.)"""
+    if number in MILLISECONDS:
+        limit = arguments[MILLISECONDS[number]] & 0xFFFFFFFF
+        return 0 < limit < 1 << 31
+    return number in SLEEPS or (number in TIMES and arguments[TIMES[number]] != 0)
+
+
 def sleeps(number: int, result: int, arguments: Sequence[int]) -> bool:
     """Whether a stopped thread in a system call slept there, by what rax holds; also when it may
     have slept, and may have been on its way out of the kernel.

@@ -7,8 +7,9 @@ from typing import Any
 
 from qtrace.inspection.answer import waits_for_requests
 from qtrace.inspection.looker import Looker
-from qtrace.inspection.request_proof import RequestLook, Requests
+from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.qemu.aio.findings import Finding
+from qtrace.qemu.aio.model import Look
 from qtrace.units import show
 
 # So many of them are written down.
@@ -42,9 +43,9 @@ class InFlight:
             {"what": look.sentence(one), "since_ns": self._since[one.key]} for one in oldest[:TOLD]
         ]
 
-    def added_to(self, finding: Finding) -> Finding:
+    def added_to(self, look: Look, finding: Finding) -> Finding:
         """A finding that tells of the requests that its thread waits for."""
-        if not waits_for_requests(finding) or self._last is None:
+        if not waits_for_requests(look, finding) or self._last is None:
             return finding
         told = self.told()
         if not told:

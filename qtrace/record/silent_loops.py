@@ -207,7 +207,7 @@ class Hangs:
         watch = Watch(self._looker, look)
         if watch.suspects:
             self._watch, self._before = watch, look
-            if any(waits_for_requests(finding) for finding in explain(look)):
+            if any(waits_for_requests(look, finding) for finding in explain(look)):
                 self._in_flight.see()
         else:
             watch.close()
@@ -220,9 +220,9 @@ class Hangs:
     ) -> list[Event]:
         """The rows of what two looks show together."""
         rows = []
-        if any(waits_for_requests(finding) for finding in proof.findings):
+        if any(waits_for_requests(proof.look, finding) for finding in proof.findings):
             self._in_flight.see()
-        findings = [self._in_flight.added_to(finding) for finding in proof.findings]
+        findings = [self._in_flight.added_to(proof.look, finding) for finding in proof.findings]
         found = {finding.thread.tid: finding for finding in reversed(findings)}
         for thread in away:
             finding = found.get(thread.tid) or _unclear(proof, thread)
@@ -271,7 +271,7 @@ class Hangs:
             "looks": looks,
             "bql": look.bql_holder,
         }
-        if looks == 2 and waits_for_requests(finding):
+        if looks == 2 and waits_for_requests(look, finding):
             detail["requests"] = self._in_flight.told()
         return blocked_row(look, finding, detail, at_end=at_end)
 

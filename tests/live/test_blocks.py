@@ -18,7 +18,7 @@ from qtrace.qemu.block.block_model import ASLEEP, BlockLook
 from qtrace.qemu.block.coroutine_waits import MONITOR, THROTTLED, wait_of
 from qtrace.qemu.block.requests import in_flight
 from tests.limits import TIMEOUT_S
-from tests.live.support.hung import guest_with_sleeping_job
+from tests.live.support.hung import JOB, guest_with_sleeping_job
 from tests.live.support.inspecting import inspect
 
 pytestmark = pytest.mark.qemu
@@ -55,6 +55,8 @@ def test_nodes_requests_and_coroutines_are_those_that_qmp_tells_of(qemu_binary: 
         look = until(guest.pid, lambda look: look.requests)
         status, document, _err = inspect("--pid", guest.pid)
         nodes = guest.qmp.command("query-named-block-nodes")
+        statistics = guest.qmp.command("query-blockstats", **{"query-nodes": True})
+        disks = guest.qmp.command("query-blockstats")
         (job,) = guest.qmp.command("query-jobs")
         state = guest.qmp.command("query-status")
     assert look.torn == ()
@@ -63,6 +65,14 @@ def test_nodes_requests_and_coroutines_are_those_that_qmp_tells_of(qemu_binary: 
         (n.name, n.driver) for n in look.nodes or ()
     }
     names = {node.address: node.name for node in look.nodes or ()}
+    # The statistics of a node have those of one of its children in them.
+    below = {node.name: [names[c] for _edge, c in node.children] for node in look.nodes or ()}
+    primary = {s["node-name"]: s["parent"]["node-name"] for s in statistics if "parent" in s}
+    assert primary.keys() == {name for name, children in below.items() if children}
+    assert all(child in below[name] for name, child in primary.items())
+    assert {(d.get("device", ""), d.get("qdev", ""), d.get("node-name")) for d in disks} == {
+        (b.name, b.device, names.get(b.node)) for b in look.backends or () if b.name or b.device
+    }
     (own,) = [node for node in look.nodes or () if node.name == "own"]
     assert own.filename == str(file)
     assert (own.in_flight, own.quiesced, own.children) == (0, 0, ())
@@ -83,6 +93,8 @@ def test_nodes_requests_and_coroutines_are_those_that_qmp_tells_of(qemu_binary: 
     assert MONITOR in [wait_of(co).kind for co in look.coroutines or ()]
     assert (status, document["verdict"]) == (0, "clear")
     (shown,) = document["block"]["requests"]
+    # The target is its node, and its coroutine has the job in hand.
+    assert shown["job"] == JOB
     assert (shown["kind"], shown["bytes"], shown["node"]) == ("write", 65536, "target")
     assert document["block"]["run_state"] == state["status"]
 

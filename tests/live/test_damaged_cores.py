@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from qtrace.cli.views.look_view import summary, verdict
+from qtrace.inspection.blocks import BlockLooker
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import Qemu
-from qtrace.lab.guest import Accelerator
+from qtrace.lab.guest import Accelerator, find_qemu
 from qtrace.machine.arch_x86_64 import PAGE, PRSTATUS_REGISTERS
 from qtrace.process.core_file import CoreFile
 from qtrace.process.core_source import CoreSource
@@ -53,6 +54,23 @@ def test_with_parts_missing_nothing_else_is_found_a_thousand_times(
     hung: Hung, qemu_binary: Path, accel: Accelerator
 ) -> None:
     check_damaged(hung, qemu_binary, accel, MANY)
+
+
+def test_without_the_stacks_of_coroutines_the_block_graph_is_told_all_the_same(hung: Hung) -> None:
+    core = HoledCore(Path(hung(find_qemu(), "tcg", "core").arguments[1]))
+    source = CoreSource(core)
+    look = Looker(Qemu(source)).look()
+    whole = BlockLooker(Looker(Qemu(source))).look(look)
+    assert whole.coroutines
+    assert whole.requests
+    assert whole.torn == ()
+    core.holes = [co.stack for co in whole.coroutines]
+    damaged = BlockLooker(Looker(Qemu(source))).look(look)
+    assert (damaged.coroutines, damaged.requests) == ((), ())
+    assert damaged.nodes == whole.nodes
+    count = len(whole.coroutines)
+    assert f"{count} stacks, perhaps of coroutines, whose memory is not there" in damaged.torn
+    assert any(what.startswith("requests of node") for what in damaged.torn)
 
 
 def check_damaged(hung: Hung, qemu: Path, accel: Accelerator, count: int) -> None:

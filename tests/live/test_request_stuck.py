@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 from qtrace.analysis import judge
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
-from qtrace.inspection.request_proof import Requests
+from qtrace.inspection.request_look import Requests
+from qtrace.inspection.request_proof import prove
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.process.process import Process
 from qtrace.qemu.block.coroutine_waits import REPLY
@@ -47,25 +49,40 @@ def guest_on_server(qemu: Path, folder: Path, *options: str) -> Iterator[tuple[G
     Args:
         options: of the null-co node that is served.
     """
+    disk = ",".join(("null-co,size=1048576,read-zeroes=off", *options))
     path = folder / "nbd"
+    with serving(qemu, path, disk) as server, guest_on_disk(qemu, path) as guest:
+        yield guest, server
+
+
+@contextmanager
+def serving(qemu: Path, path: Path, disk: str) -> Iterator[int]:
+    """The pid of a storage daemon that serves a disk, as ``--blockdev`` takes it, at a socket."""
     server = subprocess.Popen(
         [qemu.with_name("qemu-storage-daemon"),
-         "--blockdev", ",".join(("null-co,node-name=disk,size=1048576,read-zeroes=off", *options)),
+         "--blockdev", f"{disk},node-name=disk",
          "--nbd-server", f"addr.type=unix,addr.path={path}",
          "--export", "nbd,id=e,node-name=disk,name=disk,writable=on"]
     )  # fmt: skip
     try:
         until(path.exists, "the server")
-        disk = (
-            "-blockdev",
-            f"nbd,node-name={NODE},export=disk,server.type=unix,server.path={path}",
-            "-device", f"virtio-blk-pci,drive={NODE},id={DEVICE},{GEOMETRY}",
-        )  # fmt: skip
-        with Guest(qemu, "tcg", "idle", extra_args=disk) as guest:
-            yield guest, server.pid
+        yield server.pid
     finally:
         server.kill()
         server.wait()
+
+
+def client_of(path: Path) -> str:
+    """The disk that is served there, as ``-blockdev`` takes it."""
+    return f"nbd,export=disk,server.type=unix,server.path={path}"
+
+
+def guest_on_disk(qemu: Path, path: Path) -> Guest:
+    disk = (
+        "-blockdev", f"{client_of(path)},node-name={NODE}",
+        "-device", f"virtio-blk-pci,drive={NODE},id={DEVICE},{GEOMETRY}",
+    )  # fmt: skip
+    return Guest(qemu, "tcg", "idle", extra_args=disk)
 
 
 def ask(guest: Guest, line: str) -> None:
@@ -108,11 +125,54 @@ def test_a_write_to_a_stopped_server_leads_to_its_process(
     assert f"process {server} (qemu-storage-da), stopped by a signal (SIGSTOP)" in words
 
 
+def test_a_server_that_waits_for_a_server_of_its_own_leads_to_that_one(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    with (
+        serving(qemu_binary, far, "null-co,size=1048576,read-zeroes=off") as last,
+        serving(qemu_binary, near, client_of(far)) as first,
+        guest_on_disk(qemu_binary, near) as guest,
+    ):
+        stop(last)
+        ask(guest, "aio_write 4k 512")
+        status, document, _err = inspect("--pid", guest.pid)
+        os.kill(last, signal.SIGCONT)
+    assert (status, document["verdict"]) == (1, "request-stuck")
+    finding = of_requests(document)
+    assert [request["node"] for request in finding["requests"]] == [NODE]
+    assert [process["pid"] for process in finding["processes"]] == [last]
+    assert (
+        f"; process {first} has it in hand: write of 512 bytes at 4096 on node disk (nbd)"
+        in finding["sentence"]
+    )
+
+
+def test_a_watch_tells_of_requests_too(tmp_path: Path) -> None:
+    with guest_on_server(find_qemu(), tmp_path) as (guest, server):
+        stop(server)
+        ask(guest, "aio_write 4k 512")
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "qtrace", "inspect", "--pid", str(guest.pid), "--watch", "100ms",
+             "--format", "json"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert watch.stdout is not None
+        findings = (json.loads(line)["findings"] for line in watch.stdout)
+        (finding,) = next(found for found in findings if found)
+        watch.send_signal(signal.SIGINT)
+        watch.stdout.read()
+        status = watch.wait()
+        os.kill(server, signal.SIGCONT)
+    assert (status, finding["verdict"]) == (1, "request-stuck")
+    assert [process["pid"] for process in finding["processes"]] == [server]
+
+
 def test_a_server_that_is_merely_slow_is_no_finding(qemu_binary: Path, tmp_path: Path) -> None:
     with guest_on_server(qemu_binary, tmp_path, SLOW) as (guest, _server):
         ask(guest, "aio_read 0 4k")
         requests = Requests(Looker(LiveQemu(Process(guest.pid))))
-        proof = requests.prove(requests.look())
+        proof = prove(requests, requests.look())
     assert proof.findings == ()
     # What it says of it: it is there, and how long.
     assert [one.wait.kind for one in proof.waiting] == [REPLY]

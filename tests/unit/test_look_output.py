@@ -7,7 +7,7 @@ import json
 
 from rich.console import Console
 
-from qtrace.cli.views.look_view import finding_json, look_json, print_look
+from qtrace.cli.views.look_view import look_json, loop_finding_json, print_look
 from qtrace.qemu.aio.findings import explain
 from qtrace.qemu.aio.model import BottomHalf, Context, Handler, Job, Look, Thread
 
@@ -83,4 +83,4 @@ def test_in_words_it_is_a_question_mark_and_named() -> None:
 def test_a_bottom_half_without_name_and_callback_is_called_by_its_address() -> None:
     (finding,) = explain(partly_known())
     assert "bh@0x5000 in `main`" in finding.sentence
-    assert finding_json(finding)["bottom_halves"] == ["bh@0x5000"]
+    assert loop_finding_json(finding)["bottom_halves"] == ["bh@0x5000"]

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from qtrace.host.peer import Peer
-from qtrace.inspection.request_proof import IDLE_NS, RequestLook, shown_by
+from qtrace.inspection.request_look import RequestLook
+from qtrace.inspection.request_proof import IDLE_NS, shown_by
 from qtrace.inspection.whom import Whom
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Coroutine, Node, Request
@@ -71,8 +72,9 @@ def test_a_server_that_owes_something_and_does_not_run_is_no_slow_one() -> None:
         on(replace(ASLEEP_PEER, turns=6), queued=28),
         on(ASLEEP_PEER, queued=27),
         on(replace(ASLEEP_PEER, turns=0), queued=28),
+        on(replace(ASLEEP_PEER, wakes=True), queued=28),
     ],
-    ids=["it has read all", "it ran", "it reads", "whether it ran is not known"],
+    ids=["it has read all", "it ran", "it reads", "whether it ran is not known", "it will wake up"],
 )
 def test_a_server_that_may_be_slow_is_told_and_no_finding(later: Whom) -> None:
     proof = shown_by([look(0, on(ASLEEP_PEER, queued=28)), look(2 * IDLE_NS, later)])
@@ -88,3 +90,37 @@ def test_a_worker_that_has_run_is_at_it() -> None:
     )
     assert shown_by([look(0, first), look(SECOND, later)]).findings == ()
     assert len(shown_by([look(0, first), look(SECOND, first)]).findings) == 1
+
+
+def test_a_server_that_waits_for_its_own_stopped_server_is_followed_to_it() -> None:
+    inner = request(offset=512)
+    moving = on(replace(ASLEEP_PEER, turns=9))
+    followed = moving.through(ASLEEP_PEER, "the same", inner.key, on(STOPPED))
+    # The way to its end was not looked for at once.
+    looks = [look(0, moving), look(SECOND // 4, followed), look(SECOND // 2, followed)]
+    assert shown_by(looks).findings == ()
+    (finding,) = shown_by([*looks, look(SECOND, followed)]).findings
+    assert finding.whom.peers == (STOPPED,)
+    assert "process 7 has it in hand: the same" in finding.sentence
+
+
+def test_a_server_that_goes_on_with_another_request_is_not_stuck() -> None:
+    looks = [
+        look(second * SECOND, on(ASLEEP_PEER).through(ASLEEP_PEER, "", (second,), on(STOPPED)))
+        for second in range(4)
+    ]
+    assert shown_by(looks).findings == ()
+
+
+def test_a_request_that_came_later_has_its_own_looks() -> None:
+    new = request(offset=512)
+    both = replace(
+        look(SECOND, on(STOPPED)),
+        causes=(request(), new),
+        whom={one.key: on(STOPPED) for one in (request(), new)},
+    )
+    looks = [look(0, on(STOPPED)), both, replace(both, time_ns=2 * SECOND)]
+    (finding,) = shown_by(looks).findings
+    assert (finding.count, finding.at_least_ns) == (2, 2 * SECOND)
+    (finding,) = shown_by([look(0, on(STOPPED), request(offset=4096)), *looks[1:]]).findings
+    assert (finding.count, finding.at_least_ns) == (2, SECOND)

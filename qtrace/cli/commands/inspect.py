@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from qtrace.inspection.answer import Answer
     from qtrace.inspection.held_look import HeldLook
     from qtrace.inspection.looker import Looker
+    from qtrace.inspection.request_proof import RequestFinding
+    from qtrace.qemu.aio.findings import Finding
     from qtrace.qemu.aio.model import Look
 
 YIELDING = 10
@@ -133,7 +135,8 @@ def _inspect_core(core: Path, exe: Path | None, sysroot: Path | None, output_for
     from qtrace.inspection.answer import answer
     from qtrace.inspection.looker import Looker
     from qtrace.inspection.qemu import Qemu
-    from qtrace.inspection.request_proof import Requests, shown_by
+    from qtrace.inspection.request_look import Requests
+    from qtrace.inspection.request_proof import shown_by
     from qtrace.process.core_file import CoreFile
     from qtrace.process.core_source import CoreSource
     from qtrace.qemu.aio.findings import explain
@@ -161,25 +164,33 @@ def _watch(
     looker: Looker, every: float, duration: float | None, trace: Path | None, output_format: str
 ) -> int:
     """Looks at a steady pace; a line each."""
-    from qtrace.cli.views.look_view import finding_json, look_json, summary
+    from qtrace.cli.views.block_view import finding_json
+    from qtrace.cli.views.look_view import look_json, summary
     from qtrace.inspection.proof import ENOUGH_NS, proven_again
+    from qtrace.inspection.request_look import Requests
+    from qtrace.inspection.request_proof import RequestWatch
 
     # Where processors are scarce the guest comes first: a look takes a free one, or waits until
     # somebody sleeps, but interrupts nobody.
     os.nice(YIELDING)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     looks: deque[Look] = deque()
+    requests = RequestWatch(Requests(looker))
+    stuck: tuple[RequestFinding, ...] = ()
     ends = None if duration is None else time.monotonic() + duration
     found, reasons, told = False, list[str](), list[tuple[str, str]]()
     at = time.monotonic()
     try:
         while ends is None or at < ends:
-            # A line shows neither handlers nor stacks.
-            look = looker.look(details=output_format == "json")
+            # A line shows neither handlers nor stacks of jobs: requests need them.
+            due = requests.due(time.monotonic_ns())
+            look = looker.look(details=due or output_format == "json")
             while len(looks) > 1 and look.time_ns - looks[1].time_ns >= ENOUGH_NS:
                 looks.popleft()
-            findings, reasons = proven_again(looker, looks, look)
+            of_loops, reasons = proven_again(looker, looks, look)
             looks.append(look)
+            stuck = requests.see(look).findings if due else stuck
+            findings: list[Finding | RequestFinding] = [*of_loops, *stuck]
             found = found or bool(findings)
             if output_format == "json":
                 document = look_json(look, looker.name, _ages(trace, look))

@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from qtrace.cli.views.look_view import NOTE, Shown, finding_json, say
+from qtrace.cli.views.look_view import NOTE, Shown, loop_finding_json, say
 from qtrace.cli.views.verdict_view import inert
 from qtrace.inspection.answer import Answer
 from qtrace.inspection.request_proof import RequestFinding
+from qtrace.qemu.aio.findings import Finding
 from qtrace.qemu.block.block_model import ASLEEP, Backend, BlockLook, Coroutine, Node
 from qtrace.qemu.block.coroutine_waits import BEHIND, MONITOR, wait_of
 from qtrace.qemu.block.requests import InFlight, in_flight
@@ -62,6 +63,7 @@ def request_json(one: InFlight) -> Document:
         "path": [inert(node.name) for node in one.path],
         "device": inert(one.backend.label) or None if one.backend else None,
         "co": f"{co.address:#x}" if co else None,
+        "job": inert(one.job) or None,
         "wait": one.wait.kind,
         "waits": inert(one.wait.text),
         "group": inert(co.group) or None if co else None,
@@ -70,12 +72,14 @@ def request_json(one: InFlight) -> Document:
 
 def answer_findings_json(answer: Answer) -> list[Document]:
     """Each finding of an answer, of threads and of requests."""
-    return [
-        request_finding_json(finding)
-        if isinstance(finding, RequestFinding)
-        else finding_json(finding)
-        for finding in answer.findings
-    ]
+    return [finding_json(finding) for finding in answer.findings]
+
+
+def finding_json(finding: Finding | RequestFinding) -> Document:
+    """One of threads, or of requests."""
+    if isinstance(finding, RequestFinding):
+        return request_finding_json(finding)
+    return loop_finding_json(finding)
 
 
 def request_finding_json(finding: RequestFinding) -> Document:
@@ -134,7 +138,8 @@ def _coroutine(co: Coroutine) -> Document:
         "wait": wait.kind if co.state == ASLEEP else None,
         "waits": inert(wait.text) if co.state == ASLEEP else None,
         "fds": list(co.fds),
-        "mutex_holder": f"{co.holder:#x}" if co.holder else None,
+        "queue": f"{co.queue:#x}" if co.queue else None,
+        "held_by": [f"{holder:#x}" for holder in co.holders],
         "complete": co.whole,
         "stack": [inert(frame) for frame in co.frames],
     }
@@ -201,14 +206,22 @@ def _print_coroutines(console: Console, look: BlockLook, shown: Shown) -> None:
             say(console, f"  {what} {doing.text}")
             continue
         fds = f" (fd {', '.join(map(str, first.fds))})" if first.fds else ""
-        held = {co.holder for co in group if co.holder} if doing.kind in BEHIND else set()
-        of = f" of coroutine {next(iter(held)):#x}" if len(held) == 1 else ""
+        held = {holder for co in group for holder in co.holders} if doing.kind in BEHIND else set()
+        of = _behind(sorted(held))
         group_name = f" by group {first.group}" if first.group and first.group in doing.text else ""
         say(console, f"  {what} {shown(first.entry)}: {doing.text}{fds}{of}{group_name}")
         for frame in first.frames:
             say(console, f"      {shown(frame)}")
         if first.frames and not first.whole:
             say(console, "      ? (the chain breaks off here)")
+
+
+def _behind(holders: Sequence[int]) -> str:
+    """Which coroutines have what others wait for."""
+    if not holders:
+        return ""
+    more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
+    return f", behind coroutine {holders[0]:#x}{more}"
 
 
 def _alike(coroutines: Sequence[Coroutine]) -> list[list[Coroutine]]:

@@ -99,7 +99,8 @@ def print_checked(console: Console, found: Checked) -> None:
         finding = answer.findings[number]
         tell(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
         say(console, f"  {finding.proof or 'one look cannot show whether it stays so'}")
-        for text in answer.below.get(number, ())[:TOLD]:
+        below = answer.below.get(number)
+        for text in below.lines[:TOLD] if below else ():
             say(console, f"    which waits for: {text}")
     for noted in found.noted[:TOLD]:
         tell(console, noted.verdict, FINDING, noted.sentence)

@@ -101,8 +101,8 @@ def look_json(look: Look, name: Name, ages_ns: dict[int, int]) -> Document:
     }
 
 
-def finding_json(finding: Finding) -> Document:
-    """A finding with its evidence."""
+def loop_finding_json(finding: Finding) -> Document:
+    """A finding of threads with its evidence."""
     return {
         "verdict": finding.kind,
         "sentence": inert(finding.sentence),
@@ -205,10 +205,11 @@ def print_answer(console: Console, answer: Answer) -> None:
         tell(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
         proof = finding.proof or "one look cannot show whether it stays so"
         say(console, f"  {proof}")
-        if number in answer.below:
-            say(console, "  it waits for what is in flight:")
-        for line in answer.below.get(number, ()):
-            say(console, f"    {line}")
+        below = answer.below.get(number)
+        if below is not None:
+            say(console, f"  it waits for {below.what}:")
+            for line in below.lines:
+                say(console, f"    {line}")
     if answer.reasons:
         what = "anything else" if answer.findings else "anything"
         tell(console, "inconclusive", NOTE, f"it cannot be told whether {what} is stuck")
@@ -227,7 +228,8 @@ def clear_words(answer: Answer) -> str:
         return "no event loop is stuck; block requests were not looked at"
     if look.nodes is None or look.coroutines is None:
         return "no event loop is stuck; of block requests nothing can be told"
-    return "no event loop is stuck, and no block request"
+    some = ", of those that could be read" if look.torn else ""
+    return f"no event loop is stuck, and no block request{some}"
 
 
 def tell(console: Console, kind: str, style: str, sentence: str) -> None:

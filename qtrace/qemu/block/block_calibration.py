@@ -24,7 +24,8 @@ def calibrate(program: Disassembly) -> BlockLayout:
     found: dict[str, int] = {}
     for part in _PARTS:
         found.update(part(program))
-    return BlockLayout(**found)
+    has_graph_lock = program.address("bdrv_graph_wrlock") is not None
+    return BlockLayout(has_graph_lock=has_graph_lock, **found)
 
 
 def _members(steps: Iterable[Step], root: Root, mnemonics: tuple[str, ...] = ()) -> list[int]:
@@ -195,9 +196,18 @@ def _mutexes(program: Disassembly) -> dict[str, int]:
 def _jobs(program: Disassembly) -> dict[str, int]:
     found = _first_member(program, "job_user_paused", "job_user_paused_locked", "job_user_paused")
     found |= _first_member(program, "job_pause_count", "job_pause_locked", "job_pause")
+    # for (el = job->nodes; el; el = el->next)
+    found |= _first_member(program, "job_nodes", "block_job_has_bdrv")
     return found | _first_member(
         program, "job_cancelled", "job_is_cancelled_locked", "job_is_cancelled"
     )
+
+
+def _graph_lock(program: Disassembly) -> dict[str, int]:
+    """bdrv_graph_wrlock() asserts that there is no writer, unregister_aiocontext(ctx) takes the
+    readers of a context off."""
+    found = _named("graph_writer", _variables(follow(program, "bdrv_graph_wrlock", LONG)))
+    return found | _first_member(program, "context_graph", "unregister_aiocontext")
 
 
 def _states(program: Disassembly) -> dict[str, int]:
@@ -223,5 +233,6 @@ def _states(program: Disassembly) -> dict[str, int]:
 
 
 _PARTS: tuple[Callable[[Disassembly], dict[str, int]], ...] = (
-    _nodes, _children, _requests, _backends, _throttling, _exports, _mutexes, _jobs, _states,
+    _nodes, _children, _requests, _backends, _throttling, _exports, _mutexes, _jobs,
+    _graph_lock, _states,
 )  # fmt: skip

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+# Of the lock that came with 8.0 (block/graph-lock.c).
+GRAPH_LOCK = ("graph_writer", "context_graph")
 
 
 @dataclass(frozen=True)
 class BlockLayout:
     """What one binary's code tells; None where it does not.
 
-    ``nodes``, ``backends``, ``exports`` (heads of lists), ``run_state``, ``migration`` (variables)
-    and ``*_names`` (QEnumLookup structures) are run-time addresses. All others are offsets into the
-    structure that their name begins with: ``node_*`` BlockDriverState, ``driver_*`` BlockDriver,
-    ``child_*`` BdrvChild, ``request_*`` BdrvTrackedRequest, ``backend_*`` BlockBackend,
-    ``export_*`` BlockExport, ``member_*`` ThrottleGroupMember, ``mutex_*`` CoMutex, ``job_*`` Job,
-    ``migration_*`` MigrationState. ``group_name`` is one from the ThrottleState in a ThrottleGroup.
+    ``ADDRESSES`` are run-time ones: heads of lists, variables, QEnumLookup structures. All others
+    are offsets into the structure that their name begins with: ``node_*`` BlockDriverState,
+    ``driver_*`` BlockDriver, ``child_*`` BdrvChild, ``request_*`` BdrvTrackedRequest, ``backend_*``
+    BlockBackend, ``export_*`` BlockExport, ``member_*`` ThrottleGroupMember, ``mutex_*`` CoMutex,
+    ``job_*`` Job (``job_nodes`` BlockJob), ``migration_*`` MigrationState, ``context_*``
+    AioContext. ``group_name`` is one from the ThrottleState in a ThrottleGroup.
+
+    ``has_graph_lock``: whether it is a QEMU that has one.
     """
+
+    has_graph_lock: bool = False
 
     nodes: int | None = None
     node_next: int | None = None
@@ -50,13 +57,29 @@ class BlockLayout:
     job_pause_count: int | None = None
     job_user_paused: int | None = None
     job_cancelled: int | None = None
+    job_nodes: int | None = None
     run_state: int | None = None
     run_state_names: int | None = None
     migration: int | None = None
     migration_state: int | None = None
     migration_names: int | None = None
     iostatus_names: int | None = None
+    graph_writer: int | None = None
+    context_graph: int | None = None
+
+    def moved(self, by: int) -> BlockLayout:
+        """The same of a program that is mapped so much higher."""
+        known = {name: getattr(self, name) for name in ADDRESSES}
+        return replace(self, **{n: at + by for n, at in known.items() if at is not None})
 
     def missing(self) -> list[str]:
         """The facts that were not found."""
-        return [f.name for f in fields(self) if getattr(self, f.name) is None]
+        absent = () if self.has_graph_lock else GRAPH_LOCK
+        names = [f.name for f in fields(self) if f.name not in absent]
+        return [name for name in names if getattr(self, name) is None]
+
+
+ADDRESSES = (
+    "nodes", "backends", "exports", "run_state", "run_state_names", "migration",
+    "migration_names", "iostatus_names", "graph_writer",
+)  # fmt: skip

@@ -97,11 +97,24 @@ class ThrottleMember:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """Of a job: how often it is paused, whether by the user, whether it is cancelled."""
+    """Of a job: how often it is paused, whether by the user, whether it is cancelled; its id, its
+    coroutine's address (0 without one), and those of the nodes that it works on."""
 
     pause_count: int | None
     user_paused: bool | None
     cancelled: bool | None
+    id: str = ""
+    co: int = 0
+    nodes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphLock:
+    """The lock of the block graph: by AioContext how many read it, where any do, and whether
+    somebody writes it. (Who waits to write lets readers go on: there is no writer then.)"""
+
+    readers: dict[int, int]
+    is_written: bool
 
 
 @dataclass(frozen=True)
@@ -118,9 +131,13 @@ class Coroutine:
         sleeps_at: stack pointer and pc, what tells two waits apart.
         stack: where its stack lies, lowest and highest address.
         fds: descriptors whose handlers' argument lies on its stack: what it waits for.
-        holder: the coroutine that holds the CoMutex that it waits for, 0 where it waits for none.
+        queue: the CoQueue in which it waits, 0 where it waits in none, or that does not show.
+        holders: the coroutines that have what it waits for: the one that holds the CoMutex, or
+            those that have what the CoQueue is a part of in hand.
         group: the throttle group in whose queue it is.
         nodes: block nodes whose addresses lie on its stack, from the leaf on.
+        jobs: jobs, likewise.
+        argument: that of its first function.
     """
 
     address: int
@@ -132,9 +149,12 @@ class Coroutine:
     sleeps_at: tuple[int, int] = (0, 0)
     stack: tuple[int, int] = (0, 0)
     fds: tuple[int, ...] = ()
-    holder: int = 0
+    queue: int = 0
+    holders: tuple[int, ...] = ()
     group: str = ""
     nodes: tuple[int, ...] = ()
+    jobs: tuple[int, ...] = ()
+    argument: int = 0
 
     @property
     def functions(self) -> list[str]:
@@ -155,6 +175,7 @@ class BlockLook:
         workers: by coroutine, the thread that has its work in hand and sleeps.
         run_state, migration: as in QMP; empty where they do not show.
         jobs: facts by the job's address.
+        graph: None in a QEMU without such a lock, or where it cannot be read.
         torn: what changed too fast to be read, in words.
         missing: the facts that the binary's code does not show.
     """
@@ -172,6 +193,7 @@ class BlockLook:
     run_state: str = ""
     migration: str = ""
     jobs: dict[int, JobFacts] = field(default_factory=dict)
+    graph: GraphLock | None = None
     torn: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import bisect
 import struct
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from qtrace.machine.memory import PAGE, Memory, Pages
+from qtrace.machine.memory import Memory, Pages
 from qtrace.qemu.aio.awake import Awake
 from qtrace.qemu.aio.jump_buffer import saved_registers
 from qtrace.qemu.aio.layout import Layout
@@ -29,14 +29,12 @@ from qtrace.qemu.block.block_model import (
     Request,
     ThrottleMember,
 )
-from qtrace.qemu.block.coroutine_waits import MUTEX, wait_of
 from qtrace.qemu.block.coroutines import CoroutineStacks, Found
 from qtrace.qemu.block.graph import GraphReader
+from qtrace.qemu.block.holders import NEAR, Holders, waits_for_others
 
 # So much of a coroutine's stack, from its stack pointer on, is searched for what it has in hand.
 SEARCHED = 16 << 10
-# A CoMutex that is waited for lies on the stack, or in a register, so near the leaf.
-NEAR = 512
 # The top of a sleeping worker's stack, where pointers to the request's coroutine lie.
 WORKER_TOP = 1 << 10
 TRIES = 3
@@ -109,7 +107,8 @@ class BlockReader:
         backends = one(reader.backends)
         members = one(partial(reader.members, backends or (), nodes or ())) or ()
         coroutines, free = self._coroutines(look, nodes or (), members, torn)
-        facts = {job.address: one(partial(reader.job, job.address)) for job in look.jobs or ()}
+        facts = {job.address: one(partial(reader.job, job)) for job in look.jobs or ()}
+        contexts = [context.address for context in look.contexts if context.address]
         return BlockLook(
             time_ns=began,
             nodes=None if nodes is None else tuple(nodes),
@@ -124,6 +123,7 @@ class BlockReader:
             run_state=one(reader.run_state) or "",
             migration=one(reader.migration) or "",
             jobs={job: fact for job, fact in facts.items() if fact is not None},
+            graph=one(partial(reader.graph_lock, contexts)),
             torn=tuple(torn),
             missing=tuple(sorted(missing)),
         )
@@ -156,6 +156,10 @@ class BlockReader:
         if None in (self._source.layout.co_env, self._guard):
             return None, 0
         found = self._stacks.find(self._source.guarded())
+        if unread := self._stacks.unread:
+            torn.append(f"{unread} stacks, perhaps of coroutines, whose memory is not there")
+            if not found:
+                return None, 0
         wanted = _Wanted(look, nodes, members)
         awake = self._source.awake()
         coroutines: dict[int, Coroutine] = {}
@@ -181,7 +185,17 @@ class BlockReader:
             torn.append(
                 f"{len(todo)} coroutine{'' if len(todo) == 1 else 's'} that went on meanwhile"
             )
-        return tuple(self._with_holder(co, coroutines) for co in coroutines.values()), free
+        near = {co.address: self._near(co) for co in coroutines.values() if waits_for_others(co)}
+        if near:
+            own = (node.address for node in nodes)
+            holders = Holders(self._memory, coroutines, self.layout.mutex_holder, own)
+            return tuple(holders.added(near)), free
+        return tuple(coroutines.values()), free
+
+    def _near(self, co: Coroutine) -> Sequence[int]:
+        """What a coroutine's registers hold, and its stack near the leaf."""
+        saved = self._saved(co.address) or {}
+        return (*saved.values(), *self._words(co.sleeps_at[0], NEAR))
 
     def _coroutine(
         self, found: Found, awake: Awake, wanted: _Wanted, registers: dict[str, int] | None
@@ -215,22 +229,9 @@ class BlockReader:
             fds=wanted.fds(words),
             group=wanted.group(words),
             nodes=wanted.nodes(words),
+            jobs=wanted.jobs(words),
+            argument=found.argument,
         )
-
-    def _with_holder(self, co: Coroutine, known: Mapping[int, Coroutine]) -> Coroutine:
-        """The same, with who holds the CoMutex that it waits for."""
-        offset = self.layout.mutex_holder
-        if offset is None or wait_of(co).kind != MUTEX:
-            return co
-        self._stack.forget()
-        registers = self._saved(co.address) or {}
-        for word in [*registers.values(), *self._words(co.sleeps_at[0], NEAR)]:
-            if word < PAGE or word % 8:
-                continue
-            holder = self._stack.word(word + offset)
-            if holder is not None and holder in known and holder != co.address:
-                return replace(co, holder=holder)
-        return co
 
     def _saved(self, co: int) -> dict[str, int] | None:
         env, guard = self._source.layout.co_env, self._guard
@@ -275,6 +276,7 @@ class _Wanted:
                 self._fds.setdefault(handler.opaque, []).append(handler.fd)
         self._nodes = {node.address for node in nodes}
         self._groups = {member.address: member.group for member in members}
+        self._jobs = {job.address for job in look.jobs or ()}
 
     def fds(self, words: Iterable[int]) -> tuple[int, ...]:
         found = [fd for word in words if word in self._fds for fd in self._fds[word]]
@@ -282,6 +284,9 @@ class _Wanted:
 
     def nodes(self, words: Iterable[int]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(word for word in words if word in self._nodes))
+
+    def jobs(self, words: Iterable[int]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(word for word in words if word in self._jobs))
 
     def group(self, words: Iterable[int]) -> str:
         return next((self._groups[word] for word in words if word in self._groups), "")

@@ -15,6 +15,8 @@ REPLY, ROOM, DATA = "reply", "room", "data"
 WORKER, KERNEL = "worker", "kernel"
 # Another coroutine of QEMU's.
 MUTEX, QUEUE, TASKS, GRAPH = "mutex", "queue", "tasks", "graph"
+# Another one that waits for it in turn.
+DEADLOCK = "deadlock"
 THROTTLED, TIMER, JOB, MONITOR, COMMAND, OTHER = (
     "throttled", "timer", "job", "monitor", "command", "other",
 )  # fmt: skip
@@ -32,6 +34,7 @@ class CoroutineWait:
     text: str
 
 
+IO_URING = "(io_uring)"
 # Who waits in a queue and is called by this function, is throttled.
 THROTTLE = "throttle_group_co_io_limits_intercept"
 # Exported functions, so that stripped binaries have them; nearest the leaf wins.
@@ -42,7 +45,7 @@ WAITS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"qemu_co_rwlock_(rd|wr)lock|qemu_co_rwlock_\w+", MUTEX, "waits for a CoRwlock"),
         (THROTTLE, THROTTLED, "is throttled"),
         (r"thread_pool_submit_co", WORKER, "waits for a worker thread"),
-        (r"luring_co_submit", KERNEL, "waits for the kernel (io_uring)"),
+        (r"luring_co_submit", KERNEL, f"waits for the kernel {IO_URING}"),
         (r"laio_co_submit", KERNEL, "waits for the kernel (Linux AIO)"),
         (r"bdrv_graph_co_rdlock", GRAPH, "waits for the graph lock"),
         (r"bdrv_(co_yield_to_drain|co_drain\w*)", OTHER, "waits for a drain"),

@@ -28,17 +28,23 @@ _STACK = struct.Struct("<2Q")
 
 @dataclass(frozen=True)
 class Found:
-    """A coroutine, its first function, who entered it (0: it sleeps), and its stack's ends."""
+    """A coroutine, its first function and that one's argument, who entered it (0: it sleeps), and
+    its stack's ends."""
 
     address: int
     entry: int
+    argument: int
     caller: int
     low: int
     high: int
 
 
 class CoroutineStacks:
-    """Finds the coroutines of one QEMU, again and again: stacks stay with their coroutine."""
+    """Finds the coroutines of one QEMU, again and again: stacks stay with their coroutine.
+
+    Attributes:
+        unread: how many stacks could not be read the last time: a core may leave them out.
+    """
 
     def __init__(self, memory: Memory, layout: Layout) -> None:
         self._memory = Pages(memory)
@@ -46,6 +52,7 @@ class CoroutineStacks:
         # The coroutine of each stack, and where its pointer was found, from the upper end.
         self._known: dict[int, int] = {}
         self._places: list[int] = []
+        self.unread = 0
 
     def find(self, guarded: Iterable[tuple[int, int]]) -> list[Found]:
         """The coroutines whose stacks are among the mappings.
@@ -58,6 +65,7 @@ class CoroutineStacks:
         if self._env is None:
             return []
         self._memory.forget()
+        self.unread = 0
         found = []
         for start, end in guarded:
             if end - start < WHOLE:
@@ -66,8 +74,8 @@ class CoroutineStacks:
             if co:
                 raw = self._memory.read(co, _BEGIN.size)
                 if len(raw) == _BEGIN.size:
-                    entry, _argument, caller = _BEGIN.unpack(raw)
-                    found.append(Found(co, entry, caller, start + PAGE, start + WHOLE))
+                    entry, argument, caller = _BEGIN.unpack(raw)
+                    found.append(Found(co, entry, argument, caller, start + PAGE, start + WHOLE))
         return found
 
     def _coroutine_of(self, start: int) -> int:
@@ -82,6 +90,7 @@ class CoroutineStacks:
                 self._known[start] = co
                 return co
         raw = self._memory.read(high - TOP, TOP)
+        self.unread += not raw
         for number in range(len(raw) // 8):
             (co,) = struct.unpack_from("<Q", raw, 8 * number)
             if co and not co % 16 and not co >> 47 and self._owns(co, start):

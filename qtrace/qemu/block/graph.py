@@ -13,12 +13,14 @@ from typing import TypeVar
 
 from qtrace.machine.memory import Memory
 from qtrace.qemu.aio.consistent_lists import ChangingMemory, Inconsistent, Torn
+from qtrace.qemu.aio.model import Job
 from qtrace.qemu.aio.walk import Missing
 from qtrace.qemu.block.block_layout import BlockLayout
 from qtrace.qemu.block.block_model import (
     REQUEST_KINDS,
     Backend,
     Export,
+    GraphLock,
     JobFacts,
     Node,
     Request,
@@ -38,9 +40,15 @@ REQUEST_WAITING_FOR, REQUEST_SIZE = 0x58, 0x60
 # DeviceState: after the Object come `char *id; char *canonical_path` (include/hw/qdev-core.h).
 DEVICE_PATH = 0x30
 MACHINE = "/machine"
+# Jobs that are a BlockJob, whose first member is its Job (include/block/blockjob.h).
+BLOCK_JOBS = frozenset({"commit", "stream", "mirror", "backup"})
 NODE_NAME_SIZE, PATH_SIZE = 32, 4096
 # QEnumLookup {const char *const *array; features; int size} (include/qapi/util.h).
 ENUM_LOOKUP = struct.Struct("<QQI")
+# GSList {data; next} (glib).
+LIST_DATA, LIST_NEXT = 0, 8
+# More coroutines than would fit into memory do not read the graph.
+MOST_READERS = 1 << 20
 # More values than any of QAPI's enumerations that are read here has.
 MAX_ENUM = 64
 
@@ -185,9 +193,9 @@ class GraphReader:
 
     # States
 
-    def job(self, address: int) -> JobFacts:
+    def job(self, job: Job) -> JobFacts:
         """How a job stands beside its status."""
-        layout = self.layout
+        layout, address = self.layout, job.address
 
         def read() -> JobFacts:
             paused, cancelled = layout.job_user_paused, layout.job_cancelled
@@ -195,9 +203,38 @@ class GraphReader:
                 self._count(address, layout.job_pause_count),
                 None if paused is None else bool(self._memory.bytes(address + paused, 1)[0]),
                 None if cancelled is None else bool(self._memory.bytes(address + cancelled, 1)[0]),
+                job.id,
+                job.co or 0,
+                tuple(self._job_nodes(address)) if job.kind in BLOCK_JOBS else (),
             )
 
         return self._memory.settled(f"job {address:#x}", read)
+
+    def _job_nodes(self, job: int) -> list[int]:
+        if self.layout.job_nodes is None:
+            return []
+        first = self._memory.word(job + self.layout.job_nodes)
+        children = [
+            self._memory.word(link + LIST_DATA) for link in self._memory.chain(first, LIST_NEXT)
+        ]
+        return [self._memory.word(child + CHILD_NODE) for child in children]
+
+    def graph_lock(self, contexts: Iterable[int]) -> GraphLock | None:
+        """Who has the lock of the graph; None in a QEMU without one."""
+        if not self.layout.has_graph_lock:
+            return None
+        writer, at = self._fact("graph_writer"), self._fact("context_graph")
+
+        def read() -> GraphLock:
+            readers = {ctx: self._count(self._memory.word(ctx + at), 0) or 0 for ctx in contexts}
+            if any(count > MOST_READERS for count in readers.values()):
+                raise Inconsistent
+            return GraphLock(
+                {ctx: count for ctx, count in readers.items() if count},
+                bool(self._count(writer, 0)),
+            )
+
+        return self._memory.settled("the graph lock", read)
 
     def run_state(self) -> str:
         """As QMP's query-status tells it; empty in a program without a guest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.aio.waits import in_words
@@ -48,8 +48,12 @@ def throttled(look: BlockLook) -> dict[str, list[InFlight]]:
     return found
 
 
-def remarks(look: Look, blocks: BlockLook) -> Iterator[str]:
-    """What is no finding, and tells where to look instead, in words."""
+def remarks(look: Look, blocks: BlockLook, waits: Mapping[str, str]) -> Iterator[str]:
+    """What is no finding, and tells where to look instead, in words.
+
+    Args:
+        waits: by job's id what it waits for, where that shows.
+    """
     for group, held in throttled(blocks).items():
         one = len(held) == 1
         name = f" {group}" if group else ""
@@ -67,7 +71,8 @@ def remarks(look: Look, blocks: BlockLook) -> Iterator[str]:
         if not job.id:
             continue
         if facts is not None and facts.cancelled and job.status not in ENDED:
-            yield f"job {job.id} is cancelled, and has not ended"
+            own = waits.get(job.id)
+            yield f"job {job.id} is cancelled, and has not ended" + (f": {own}" if own else "")
         elif job.status in JOBS_WAIT:
             yield f"job {job.id} {JOBS_WAIT[job.status]}"
         elif facts is not None and facts.user_paused:

@@ -6,12 +6,14 @@ none of whose children has another of the same coroutine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qtrace.qemu.block.block_model import Backend, BlockLook, Coroutine, Node, Request
 from qtrace.qemu.block.coroutine_waits import (
     BEHIND,
+    DEADLOCK,
+    MUTEX,
     OTHER,
     THROTTLED,
     CoroutineWait,
@@ -31,6 +33,7 @@ class InFlight:
         node: the layer at fault, None where it does not show.
         path: the nodes that it came through, the one at fault first.
         backend: through which it came, None where that does not show.
+        job: the id of the job whose it is, empty where it is none's.
         co: whose it is; None where its coroutine was not found.
         wait: what that sleeps in.
     """
@@ -42,6 +45,7 @@ class InFlight:
     backend: Backend | None
     co: Coroutine | None
     wait: CoroutineWait
+    job: str = ""
 
     @property
     def where(self) -> str:
@@ -55,7 +59,7 @@ class InFlight:
             text += f" of node {self.path[-1].label}"
         if self.backend is not None and self.backend.label:
             text += f", for {self.backend.label}"
-        return text
+        return text + (f", for job {self.job}" if self.job else "")
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -87,7 +91,21 @@ def in_flight(look: BlockLook) -> list[InFlight]:
     for co in coroutines.values():
         if co.address not in by_co and (one := _untracked(co, nodes)):
             found.append(one)
-    return found
+    return [_with_job(one, look) for one in found]
+
+
+def _with_job(one: InFlight, look: BlockLook) -> InFlight:
+    """The same, with the job whose it is: its coroutine is the job's or has the job in hand, or it
+    begins at a node that the job works on, and comes from nobody else that shows."""
+    co, backend = one.co, one.backend
+    exported = {export.backend for export in look.exports or ()}
+    for address, job in look.jobs.items():
+        if co is not None and (co.address == job.co or address in co.jobs):
+            return replace(one, job=job.id)
+    if one.request is None or (backend and (backend.label or backend.address in exported)):
+        return one
+    ids = [job.id for job in look.jobs.values() if one.path and one.path[-1].address in job.nodes]
+    return replace(one, job=ids[0]) if len(ids) == 1 else one
 
 
 def _path(requests: Sequence[Request], nodes: dict[int, Node]) -> list[Request]:
@@ -128,12 +146,90 @@ def _untracked(co: Coroutine, nodes: dict[int, Node]) -> InFlight | None:
     return None
 
 
-def first_causes(found: Iterable[InFlight]) -> tuple[list[InFlight], list[InFlight]]:
+def first_causes(
+    found: Sequence[InFlight], look: BlockLook
+) -> tuple[list[InFlight], list[InFlight]]:
     """Those that wait for somebody else than another coroutine of QEMU's, and those that merely
-    wait behind one."""
+    wait behind one.
+
+    Who holds what others wait for is followed to its end: a coroutine that is no request's is a
+    cause, too, and so are those that wait for one another. Where the end does not show and there
+    is no other cause, those that wait are what can be told.
+    """
     causes: list[InFlight] = []
     behind: list[InFlight] = []
+    dead = {co.address for circle in circles(look) for co in circle}
     for one in found:
-        waits = one.wait.kind in BEHIND or (one.request is not None and one.request.waits_for)
-        (behind if waits else causes).append(one)
-    return causes, behind
+        if one.co is not None and one.co.address in dead:
+            causes.append(replace(one, wait=_deadlock(one.co)))
+        else:
+            (behind if _is_behind(one) else causes).append(one)
+    nodes = {node.address: node for node in look.nodes or ()}
+    known = {one.co.address for one in causes if one.co}
+    coroutines = {co.address: co for co in look.coroutines or ()}
+    by_request = {request.address: request.co for request in look.requests}
+    # A thousand wait for a handful.
+    firsts = {holder for one in behind if one.co for holder in one.co.holders}
+    firsts |= {by_request.get(one.request.waits_for, 0) for one in behind if one.request}
+    ends = {co.address: co for co in _ends(firsts, coroutines) if co.address not in known}
+    causes += [_of_coroutine(co, nodes) for co in ends.values()]
+    own = {one.co.address for one in causes if one.co}
+    behind = [one for one in behind if one.co is None or one.co.address not in own]
+    return (causes, behind) if causes else (behind, [])
+
+
+def _deadlock(co: Coroutine) -> CoroutineWait:
+    text = f"{wait_of(co).text} of coroutine {co.holders[0]:#x}, which waits for it: a deadlock"
+    return CoroutineWait(DEADLOCK, text)
+
+
+def _is_behind(one: InFlight) -> bool:
+    return one.wait.kind in BEHIND or (one.request is not None and bool(one.request.waits_for))
+
+
+def _ends(firsts: Iterable[int], coroutines: Mapping[int, Coroutine]) -> list[Coroutine]:
+    """The coroutines at the ends of the chains that lead on from some."""
+    todo = [address for address in firsts if address in coroutines]
+    seen: set[int] = set()
+    ends = []
+    while todo:
+        co = coroutines[todo.pop()]
+        if co.address in seen:
+            continue
+        seen.add(co.address)
+        following = [address for address in co.holders if address in coroutines]
+        todo += following
+        if not following and wait_of(co).kind not in BEHIND:
+            ends.append(co)
+    return ends
+
+
+def circles(look: BlockLook) -> list[list[Coroutine]]:
+    """Coroutines that wait for one another, each for a CoMutex of the next one, for ever."""
+    coroutines = {co.address: co for co in look.coroutines or ()}
+    found: list[list[Coroutine]] = []
+    told: set[int] = set()
+    for co in coroutines.values():
+        path = [co]
+        while _is_locked_out(path[-1]) and path[-1].address not in told:
+            following = coroutines.get(path[-1].holders[0])
+            if following is None:
+                break
+            if following.address in (one.address for one in path):
+                start = next(n for n, one in enumerate(path) if one.address == following.address)
+                found.append(path[start:])
+                told |= {one.address for one in path[start:]}
+                break
+            path.append(following)
+    return found
+
+
+def _is_locked_out(co: Coroutine) -> bool:
+    return wait_of(co).kind == MUTEX and len(co.holders) == 1
+
+
+def _of_coroutine(co: Coroutine, nodes: Mapping[int, Node]) -> InFlight:
+    """What a coroutine has in hand that is no request, and that others wait for."""
+    touched = tuple(nodes[address] for address in co.nodes[:1] if address in nodes)
+    what = f"coroutine {co.address:#x} of {co.entry}"
+    return InFlight(None, what, None, touched, None, co, wait_of(co))
