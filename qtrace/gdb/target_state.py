@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qtrace.machine.arch_x86_64 import BREAKPOINT
+from qtrace.machine.stat_file import state_letter
 from qtrace.process.process import Process
 
 
@@ -47,8 +48,8 @@ def thread_states(pid: int) -> dict[int, str]:
     states = {}
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            stat = Path(f"/proc/{pid}/task/{task}/stat").read_bytes()
-            states[int(task)] = stat.rpartition(b")")[2].split()[0].decode()
+            stat = Path(f"/proc/{pid}/task/{task}/stat").read_text(errors="replace")
+            states[int(task)] = state_letter(stat)
     except OSError:
         pass
     return states

@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from qtrace.host.freezer import Freezer, may_be_frozen, shows_frozen
+from qtrace.machine.stat_file import EXIT_CODE, stat_fields
 from qtrace.machine.thread_files import ThreadFiles
 
 STOPPED, TRACED = "T", "t"
-# In /proc/PID/stat the exit code is the 52nd field, counted here from behind the name.
-EXIT_CODE = 51 - 2
 
 
 def may_be_held(letter: str, wchan: str) -> bool:
@@ -61,7 +60,7 @@ class Holders:
         """The signal's name. Its parent may have taken the number off, by waiting for it."""
         try:
             stat = Path(f"/proc/{self._pid}/stat").read_text(errors="replace")
-            number = int(stat.rpartition(")")[2].split()[EXIT_CODE])
+            number = int(stat_fields(stat)[EXIT_CODE])
             return f"a signal ({signal.Signals(number).name})"
         except (OSError, ValueError, IndexError):
             return "a signal"

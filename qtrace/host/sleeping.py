@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from qtrace.machine.stat_file import PROCESSOR, stat_fields
+
 EXEC_START = re.compile(r"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$", re.MULTILINE)
-# In /proc/PID/stat the last processor is the 39th field, counted here from behind the name.
-PROCESSOR = 39 - 3
 # A processor whose real-time threads leave nobody else in is not waited for.
 LIMIT_S = 0.2
 
@@ -47,9 +47,8 @@ def _last_ran(folder: str) -> int | None:
 
 def _processor(folder: str) -> int | None:
     with suppress(OSError, ValueError, IndexError):
-        return int(
-            Path(f"{folder}/stat").read_text(errors="replace").rpartition(")")[2].split()[PROCESSOR]
-        )
+        stat = Path(f"{folder}/stat").read_text(errors="replace")
+        return int(stat_fields(stat)[PROCESSOR])
     return None
 
 

@@ -7,6 +7,8 @@ import os
 import resource
 from dataclasses import dataclass
 
+from qtrace.machine.stat_file import state_letter
+
 
 @dataclass(frozen=True)
 class SystemCall:
@@ -74,8 +76,7 @@ class ThreadFiles:
 
     def letter(self, tid: int) -> str:
         """A thread's state as ps(1) shows it; empty when it is gone."""
-        fields = self.read(tid, "stat").rpartition(")")[2].split()
-        return fields[0] if fields else ""
+        return state_letter(self.read(tid, "stat"))
 
     def wchan(self, tid: int) -> str:
         """The kernel's function that a thread sleeps in; empty where that is not known.

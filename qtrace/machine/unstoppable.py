@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qtrace.machine.ptrace import INTERRUPT, SEIZE, let_go, ptrace, wait_stop
+from qtrace.machine.stat_file import state_letter
 from qtrace.machine.syscalls import syscall_name
 from qtrace.machine.thread_files import system_call
 
@@ -90,8 +91,8 @@ def unstoppable(pid: int) -> list[Unstoppable]:
 
 def sleeps_uninterruptibly(pid: int, tid: int) -> bool:
     """Whether a thread does now, or would as soon as it is to stop."""
-    state = _read(pid, tid, "stat").rpartition(")")[2].split()[:1]
-    return state == ["D"] or _read(pid, tid, "wchan") in WAKES_TO_WAIT_ON
+    state = state_letter(_read(pid, tid, "stat"))
+    return state == "D" or _read(pid, tid, "wchan") in WAKES_TO_WAIT_ON
 
 
 def rehearse(pid: int, limit_s: float = REHEARSAL_S) -> Unstoppable | None:

@@ -15,6 +15,7 @@ from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.errors import HasEnded, NoSuchProcess, NotQemu, PermissionMissing, QtraceError
 from qtrace.machine.memory import ProcessMemory
+from qtrace.machine.stat_file import STARTCODE, STARTSTACK, STARTTIME, stat_fields, state_letter
 from qtrace.process.maps import AddressSpace
 
 # What --version prints: qemu-nbd's text differs from all others'.
@@ -53,10 +54,11 @@ class Identity:
     @classmethod
     def of(cls, stat: str) -> Identity | None:
         """None where the process is gone."""
-        fields = stat.rpartition(")")[2].split()
-        if len(fields) < 26:
+        fields = stat_fields(stat)
+        if len(fields) <= STARTSTACK:
             return None
-        return cls(int(fields[19]), (int(fields[23]), int(fields[25])))
+        begins = (int(fields[STARTCODE]), int(fields[STARTSTACK]))
+        return cls(int(fields[STARTTIME]), begins)
 
     def may_be(self, other: Identity) -> bool:
         pairs = zip(self.address_space, other.address_space, strict=True)
@@ -188,7 +190,7 @@ def _not_here(pid: int) -> QtraceError:
 
 
 def _is_zombie(pid: int) -> bool:
-    return _stat(pid).rpartition(")")[2].split()[:1] in (["Z"], ["X"])
+    return state_letter(_stat(pid)) in ("Z", "X")
 
 
 def _stat(pid: int) -> str:

@@ -11,6 +11,8 @@ import select
 import struct
 from pathlib import Path
 
+from qtrace.machine.stat_file import EXIT_CODE, STATE, stat_fields
+
 # struct pidfd_info and its ioctl (linux/pidfd.h); with the exit status since Linux 6.15.
 PIDFD_INFO = struct.Struct("<QQ11Ii")
 PIDFD_GET_INFO = (3 << 30) | (PIDFD_INFO.size << 16) | (0xFF << 8) | 11
@@ -48,10 +50,10 @@ class Watcher:
 def _zombie_status(pid: int) -> int | None:
     """From /proc/PID/stat, as long as the parent has not reaped the process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = stat_fields(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
     except OSError:
         return None
-    return int(fields[-1]) if fields[0] in "ZX" else None
+    return int(fields[EXIT_CODE]) if fields[STATE] in "ZX" else None
 
 
 def _reaped_status(pidfd: int) -> int | None:

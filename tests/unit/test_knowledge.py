@@ -29,6 +29,10 @@ FACTS = {
         r"in \(3, 9\)|fields\) [!=]= 9",
         "qtrace/machine/thread_files.py",
     ),
+    "the fields of /proc/PID/stat": (
+        r"rpartition\(b?[\"']\)",
+        "qtrace/machine/stat_file.py",
+    ),
     "where the code's bytes lie in a file": (r"\.offset \+ s\.filesz", "qtrace/binary/elf.py"),
     "who may call a function": (r"\breferences_to\(", "qtrace/binary/dataflow.py"),
     "what a function calls": (

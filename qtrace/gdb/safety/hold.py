@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from qtrace.machine.stat_file import state_letter
 from qtrace.machine.unstoppable import unstoppable
 
 # To attach to, or to stop, takes gdb some 10 ms and 0.5 ms more for each thread; what it does at a
@@ -64,8 +65,8 @@ def _stop_of(pid: int, tid: int) -> tuple[int, bytes] | None:
     """Which stop a tracer holds a thread in, None where none does."""
     folder = f"/proc/{pid}/task/{tid}"
     try:
-        with open(f"{folder}/stat", "rb") as file:
-            if file.read().rpartition(b")")[2].split()[0] != b"t":
+        with open(f"{folder}/stat", errors="replace") as file:
+            if state_letter(file.read()) != "t":
                 return None
         with open(f"{folder}/status", "rb") as file:
             # Whoever has run since has been let go and stopped again.

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from qtrace.gdb.safety.trap_action import Helper
 from qtrace.machine import ptrace
+from qtrace.machine.stat_file import EXIT_CODE, SIGNAL, STATE, stat_fields
 from qtrace.machine.thread_files import system_call
 
 # The kernel stops a spinning thread of a real-time priority after 0.95 s.
@@ -109,13 +110,12 @@ class Rescue:
 
     def _has_met_one(self, tid: int) -> bool | None:
         """Whether SIGTRAP awaits a thread that is behind a breakpoint's byte; None for others."""
-        with open(f"/proc/{self._pid}/task/{tid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        # proc(5), whose numbers begin two fields before: signal (31), exit_code (52).
-        state, pending, awaits = fields[0], int(fields[28]), int(fields[49])
+        with open(f"/proc/{self._pid}/task/{tid}/stat", errors="replace") as file:
+            fields = stat_fields(file.read())
+        state, pending, awaits = fields[STATE], int(fields[SIGNAL]), int(fields[EXIT_CODE])
         if pending & 1 << (signal.SIGTRAP - 1):
             return True
-        if state != b"t":
+        if state != "t":
             return None
         with open(f"/proc/{self._pid}/task/{tid}/syscall") as file:
             call = system_call(file.read())

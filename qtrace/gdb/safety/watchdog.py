@@ -36,6 +36,7 @@ from qtrace.gdb.safety.hold import HoldLimit
 from qtrace.gdb.safety.lifeline import Lifeline
 from qtrace.gdb.safety.priority import WATCHDOG_PRIORITY, hurry
 from qtrace.gdb.safety.rescue import Breakpoint, Rescue
+from qtrace.machine.stat_file import SIGNAL, STATE, stat_fields
 from qtrace.machine.unstoppable import sentence, unstoppable
 
 BREAKPOINT = b"\xcc"
@@ -209,10 +210,9 @@ def is_stopped(pid: int) -> bool:
     """Whether some thread is, or will be when it wakes up: a tracer's SIGSTOP is for one thread."""
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
-                # proc(5), whose numbers begin two fields before: state (3), signal (31).
-                fields = file.read().rpartition(b")")[2].split()
-            if fields[0] == b"T" or int(fields[28]) & 1 << (signal.SIGSTOP - 1):
+            with open(f"/proc/{pid}/task/{task}/stat", errors="replace") as file:
+                fields = stat_fields(file.read())
+            if fields[STATE] == "T" or int(fields[SIGNAL]) & 1 << (signal.SIGSTOP - 1):
                 return True
     except OSError:
         pass

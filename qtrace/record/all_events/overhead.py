@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qtrace.machine.stat_file import STIME, UTIME, stat_fields
 from qtrace.record.all_events.all_program import load_all, slot_type
 from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.ebpf.rings import Rings
@@ -83,8 +84,8 @@ class Meter:
             text = Path(f"/proc/{self._pid}/stat").read_text()
         except OSError:
             return self._cpu
-        fields = text.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        fields = stat_fields(text)
+        return (int(fields[UTIME]) + int(fields[STIME])) / os.sysconf("SC_CLK_TCK")
 
 
 class MeterAhead:

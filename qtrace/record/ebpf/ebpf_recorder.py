@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qtrace.machine.arch_x86_64 import PAGE, RDI, REGISTER_COUNT, RETURN_ADDRESS, RSI, RSP
+from qtrace.machine.stat_file import STARTSTACK, stat_fields
 from qtrace.process.hit import CANDIDATES, QEMUBH_BYTES, Hit
 from qtrace.record.ebpf.backlog import Backlog, Raw
 from qtrace.record.ebpf.bpf_image import Layout
@@ -115,11 +116,10 @@ def main_stack(pid: int) -> int:
     """Where the kernel began a process's first stack (above lie arguments and environment); 0
     where it does not tell."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = stat_fields(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
     except OSError:
         return 0
-    # start_stack is the 28th of all, these begin with the third.
-    return int(fields[25])
+    return int(fields[STARTSTACK])
 
 
 class HitReader:
