@@ -6,6 +6,8 @@ import capstone
 from capstone import x86
 
 from qtrace.binary.dataflow import Function, direct_target, writes
+from qtrace.binary.elf import Elf
+from qtrace.machine.arch_x86_64 import ENDBR64
 
 # Prefixes that is_prefix_bad() of arch/x86/kernel/uprobes.c refuses: lock, es, cs, ss, ds.
 BAD_PREFIXES = frozenset({0xF0, 0x26, 0x2E, 0x36, 0x3E})
@@ -36,7 +38,8 @@ def first_emulated(function: Function, begin: int) -> int | None:
 
 def runs_once(function: Function, begin: int, site: int) -> bool:
     """Whether the site runs exactly once when control passes ``begin``: nothing jumps in
-    between, and no path leads from the site back to it without passing ``begin``."""
+    between, and no path leads from the site back to it without passing ``begin``. Whether
+    something jumps to ``begin`` itself is ``is_joined``."""
     for instruction in function.instructions.values():
         if instruction.group(x86.X86_GRP_JUMP):
             target = direct_target(instruction)
@@ -55,6 +58,14 @@ def runs_once(function: Function, begin: int, site: int) -> bool:
     return True
 
 
+def is_joined(function: Function, at: int) -> bool:
+    """Whether something jumps to an instruction, which then does not only follow the one above."""
+    return any(
+        instruction.group(x86.X86_GRP_JUMP) and direct_target(instruction) == at
+        for instruction in function.instructions.values()
+    )
+
+
 def is_written(function: Function, begin: int, end: int, register: str) -> bool:
     return any(
         register in writes(instruction)
@@ -63,12 +74,11 @@ def is_written(function: Function, begin: int, end: int, register: str) -> bool:
     )
 
 
-def past_endbr(function: Function) -> int:
-    """A function's first instruction that does something: endbr64 would be single-stepped."""
-    first = function.instructions.get(function.start)
-    if first is None or first.id != x86.X86_INS_ENDBR64:
-        return function.start
-    return function.start + int(first.size)
+def past_endbr(elf: Elf, function: int) -> int:
+    """A function's first instruction that does something, by its link-time start: endbr64 would be
+    single-stepped."""
+    guarded = elf.read(function, len(ENDBR64)) == ENDBR64
+    return function + len(ENDBR64) if guarded else function
 
 
 def moves_stack(instruction: capstone.CsInsn) -> bool:

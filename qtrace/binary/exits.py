@@ -12,6 +12,7 @@ from capstone import x86
 from qtrace.binary.cfi import CallFrames
 from qtrace.binary.dataflow import Function, direct_target
 from qtrace.binary.elf import Elf
+from qtrace.binary.emulated import past_endbr
 from qtrace.machine.arch_x86_64 import RSP
 
 # The canonical frame address lies so far above rsp while only the return address is pushed.
@@ -55,4 +56,4 @@ def find_exits(elf: Elf, frames: CallFrames, start: int) -> tuple[int, ...]:
                 # Its own unlikely part, which the compiler has put elsewhere.
                 work.append(target)
     # Left where it is entered: it does nothing of its own, and one site has one meaning.
-    return () if start in exits else tuple(sorted(exits))
+    return () if {start, past_endbr(elf, start)} & exits else tuple(sorted(exits))

@@ -76,6 +76,9 @@ CALL_REL32, JMP_REL32 = 0xE8, 0xE9
 BREAKPOINT = 0xCC
 # The shortest function that a probe costs one trap.
 NOP_AND_RETURN = b"\x90\xc3"
+# What a function that may be called by its address begins with, where jumps are guarded
+# (-fcf-protection).
+ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 # Bytes below the stack pointer that a function may use.
 RED_ZONE = 128

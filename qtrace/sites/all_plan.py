@@ -24,6 +24,7 @@ class AllSite:
         emulated: the kernel emulates the instruction; else it is single-stepped.
         new_flags: what an enqueue ORs into QEMUBH's flags; 0 when the record has it.
         inlined: its function is none of the event loop's own: it is who schedules or cancels.
+        shared: of a return: what was not run passes there, too; such a hit ends no run.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class AllSite:
     emulated: bool
     new_flags: int = 0
     inlined: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ at which the registers still hold what the record needs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from capstone import x86
 
@@ -23,6 +25,7 @@ from qtrace.binary.emulated import (
     emulated,
     ends_block,
     first_emulated,
+    is_joined,
     is_written,
     moves_stack,
     past_endbr,
@@ -35,7 +38,7 @@ from qtrace.sites.all_plan import AllPlan, AllSite
 from qtrace.sites.bh_layout import BottomHalfLayout, calibrate_bottom_half
 from qtrace.sites.caller_places import Place, Registers
 from qtrace.sites.cancels import behind, find_ands
-from qtrace.sites.enqueue import enqueue_site, find_cmpxchgs
+from qtrace.sites.enqueue import behind_loop, enqueue_site, find_cmpxchgs
 
 # Call sites of qemu_bh_cancel() up to which each gets its own probe.
 MAX_CALLERS = 64
@@ -55,6 +58,12 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
 
     Raises ScanFailed with the reason when this binary cannot be recorded so.
     """
+    if module.symbols.address("aio_bh_poll") is None:
+        raise ScanFailed(
+            f"{module.name} cannot be recorded with --all: it exports no functions (as one built "
+            "without --enable-modules)",
+            "install its debug symbols, or record without --all",
+        )
     layout = calibrate_bottom_half(module)
     chooser = _Chooser(module, layout)
     enqueues = chooser.enqueues()
@@ -117,6 +126,8 @@ class _Chooser:
             found = enqueue_site(function, address, self._layout.flags)
             if found is None:
                 continue
+            if is_joined(function, behind_loop(function, address)):
+                raise self._refuse(f"more than the atomic OR at {address:#x} leads behind it")
             site, bh, new_flags, flags_register = found
             program = self._program("enqueue", {
                 "BH": pt_regs_offset(bh),
@@ -166,14 +177,6 @@ class _Chooser:
         """
         run = self.entry("run", "aio_bh_call", ("rdi",))
         poll, called, called_end = self._call("aio_bh_poll", "aio_bh_call")
-        site = first_emulated(poll, called_end)
-        if site is None or not runs_once(poll, called_end, site):
-            site = called_end
-        bh = _argument(poll, called)
-        if bh not in CALLEE_SAVED_NAMES or is_written(poll, called_end, site, bh):
-            bh = ""
-        if any(moves_stack(i) for at, i in poll.instructions.items() if called_end <= at < site):
-            raise self._refuse("aio_bh_poll() moves its stack pointer after aio_bh_call()")
         entered = [i for at, i in sorted(self._function(run.vaddr).instructions.items())]
         if any("rbp" in writes(i) for i in entered if i.address < run.vaddr):
             raise self._refuse("aio_bh_call() has its own frame pointer where it can be probed")
@@ -186,10 +189,24 @@ class _Chooser:
             **inner.filling("POLL_CALLER"),
             **outer.filling("OUTER_CALLER"),
         })  # fmt: skip
+        return run, self._ended(poll, called, called_end), called_end
+
+    def _ended(self, poll: Function, called: int, called_end: int) -> AllSite:
+        """Behind the call of a bottom half in aio_bh_poll()."""
+        site = first_emulated(poll, called_end)
+        if site is None or not runs_once(poll, called_end, site):
+            site = called_end
+        bh = _argument(poll, called)
+        if bh not in CALLEE_SAVED_NAMES or is_written(poll, called_end, site, bh):
+            bh = ""
+        if any(moves_stack(i) for at, i in poll.instructions.items() if called_end <= at < site):
+            raise self._refuse("aio_bh_poll() moves its stack pointer after aio_bh_call()")
         self.programs["ended"] = ("ended", {
             "BH": pt_regs_offset(bh or "rax"), "BH_IS_KNOWN": int(bool(bh)),
         })  # fmt: skip
-        return run, self._site("return", poll, site, "ended"), called_end
+        # Debian 13's compiler jumps here for one that was cancelled or deleted, too.
+        shared = is_joined(poll, called_end)
+        return replace(self._site("return", poll, site, "ended"), shared=shared)
 
     def cancels(self, imported: bool) -> list[AllSite]:
         """Where qemu_bh_cancel() is called, and behind its atomic AND wherever that is inlined.
@@ -235,12 +252,9 @@ class _Chooser:
 
     def entry(self, kind: str, symbol: str, arguments: tuple[str, ...]) -> AllSite:
         """The first emulated instruction of a function, its arguments still in registers."""
-        address = self._module.symbols.address(symbol)
-        extent = self._module.frames.function(address) if address is not None else None
-        if address is None or extent is None:
-            raise self._refuse(f"it has no symbol {symbol}")
-        function = Function(self._elf, *extent)
-        site = past_endbr(function)
+        function = self._named(symbol)
+        address = function.start
+        site = past_endbr(self._elf, address)
         for at in sorted(function.instructions):
             instruction = function.instructions[at]
             if emulated(instruction) and runs_once(function, address, at):
@@ -253,11 +267,7 @@ class _Chooser:
     def _call(self, caller: str, callee: str) -> tuple[Function, int, int]:
         """The one call of a function in another: the latter, the call's address and its end."""
         target = self._module.symbols.address(callee)
-        address = self._module.symbols.address(caller)
-        extent = self._module.frames.function(address) if address is not None else None
-        if extent is None:
-            raise self._refuse(f"it has no symbol {caller}")
-        function = Function(self._elf, *extent)
+        function = self._named(caller)
         calls = [at for at, goes_to in function.calls().items() if goes_to == target]
         if len(calls) != 1:
             raise self._refuse(f"{caller}() calls {callee}() in {len(calls)} places, not in one")
@@ -269,6 +279,13 @@ class _Chooser:
         if found is None:
             raise self._refuse(f"the frame at {vaddr:#x} has no fixed size")
         return found
+
+    def _named(self, symbol: str) -> Function:
+        address = self._module.symbols.address(symbol)
+        extent = self._module.frames.function(address) if address is not None else None
+        if extent is None:
+            raise self._refuse(f"it has no symbol {symbol}")
+        return Function(self._elf, *extent)
 
     def _function(self, vaddr: int) -> Function:
         extent = self._module.frames.function(vaddr)

@@ -8,7 +8,7 @@ from capstone import x86
 
 from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
-from qtrace.binary.emulated import BAD_PREFIXES, first_emulated, is_written, runs_once
+from qtrace.binary.emulated import BAD_PREFIXES, first_emulated, is_joined, is_written, runs_once
 from qtrace.knowledge import SCHEDULED
 
 
@@ -33,13 +33,15 @@ def behind(function: Function, address: int) -> tuple[int, str] | None:
     """Where to sit behind such an AND, and the register that holds the bottom half there.
 
     The AND itself takes no probe: the kernel refuses its prefix. None where it is no instruction,
-    or the one behind it takes none either.
+    or the one behind it takes none either, or is jumped to, too.
     """
     locked = function.instructions.get(address)
     if locked is None or locked.id != x86.X86_INS_AND:
         return None
     bh = str(locked.reg_name(locked.operands[0].mem.base))
     begin = address + locked.size
+    if is_joined(function, begin):
+        return None
     site = first_emulated(function, begin)
     if site is None or not runs_once(function, begin, site):
         site = begin

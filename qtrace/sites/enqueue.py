@@ -54,7 +54,7 @@ def enqueue_site(function: Function, address: int, flags: int) -> tuple[int, str
     retry = code.get(end)
     if retry is None or retry.id != x86.X86_INS_JNE or (direct_target(retry) or end) >= address:
         return None
-    begin = end + retry.size
+    begin = behind_loop(function, address)
     if not _inserts(function, begin, bh, flags - 8):
         return None
     site = first_emulated(function, begin)
@@ -64,6 +64,12 @@ def enqueue_site(function: Function, address: int, flags: int) -> tuple[int, str
     if any(is_written(function, begin, site, name) for name in keep):
         site = begin
     return site, bh, new_flags, register
+
+
+def behind_loop(function: Function, address: int) -> int:
+    """The instruction behind the branch that repeats such an atomic OR."""
+    end = address + int(function.instructions[address].size)
+    return end + int(function.instructions[end].size)
 
 
 def _ored(function: Function, address: int, desired: str) -> tuple[int, str]:

@@ -56,6 +56,8 @@ class RawFacts:
         # Who schedules or cancels by itself: what its caller would be is inlined into it.
         self.inside = {int(site["ip"]): str(site.get("inside", "")) for site in sites}
         self.new_flags = np.array([site["new_flags"] for site in sites], np.uint32)
+        # Where bottom halves pass that were not run: such a record ends no run, and is no event.
+        self.shared = np.array([bool(site.get("shared")) for site in sites], bool)
 
     def learn(self, facts: dict[str, Any]) -> None:
         """Take a block of facts; later ones win."""
@@ -114,7 +116,10 @@ class RawRowMaker:
         new = np.where(facts.new_flags[site] != 0, facts.new_flags[site], records["flags"] >> 16)
         enqueue = kind == SCHEDULE
         kind[enqueue & (new & DELETED != 0) & (new & SCHEDULED == 0)] = DELETE
-        records, depth = self._join_runs(records, kind)
+        records, depth, ends = self._join_runs(records, kind)
+        passing = (kind == RETURN) & facts.shared[site] & ~ends
+        if passing.any():
+            records, kind, new, depth = (part[~passing] for part in (records, kind, new, depth))
         detail = _detail(records, kind, new, depth)
         keep = ~(np.isin(kind, OWN) & np.isin(records["callback"], facts.merged))
         if not keep.all():
@@ -123,8 +128,8 @@ class RawRowMaker:
             detail = detail.filter(pa.array(keep))
         return self._columns(records, kind, detail)
 
-    def _join_runs(self, records: Records, kind: Codes) -> tuple[Records, Codes]:
-        """Give each return what its run was about, and each run its depth.
+    def _join_runs(self, records: Records, kind: Codes) -> tuple[Records, Codes, Mask]:
+        """Give each return what its run was about, and each run its depth; which returns end one.
 
         Both have the same stack pointer on the same thread; the bottom half itself may be
         freed when aio_bh_call() returns.
@@ -152,7 +157,11 @@ class RawRowMaker:
         joined = records.copy()
         joined[rows] = part[earlier:]
         self._open = part[still_open]
-        return joined, depth
+        ended = np.zeros(len(part), bool)
+        ended[order[closes]] = True
+        ends = np.zeros(len(records), bool)
+        ends[rows] = ended[earlier:]
+        return joined, depth, ends
 
     def _columns(self, records: Records, kind: Codes, detail: pa.DictionaryArray) -> pa.Table:
         facts = self._facts

@@ -13,7 +13,7 @@ from qtrace.analysis import Trace, exit_status, judge
 from qtrace.errors import ExitStatus
 from qtrace.lab.guest import Accelerator
 from qtrace.trace.reader import TraceFile, read_trace
-from tests.live import loads
+from tests.live.support import loads
 from tests.live.support.counted import counting, own_copy
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]

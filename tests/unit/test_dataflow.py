@@ -17,6 +17,7 @@ from qtrace.binary.dataflow import (
     references_to,
 )
 from qtrace.binary.elf import Elf
+from qtrace.binary.emulated import is_joined
 from qtrace.binary.symbols import SymbolTable, load_symbols
 from qtrace.sites.enqueue import enqueue_site
 
@@ -214,3 +215,19 @@ def test_an_insertion_is_found_where_the_code_jumps_to_it(
         # The branch behind the retry: the kernel emulates it, and rax has the old flags still.
         assert function.instructions[site[0]].mnemonic == "je"
         assert site[1:] == ("rdi", 0, "rsi")
+
+
+@pytest.mark.parametrize(
+    ("skips", "joined"), [("jne 1f", True), ("jne 2f", False)], ids=["right-behind", "elsewhere"]
+)
+def test_what_stands_behind_a_call_may_be_jumped_to_as_well(
+    tmp_path: Path, skips: str, joined: bool
+) -> None:
+    """As in aio_bh_poll(), which jumps over its call for a bottom half that was cancelled: a
+    probe there would tell of a return that no run came before."""
+    body = f"test %edi,%edi\n{skips}\ncall callee@PLT\n1: test %eax,%eax\n2: je 3f\nnop\n3: ret"
+    elf, symbols, frames = build(tmp_path, body)
+    extent = frames.function(symbols.address("caller") or 0) or (0, 0)
+    function = Function(elf, *extent)
+    (call,) = function.calls()
+    assert is_joined(function, call + function.instructions[call].size) is joined

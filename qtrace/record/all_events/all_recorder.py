@@ -39,7 +39,7 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Every event that a probe of `--all` produced: on disk, or lost and counted."""
+    """Every hit of a probe of `--all`: on disk, or lost and counted."""
 
     produced: int
     written: int
@@ -161,7 +161,10 @@ class AllRecorder:
     def _describe(self, site: AllSite, bias: int) -> dict[str, Any]:
         ip = (site.vaddr + bias) & MASK
         inside = site.where if site.inlined else ""
-        return {"ip": ip, "kind": site.kind, "new_flags": site.new_flags, "inside": inside}
+        return {
+            "ip": ip, "kind": site.kind, "new_flags": site.new_flags, "inside": inside,
+            "shared": site.shared,
+        }  # fmt: skip
 
     def describe(self) -> list[dict[str, Any]]:
         """The probes, for the header of the trace and for people."""
@@ -172,6 +175,7 @@ class AllRecorder:
                 "address": f"{site.vaddr:#x}",
                 "instruction": site.instruction,
                 "emulated": site.emulated,
+                "shared": site.shared,
             }
             for site in self.plan.sites
         ]

@@ -50,7 +50,7 @@ def counting(program: Path) -> Iterator[Counter[str]]:
     Beside the entries: ``dequeue``, a bottom half taken off its list (each insertion comes to
     one), and ``cancel``, behind the locked instruction of qemu_bh_cancel().
     """
-    with _counting(program, _places(program)) as counts:
+    with counting_offsets(program, _places(program)) as counts:
         yield counts
 
 
@@ -59,8 +59,8 @@ def counting_inlined(program: Path) -> Iterator[Counter[str]]:
     """Likewise where the compiler has inlined: by the atomic instructions themselves, wherever
     objdump's listing of the whole program has them.
 
-    ``enqueue`` behind each OR of a bottom half's flags, ``cancel`` behind each AND of them, and
-    the entries of aio_bh_call() and aio_co_schedule().
+    ``enqueue`` behind each OR of a bottom half's flags, ``cancel`` behind each AND of them,
+    ``dequeue``, and the entries of aio_bh_call() and aio_co_schedule().
     """
     listing = [(int(at, 16), " ".join(text.split())) for at, text in LINE.findall(
         _run("objdump", "-d", "--no-show-raw-insn", "-j", ".text", program))]  # fmt: skip
@@ -73,21 +73,27 @@ def counting_inlined(program: Path) -> Iterator[Counter[str]]:
                 continue
             assert listing[number + 1][1].startswith("jne")
             places.append(("enqueue", listing[number + 2][0]))
+    places.append(("dequeue", _dequeued(program)))
     shift = _load_shift(program)
-    with _counting(program, [(name, address - shift) for name, address in places]) as counts:
+    with counting_offsets(program, [(name, address - shift) for name, address in places]) as counts:
         yield counts
 
 
 @contextmanager
 def counting_calls(program: Path, function: str) -> Iterator[Counter[str]]:
     """Count how often an exported function is entered, likewise."""
-    ((entry, _text), *_rest) = _disassembled(program, function)
-    with _counting(program, ((function, entry - _load_shift(program)),)) as counts:
+    with counting_offsets(program, ((function, offset_of(program, function)),)) as counts:
         yield counts
 
 
+def offset_of(program: Path, function: str) -> int:
+    """The file offset of an exported function."""
+    ((entry, _text), *_rest) = _disassembled(program, function)
+    return entry - _load_shift(program)
+
+
 @contextmanager
-def _counting(program: Path, places: Iterable[tuple[str, int]]) -> Iterator[Counter[str]]:
+def counting_offsets(program: Path, places: Iterable[tuple[str, int]]) -> Iterator[Counter[str]]:
     """``places``: name and file offset of each."""
     counts: Counter[str] = Counter()
     path = ctypes.create_string_buffer(os.fsencode(program))
@@ -109,9 +115,8 @@ def probed_with_counter(program: Path, function: str) -> Iterator[None]:
     """A uprobe on an exported function that has a reference counter, as a tracer of USDT makes it,
     where no other can be then."""
     path = ctypes.create_string_buffer(os.fsencode(program))
-    ((entry, _text), *_rest) = _disassembled(program, function)
     # Behind the end of the file: it is never counted.
-    fd = _open(path, entry - _load_shift(program), 0, reference=1 << 30)
+    fd = _open(path, offset_of(program, function), 0, reference=1 << 30)
     try:
         yield
     finally:
@@ -139,16 +144,20 @@ def _places(program: Path) -> tuple[tuple[str, int], ...]:
         code = _disassembled(program, name)
         if code:
             places.append((name, code[0][0]))
-    poll = _disassembled(program, "aio_bh_poll")
-    # The fetch-and-and of aio_bh_dequeue(), and the instruction behind its retry.
-    (retry,) = [n for n, (_at, text) in enumerate(poll) if text.startswith("lock cmpxchg")]
-    assert poll[retry + 1][1].startswith("jne")
-    places.append(("dequeue", poll[retry + 2][0]))
+    places.append(("dequeue", _dequeued(program)))
     cancel = _disassembled(program, "qemu_bh_cancel")
     assert cancel[0][1].startswith("lock and")
     places.append(("cancel", cancel[1][0]))
     shift = _load_shift(program)
     return tuple((name, address - shift) for name, address in places)
+
+
+def _dequeued(program: Path) -> int:
+    """The instruction behind the fetch-and-and of aio_bh_dequeue() and its retry."""
+    poll = _disassembled(program, "aio_bh_poll")
+    (retry,) = [n for n, (_at, text) in enumerate(poll) if text.startswith("lock cmpxchg")]
+    assert poll[retry + 1][1].startswith("jne")
+    return poll[retry + 2][0]
 
 
 def _load_shift(program: Path) -> int:
