@@ -13,12 +13,13 @@ from qtrace.gdb.channel import Message
 from qtrace.gdb.checks import check_usable, refuse_unstoppable
 from qtrace.gdb.gdb_session import GdbSession
 from qtrace.gdb.stop_registers import CAPTURE, hit_of
+from qtrace.machine.arch_x86_64 import ARGUMENTS, REGISTER_NAMES
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
 from qtrace.sites.watch import Site
 
-# What qtrace/gdb/inside/record_hits.py does at the steps of a QMP command.
-STEPS = {"command": "commands", "begin": "steps", "end": "steps", "reply": "replies"}
+# What qtrace/gdb/inside/record_hits.py does at the steps of a QMP command that has been taken.
+STEPS = {"begin": "steps", "end": "steps", "reply": "replies"}
 
 
 class GdbProbes:
@@ -39,12 +40,19 @@ class GdbProbes:
 
     def attach(self, sites: Sequence[Site]) -> None:
         bias = self._process.binary.bias
-        groups: dict[str, list[int]] = {"sites": [], "commands": [], "steps": [], "replies": []}
+        groups: dict[str, list[int]] = {"sites": [], "steps": [], "replies": []}
+        commands: list[tuple[int, str]] = []
         for site in sites:
+            address = site.vaddr + bias
+            if site.kind == "qmp" and site.name == "command":
+                commands.append((address, REGISTER_NAMES[ARGUMENTS[site.argument]]))
+                continue
             group = STEPS.get(site.name, "sites") if site.kind == "qmp" else "sites"
-            groups[group].append(site.vaddr + bias)
-        stops = [address for group in groups.values() for address in group]
-        config = {"kind": "record", "stops": stops, "capture": CAPTURE, **groups}
+            groups[group].append(address)
+        stops = [site.vaddr + bias for site in sites]
+        config = {
+            "kind": "record", "stops": stops, "capture": CAPTURE, "commands": commands, **groups,
+        }  # fmt: skip
         self._session = GdbSession(self._process, "record_hits", config)
         self._session.attach()
         self._counted_ns = time.monotonic_ns()

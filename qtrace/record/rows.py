@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qtrace.inspection.qemu import Qemu
-from qtrace.machine.arch_x86_64 import ARGUMENTS, CALLEE_SAVED, RSP
+from qtrace.machine.arch_x86_64 import ARGUMENTS, CALLEE_SAVED, RETURN_ADDRESS, RSP
 from qtrace.process.hit import Hit
 from qtrace.qemu.aio.layout import begins_bottom_half
 from qtrace.record.hit_stacks import Stacks
@@ -46,6 +46,10 @@ class RowMaker:
         address = hit.address
         site = self._sites[address]
         self._counts[address] += 1
+        if site.past:
+            # As at the function's first instruction, which did nothing.
+            registers = {**hit.registers, RETURN_ADDRESS: address - site.past}
+            hit = replace(hit, registers=registers)
         if site.kind == "qmp" and site.name in STEPS:
             return self._commands.step(site.name, hit, self._roles.role(hit.tid, hit.thread))
         row = self._returned(site, hit) if site.kind == "return" else self._row(site, hit)

@@ -22,16 +22,20 @@ EVENTS: dict[str, QmpStep] = {
     "qapi_event_send_stop": "STOP",
     "qapi_event_send_resume": "RESUME",
 }
+# What qmp_dispatch() hands a command's name to, and as which argument: qmp_find_command(cmds,
+# name), compat_policy_input_ok(features, policy, error_class, kind, name, errp).
+TAKES_COMMAND = {"qmp_find_command": 1, "compat_policy_input_ok": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class QmpSite:
     """One place: its link-time address, and the function that it calls (0: it is an entry,
-    or with ``end`` an exit)."""
+    or with ``end`` an exit). ``argument``: of ``command``, which one its name is, from 0 on."""
 
     step: QmpStep
     address: int
     callee: int = 0
+    argument: int = 0
 
 
 def find_qmp_sites(
@@ -39,16 +43,21 @@ def find_qmp_sites(
 ) -> tuple[QmpSite, ...]:
     """What the code shows of them; other programs than QEMU's have none.
 
-    ``command``: qmp_dispatch() looks the command up, its name is the second argument.
+    ``command``: qmp_dispatch() looks the command up, its name is the second argument; where that
+    is inlined (link-time optimisation), it asks whether the command may be used, by the fifth.
     ``begin``, ``end``: do_qmp_dispatch_bh() is entered and left (``dispatch_bh``, 0 if unknown).
     ``reply``: whoever called qmp_dispatch() sends its answer; the first argument is the monitor.
     """
     sites = []
     dispatch = symbols.address("qmp_dispatch")
-    find, send = symbols.address("qmp_find_command"), symbols.address("qmp_send_response")
+    send = symbols.address("qmp_send_response")
     if dispatch is not None:
-        if find is not None:
-            sites += [QmpSite("command", at, find) for at in _calls(elf, frames, dispatch, find)]
+        for name, argument in TAKES_COMMAND.items():
+            callee = symbols.address(name)
+            calls = _calls(elf, frames, dispatch, callee) if callee is not None else []
+            if calls:
+                sites += [QmpSite("command", at, callee or 0, argument) for at in calls]
+                break
         if send is not None:
             for caller, _end in callers_of(elf, frames, {dispatch}):
                 sites += [QmpSite("reply", at, send) for at in _calls(elf, frames, caller, send)]

@@ -9,7 +9,7 @@ from qtrace.process.process import read_version
 from qtrace.sites.scan import Scan, scan_binary
 
 # Raised whenever a scan's content or meaning changes.
-VERSION = 5
+VERSION = 6
 
 
 def scan_module(module: Module) -> Scan:

@@ -11,7 +11,8 @@ from typing import Literal
 import capstone
 from capstone import x86
 
-from qtrace.binary.dataflow import direct_target
+from qtrace.binary.dataflow import Function, direct_target
+from qtrace.binary.emulated import is_joined, past_endbr
 from qtrace.binary.module import Module
 from qtrace.errors import NoMatch, ScanFailed
 from qtrace.event_kinds import STEPS
@@ -34,7 +35,8 @@ class Site:
 
     ``name`` is the bottom half's or function's, or the step of a QMP command. What must stand
     there: a call (or jump) to ``callee``, or with ``leaves`` the end of a function, else the
-    start of one. ``fields``: see ``CallSite``.
+    start of one, ``past`` bytes of endbr64 behind it. ``fields``: see ``CallSite``; ``argument``:
+    see ``QmpSite``.
     """
 
     kind: SiteKind
@@ -43,6 +45,8 @@ class Site:
     callee: int = 0
     leaves: bool = False
     fields: tuple[int, ...] = ()
+    argument: int = 0
+    past: int = 0
 
     @property
     def label(self) -> str:
@@ -99,27 +103,36 @@ def plan_watch(
             Site("schedule", half.name, site.address, callee=site.callee, fields=site.fields)
             for site in half.sites
         ]
-        sites.append(Site("run", half.name, half.callback))
+        sites.append(_entry(module, "run", half.name, half.callback))
         exits = half.exits if returns else ()
         sites += [Site("return", half.name, address, leaves=True) for address in exits]
     for name in PLAIN_CALLS:
         address = module.symbols.address(name)
         if address is not None:
-            sites.append(Site("call", name, address))
+            sites.append(_entry(module, "call", name, address))
     # Who asks for that bottom half too has it as a watched one: one site, one meaning.
     taken = {site.vaddr for site in sites}
-    sites += [
-        Site(
-            "job" if found.step == "status" else "qmp",
-            found.step,
-            found.address,
-            found.callee,
-            leaves=found.step == "end",
-        )
-        for found in scan.qmp
-        if found.address not in taken
-    ]
+    for found in scan.qmp:
+        kind: SiteKind = "job" if found.step == "status" else "qmp"
+        if found.callee or found.step == "end":
+            site = Site(
+                kind, found.step, found.address, found.callee,
+                leaves=not found.callee, argument=found.argument,
+            )  # fmt: skip
+        else:
+            site = _entry(module, kind, found.step, found.address)
+        if site.vaddr not in taken:
+            sites.append(site)
     return WatchPlan(watched, tuple(sites))
+
+
+def _entry(module: Module, kind: SiteKind, name: str, function: int) -> Site:
+    """A site at the start of a function: its first instruction that is no endbr64."""
+    vaddr = past_endbr(module.elf, function)
+    extent = module.frames.function(function)
+    if extent is None or is_joined(Function(module.elf, *extent), vaddr):
+        vaddr = function
+    return Site(kind, name, vaddr, past=vaddr - function)
 
 
 def find_watchable(scan: Scan, pattern: str) -> BottomHalf:
@@ -185,4 +198,4 @@ def _is_expected(site: Site, instruction: capstone.CsInsn, module: Module) -> bo
     if site.leaves:
         return bool(instruction.group(x86.X86_GRP_RET)) or instruction.id == x86.X86_INS_JMP
     function = module.frames.function(site.vaddr)
-    return function is not None and function[0] == site.vaddr
+    return function is not None and function[0] == site.vaddr - site.past

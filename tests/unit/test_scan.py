@@ -19,8 +19,10 @@ from qtrace.binary.module import Module
 from qtrace.binary.symbols import SymbolTable, load_symbols
 from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
 from qtrace.host.cache import cache_folder
+from qtrace.machine.arch_x86_64 import ENDBR64
 from qtrace.sites import scan_cache
 from qtrace.sites.scan import Scan, scan_binary
+from qtrace.sites.watch import plan_watch
 from tests.builds import QEMU
 from tests.conftest import build
 
@@ -145,6 +147,25 @@ def test_the_snapshot_jobs_and_the_dispatcher_end_where_they_wake_a_coroutine(
 def test_every_step_of_a_qmp_command_has_one_site(qemu_binary: Path) -> None:
     steps = [site.step for site in scan_of(qemu_binary).qmp]
     assert sorted(steps) == sorted(["command", "begin", "end", "reply", "STOP", "RESUME", "status"])
+
+
+@pytest.mark.builds
+def test_where_the_look_up_of_a_command_is_inlined_what_it_is_asked_for_next_tells_it() -> None:
+    sites = scan_of(build("ubuntu").files / QEMU).qmp
+    assert sorted(site.step for site in sites) == sorted(
+        ["command", "begin", "end", "reply", "STOP", "RESUME", "status"]
+    )
+    assert [site.argument for site in sites if site.step == "command"] == [4]
+
+
+@pytest.mark.builds
+def test_no_probe_of_the_watch_is_on_an_instruction_that_only_guards_a_jump() -> None:
+    """endbr64 is single-stepped under a uprobe; Ubuntu's functions begin with it."""
+    module = Module(Elf(build("ubuntu").files / QEMU), 0)
+    plan = plan_watch(scan_of(build("ubuntu").files / QEMU), module)
+    assert {site.past for site in plan.sites} == {0, len(ENDBR64)}
+    codes = [module.elf.read(site.vaddr, len(ENDBR64)) for site in plan.sites]
+    assert ENDBR64 not in codes
 
 
 @pytest.mark.qemu

@@ -26,10 +26,14 @@ class WatchedStop(Stop):
 
 
 class Command(WatchedStop):
-    """Where a QMP command is taken; its name is the second argument."""
+    """Where a QMP command is taken; a register has its name."""
+
+    def __init__(self, address: int, recorder: Recorder, register: str) -> None:
+        super().__init__(address, recorder)
+        self._register = register
 
     def reached(self, tid: int) -> bool:
-        self._recorder.taken(self.address, tid)
+        self._recorder.taken(self.address, tid, self._register)
         return False
 
 
@@ -45,7 +49,8 @@ class Reply(WatchedStop):
 class Recorder(Plan):
     """Sends every hit; counts by site those that found no room.
 
-    Config: ``sites``, ``commands``, ``steps``, ``replies`` (addresses).
+    Config: ``sites``, ``steps``, ``replies`` (addresses), ``commands`` (addresses, each with the
+    register that has the command's name).
     """
 
     def __init__(self, channel: Channel, config: dict[str, Any]) -> None:
@@ -58,7 +63,7 @@ class Recorder(Plan):
         self._steps = [WatchedStop(address, self) for address in config["steps"]]
         self._steps += [Reply(address, self) for address in config["replies"]]
         self.stops += [WatchedStop(address, self) for address in config["sites"]]
-        self.stops += [Command(address, self) for address in config["commands"]]
+        self.stops += [Command(address, self, name) for address, name in config["commands"]]
         self.stops += self._steps
         self.follow(False)
 
@@ -70,14 +75,15 @@ class Recorder(Plan):
         for stop in self._steps:
             stop.enabled = follows
 
-    def taken(self, address: int, tid: int) -> None:
-        name = self.target.memory.read(registers(("rsi",))["rsi"], len(QUERY))
+    def taken(self, address: int, tid: int, register: str) -> None:
+        name = self.target.memory.read(registers((register,))[register], len(QUERY))
         if name != QUERY:
             self.follow(True)
-            self.take(address, tid)
+            self.take(address, tid, register)
 
-    def take(self, address: int, tid: int) -> None:
-        facts, raw = self.capture(tid)
+    def take(self, address: int, tid: int, second: str = "rsi") -> None:
+        """``second``: the register that is told as the second argument."""
+        facts, raw = self.capture(tid, second)
         if not self.channel.send({"kind": "hit", **facts, "lost": self._lost}, raw):
             self._lost[address] = self._lost.get(address, 0) + 1
 

@@ -152,11 +152,15 @@ class Plan:
         """Called once, while everything is stopped."""
         raise NotImplementedError
 
-    def capture(self, tid: int) -> tuple[dict[str, Any], bytes]:
-        """The stopped thread: facts about it, and bytes of its stack (``stop_registers``)."""
+    def capture(self, tid: int, second: str = "rsi") -> tuple[dict[str, Any], bytes]:
+        """The stopped thread: facts about it, and bytes of its stack (``stop_registers``).
+
+        ``second``: the register that is told as the second argument.
+        """
         config, read = self.config["capture"], self.target.memory.read
         facts = {"time_ns": now_ns(), "tid": tid, "thread": self.target.thread_name(tid)}
         values = registers(config["registers"])
+        values["rsi"] = values[second]
         size = config["candidate_bytes"]
         raw = b"".join(read(values[name], size).ljust(size, b"\0") for name in config["candidates"])
         # To the end of the page, then page by page until there is none.

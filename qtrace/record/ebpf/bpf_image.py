@@ -40,7 +40,7 @@ NOTHING: Filling = {}
 PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "watch.bpf.c": (
         # With a copy of the stack; without; and what only QMP and jobs are told by.
-        ("on_hit", "on_return", "on_command", "on_step"),
+        ("on_hit", "on_return", "on_command", "on_command_fifth", "on_step"),
         ("events", "steps", "steps_met", "lost", "main_stack", "stack_ends", "recording"),
     ),
     "all.bpf.c": (

@@ -7,7 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qtrace.machine.arch_x86_64 import PAGE, RDI, REGISTER_COUNT, RETURN_ADDRESS, RSI, RSP
+from qtrace.machine.arch_x86_64 import (
+    ARGUMENTS,
+    PAGE,
+    RDI,
+    REGISTER_COUNT,
+    RETURN_ADDRESS,
+    RSI,
+    RSP,
+)
 from qtrace.machine.stat_file import STARTSTACK, stat_fields
 from qtrace.process.hit import CANDIDATES, QEMUBH_BYTES, Hit
 from qtrace.record.ebpf.backlog import Backlog, Raw
@@ -109,7 +117,9 @@ def function_of(site: Site) -> str:
         return "on_hit"
     if site.kind == "return":
         return "on_return"
-    return "on_command" if site.name == "command" else "on_step"
+    if site.name != "command":
+        return "on_step"
+    return "on_command" if ARGUMENTS[site.argument] == RSI else "on_command_fifth"
 
 
 def main_stack(pid: int) -> int:
