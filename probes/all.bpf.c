@@ -5,7 +5,7 @@
  */
 #include <uapi/linux/ptrace.h>
 #include "all.h"
-#include "holes.h"
+#include "thread.h"
 #include "stack.h"
 
 #define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP: the reader comes by itself */
@@ -53,7 +53,7 @@ static __always_inline struct all_event *begin(struct pt_regs *regs)
     }
     event->time_ns = bpf_ktime_get_ns();
     event->ip = regs->ip;
-    event->tid = bpf_get_current_pid_tgid();
+    event->tid = current_thread();
     return event;
 }
 
@@ -98,7 +98,7 @@ static __always_inline void sample(struct pt_regs *regs, u64 time_ns)
     if (!event)
         return;
     event->time_ns = time_ns;
-    event->tid = bpf_get_current_pid_tgid();
+    event->tid = current_thread();
     copy_registers(event, regs);
     copy_stack(event, regs);
     events.ringbuf_submit(event, NO_WAKEUP);

@@ -31,6 +31,9 @@ enum hole {
     OUTER_CALLER_BEYOND,
     TURN, /* which of the counters of sampled stacks is the function's */
     STACKS_EVERY, /* of every Nth event of a probe the whole stack is copied; 0: of none */
+    NAMESPACED, /* threads have the numbers of a pid namespace, whose file has */
+    NAMESPACE_DEVICE,
+    NAMESPACE_INODE,
 };
 
 #define FIRST_NUMBER 0x7a510000

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from qtrace.host.peer import namespace
+from qtrace.host.pid_namespace import own_namespace
 
 O_ACCMODE, O_RDONLY, O_WRONLY = 3, 0, 1
 
@@ -122,7 +123,7 @@ def polled(pid: int, fd: int) -> Iterator[int]:
 
 
 def _sees_all() -> bool:
-    """Whether this is the first pid namespace, whose number is fixed (PROC_PID_INIT_INO)."""
+    """Whether this is the first pid namespace."""
     with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"
+        return own_namespace().is_first
     return False

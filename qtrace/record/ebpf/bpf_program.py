@@ -20,6 +20,7 @@ from qtrace.host.bpf_syscall import (
     update_map,
 )
 from qtrace.host.capabilities import check_ring_buffer
+from qtrace.host.pid_namespace import own_namespace
 from qtrace.record.ebpf.bpf_image import NOTHING, PROGRAMS, Filling, Image, MapSpec, get_image
 
 ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
@@ -83,8 +84,9 @@ class Program:
             inner = next(reversed(self.maps.values()), 0) if spec.type == ARRAY_OF_MAPS else 0
             self.maps[name] = self.create_map(name, spec, inner)
         kind = TRACE_UPROBE_MULTI if links_work() else 0
+        where = _pid_namespace()
         for name, (function, filling) in functions.items():
-            code = image.functions[function].filled(self.maps, filling)
+            code = image.functions[function].filled(self.maps, {**where, **filling})
             self.functions[name] = load_program(code, name, kind)
 
     def create_map(self, name: str, spec: MapSpec, inner: int = 0) -> int:
@@ -122,6 +124,17 @@ class Program:
         """The entries of a hash map from u64 to u64."""
         for key, value in map_entries(self.maps[name], WORD.size, WORD.size):
             yield WORD.unpack(key)[0], WORD.unpack(value)[0]
+
+
+def _pid_namespace() -> Filling:
+    """What lets threads have the numbers that they have here (probes/thread.h)."""
+    own = own_namespace()
+    return {
+        "NAMESPACED": int(not own.is_first),
+        "NAMESPACE_DEVICE": own.device,
+        # A move of a constant has a signed one.
+        "NAMESPACE_INODE": own.inode - (own.inode >> 31 << 32),
+    }
 
 
 # 16 MiB: some 10,000 hits of which little stack is needed, 420 with as much as is ever copied.

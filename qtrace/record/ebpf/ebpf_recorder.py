@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from qtrace.errors import RecorderUnavailable
+from qtrace.host.pid_namespace import namespace_of, own_namespace
 from qtrace.machine.arch_x86_64 import (
     ARGUMENTS,
     PAGE,
@@ -41,6 +43,14 @@ class EbpfProbes:
     name = "ebpf"
 
     def __init__(self, uprobes: Uprobes, program: Program, pid: int) -> None:
+        """Raises RecorderUnavailable: the kernel cannot tell its threads by their ids here."""
+        own, other = own_namespace(), namespace_of(pid)
+        if not own.is_first and other not in (own, None):
+            raise RecorderUnavailable(
+                f"process {pid} is in a pid namespace below this one, which is not the host's: "
+                "its threads have other ids here than in the kernel",
+                "run qtrace on the host, or in the pid namespace of that QEMU",
+            )
         self._uprobes = uprobes
         self._program = program
         self.note = program.note

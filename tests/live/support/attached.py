@@ -44,11 +44,12 @@ def attach_command(pid: int, *options: object) -> list[str]:
 
 
 @contextmanager
-def attached(pid: int, *options: object) -> Iterator[Attached]:
-    """An attach whose probes are armed."""
+def attached(pid: int, *options: object, within: tuple[str, ...] = ()) -> Iterator[Attached]:
+    """An attach whose probes are armed; ``within``: a command that starts it."""
     process = subprocess.Popen(
-        attach_command(pid, *options), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [*within, *attach_command(pid, *options)],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
