@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from qtrace.errors import NotQemu, TargetError
+from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.process.process import Process
 from qtrace.record.all_events.all_recorder import AllRecorder
@@ -35,7 +35,7 @@ def launch(
     """Start a QEMU program under the probes. It is recorded by eBPF, and has no QMP socket yet.
 
     Args:
-        command: it, or what becomes it: a wrapper that ends in exec.
+        command: it, or what becomes or starts it: a wrapper.
         program: the BPF program, when its loading was begun before.
         output_fd: where the program's standard output goes.
         given_up: whether a wrapper is not to be waited for any more.
@@ -88,20 +88,21 @@ def launch(
 
 
 def _qemu_of(child: Child, given_up: Callable[[], bool]) -> LiveQemu:
-    """The program that the child has become when it is one of QEMU's, before it runs.
+    """The program that the child, or what it started, has become when it is one of QEMU's, before
+    it runs.
 
-    Raises TargetError when it never becomes one.
+    Raises TargetError when none of them becomes one.
     """
     first = Path(child.path).name
     while True:
         process = Process(child.pid)
         try:
             return LiveQemu(process, scan_module(process.binary))
-        except NotQemu as error:
+        except (NotQemu, UnsupportedBinary) as error:
             if not child.next_program(given_up):
                 last = process.program
                 became = f": it became {last}" if last != first else ""
                 raise TargetError(
                     f"{first} has executed no QEMU program{became}",
-                    "let it end in exec of QEMU, or start QEMU by it and use qtrace attach",
+                    "let it execute a QEMU program, or have QEMU started and use qtrace attach",
                 ) from error

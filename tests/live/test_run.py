@@ -30,6 +30,23 @@ def test_a_wrapper_is_followed_to_the_qemu_program_that_it_becomes(tmp_path: Pat
     assert runs.sum() > 0
 
 
+def test_a_wrapper_that_starts_qemu_and_goes_on_is_followed_too(tmp_path: Path) -> None:
+    """As sudo and timeout do, with other programs before; its own status is told."""
+    script, trace = tmp_path / "wrapper", tmp_path / "trace.csv"
+    script.write_text('#!/bin/sh\n/bin/true\n(env LANG=C "$@")\necho done >"$0.done"\nexit 7\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    command = bench_command(find_qemu("qemu-img"), disk_image(tmp_path), REQUESTS)
+    status, report, said = qtrace_run("--all", "-o", trace, "--", script, *command)
+    assert status == 0, said
+    assert "wrapper exited with status 7" in said
+    assert (tmp_path / "wrapper.done").exists()
+    frame = frame_of(trace)
+    runs = frame[frame["event"] == "run"]
+    assert (runs["name"] == "thread_pool_completion_bh").any()
+    # Of a process that is not our child, the kernel tells since Linux 6.15.
+    assert report["traces"][0]["exit"] in ({"status": 0}, {})
+
+
 def test_what_never_becomes_one_has_run_and_is_refused(tmp_path: Path) -> None:
     made = tmp_path / "made"
     command = ("--", "env", "touch", made)
@@ -38,7 +55,7 @@ def test_what_never_becomes_one_has_run_and_is_refused(tmp_path: Path) -> None:
     assert made.exists()
     error, remedy = said.splitlines()
     assert error == "error: env has executed no QEMU program: it became touch"
-    assert remedy.startswith("remedy: let it end in exec of QEMU")
+    assert remedy.startswith("remedy: let it execute a QEMU program")
 
 
 @pytest.mark.bcc

@@ -41,7 +41,8 @@ Examples:
 def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after: float) -> int:
     """Run COMMAND and record it from its very start; judge and exit as attach does.
 
-    COMMAND is a QEMU program, or becomes one by exec: env, chroot, setpriv, a script.
+    COMMAND is a QEMU program, or executes one: env, chroot, timeout, a script; its first is
+    recorded.
     For bugs at start-up, for short-lived tools (qemu-img) and for benchmarks. Its output
     passes through: to stdout, with --format json to stderr. A signal is passed on; what it
     exits with is reported.
