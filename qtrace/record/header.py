@@ -41,7 +41,7 @@ def attach_row(
 
     Args:
         time_ns: when the last probe was set; the recording begins then.
-        stall_after_ns: how long a loop may be away before it is told.
+        stall_after_ns: how long a loop may be away before it is told; 0 where none is watched.
     """
     wall_clock = datetime.now(UTC) - timedelta(microseconds=(time.monotonic_ns() - time_ns) / 1e3)
     scan, plan = plans.scan, plans.watch

@@ -10,6 +10,7 @@ from qtrace.binary.elf import Elf
 from qtrace.binary.symbols import SymbolTable
 from qtrace.errors import NotQemu, ScanFailed
 from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.process.process import read_version
 from qtrace.sites.inlined import FreshMemory, enqueues, find_enqueue, slots
 
 # The newer of them has a name argument.
@@ -28,13 +29,19 @@ def find_scheduler(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> tuple[
 
     Raises:
         NotQemu: there is none.
-        ScanFailed: the names lead to more than one function.
+        ScanFailed: it is QEMU's, but has no names; or they lead to more than one function.
     """
     for name in SCHEDULERS:
         address = symbols.address(name)
         if address is not None:
             return address, "symbol"
     address = _scheduler_by_names(elf, frames)
+    if address is None and (version := read_version(elf)) and elf.data.find(b"QEMU") >= 0:
+        raise ScanFailed(
+            f"{elf.name} is a QEMU program ({version}) with neither symbols nor names of bottom "
+            "halves in its code",
+            "install its debug symbols, or take a QEMU of 6.1 or later, which has such names",
+        )
     if address is None:
         raise NotQemu(elf.name)
     return address, "names"
