@@ -7,8 +7,10 @@ it lies.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 
+from qtrace.machine.arch_x86_64 import GET_ROBUST_LIST
 from qtrace.machine.memory import Memory
 
 SELF = 0x10
@@ -17,6 +19,18 @@ TID_FROM, TID_TO = 0x2C0, 0x310
 # From `tid` to `robust_head`: pid_ununsed and robust_prev lie between them.
 ROBUST_AFTER_TID = 16
 ALIGNMENT = 64
+_libc = ctypes.CDLL(None)
+
+
+def robust_list(tid: int) -> int:
+    """Where a thread's list of robust futexes begins, as the kernel knows it; 0 where there is none
+    or it may not be known.
+
+    get_robust_list(2) takes no more leave than reading the thread's memory does, and stops nothing.
+    """
+    head, size = ctypes.c_void_p(), ctypes.c_size_t()
+    failed = _libc.syscall(GET_ROBUST_LIST, tid, ctypes.byref(head), ctypes.byref(size))
+    return 0 if failed else head.value or 0
 
 
 def thread_pointer(memory: Memory, robust_list: int, tid: int) -> int | None:

@@ -11,10 +11,9 @@ from qtrace.errors import HasChanged, NoSuchProcess, PermissionMissing
 from qtrace.host.held_threads import Holders
 from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
 from qtrace.machine.memory import ProcessMemory
-from qtrace.machine.robust_list import robust_list
 from qtrace.machine.syscalls import syscall_name
 from qtrace.machine.thread_files import ThreadFiles, system_call
-from qtrace.machine.thread_pointer import is_thread_pointer, thread_pointer
+from qtrace.machine.thread_pointer import is_thread_pointer, robust_list, thread_pointer
 from qtrace.process.look_source import State
 from qtrace.process.maps import AddressSpace, guarded_memory
 from qtrace.process.process import AS_ROOT, Identity, Process
