@@ -11,7 +11,9 @@ SENTENCES = {
     "foreign-poll": "{name} ran on a thread that does not own its context {times} of {total}",
     "stranded": "{name} cannot run: the only thread that could is blocked ({times} of {total})",
     "pending": "{name} had not run {times} of {total} when the recording ended",
-    "nested-poll": "{name} ran on the main thread inside a nested aio_poll() {times} of {total}",
+    # Its own thread ran it: that is no finding, and must not sound like one.
+    "nested-poll": "{name} ran on the main thread, its own, {times} of {total}, inside a nested"
+    " aio_poll()",
     "iothread": "{name} ran on the IOThread that owns its context {times} of {total}",
     "main-loop": "{name} ran in the main loop {times} of {total}",
     "cancelled": "{name} was cancelled before it ran {times} of {total}",

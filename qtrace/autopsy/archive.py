@@ -96,6 +96,20 @@ class Writer:
             self._file.close()
 
 
+def write_core(path: Path, data: bytes, force: bool) -> None:
+    """The core of an autopsy as a file of its own. Raises OutputExists, OutputFailed."""
+    replaced = os.O_TRUNC if force else os.O_EXCL
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | replaced, OWNER_ONLY)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, OWNER_ONLY)
+            file.write(data)
+    except FileExistsError as error:
+        raise OutputExists(path) from error
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
 class _Onward:
     """A stream as tarfile writes one: it asks where it is, and never goes back."""
 

@@ -15,19 +15,22 @@ from typing import Any, TypeVar
 from qtrace import __version__
 from qtrace.autopsy import evidence
 from qtrace.autopsy.archive import Writer
+from qtrace.autopsy.core_writer import Asleep, core_file
 from qtrace.autopsy.kept_memory import (
-    Asleep,
     NotedMemory,
-    core,
     first_pages,
     guest_memory,
-    mapped_files,
+    read_libraries,
     read_text,
+    stack_pages,
+    taken,
+    written_pages,
 )
 from qtrace.check.watching import Watching, load
 from qtrace.errors import NoSuchProcess, OutputFailed, QtraceError
-from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.machine.thread_files import SystemCall, ThreadFiles, system_call
 from qtrace.process.live_source import LiveSource
+from qtrace.process.maps import read_maps
 from qtrace.process.process import Process
 
 T = TypeVar("T")
@@ -58,12 +61,14 @@ class Captured:
 
     Attributes:
         said: None when there were no looks.
+        core: the core file that is in it; None when there is none.
         size: of the file, in bytes.
         missing: what is not in the file, and why, in words.
     """
 
     path: Path
     said: Said | None = None
+    core: bytes | None = None
     size: int = 0
     took_s: float = 0.0
     missing: list[str] = field(default_factory=list)
@@ -122,9 +127,10 @@ def capture(
             keep([("inspect.txt", found.said.text.encode("utf-8", "surrogateescape"))])
             writer.add_json("inspect.json", found.said.document)
         if memory is not None:
-            keep(
-                part("core", max(left(END_S), END_S), lambda: _core(process, memory, found.missing))
-            )
+            seconds = max(left(END_S), END_S)
+            found.core = part("core", seconds, lambda: _core(process, memory, found.missing))
+        if found.core is not None:
+            keep([("core", found.core)])
         seconds = min(RECORD_S, left(END_S) - END_S)
         keep(part("recording", left(END_S), lambda: _record(pid, program, seconds, found.missing)))
         again = part("threads again", END_S, lambda: list(evidence.of_threads(pid)))
@@ -182,27 +188,37 @@ def _note_memory(process: Process) -> NotedMemory:
     return memory
 
 
-def _core(process: Process, memory: NotedMemory, missing: list[str]) -> list[tuple[str, bytes]]:
+def _core(process: Process, memory: NotedMemory, missing: list[str]) -> bytes | None:
     pid = process.pid
     guest = guest_memory(read_text(f"/proc/{pid}/smaps"))
     if guest is None:
         missing.append("core: the kernel does not tell which memory is the guest's")
-        return []
-    source = LiveSource(process)
-    asleep = []
-    for tid in source.threads():
-        registers = source.state(tid).registers
-        if registers:
-            asleep.append(Asleep(tid, registers[RETURN_ADDRESS], registers[RSP]))
-    # The main thread is a core's first.
-    asleep.sort(key=lambda thread: (thread.tid != pid, thread.tid))
+        return None
+    mappings = read_maps(pid)
     auxv = Path(f"/proc/{pid}/auxv").read_bytes()
-    maps = read_text(f"/proc/{pid}/maps")
-    pages = memory.pages | first_pages(maps)
-    data, left_out = core(memory, pages, asleep, guest, auxv, mapped_files(maps))
+    read_libraries(memory, auxv)
+    source = LiveSource(process)
+    names = source.threads()
+    pointers, files = source.thread_pointers(), ThreadFiles(pid)
+
+    def call(tid: int) -> SystemCall | None:
+        return system_call(files.read(tid, "syscall"))
+
+    # The main thread is a core's first.
+    before = {tid: call(tid) for tid in sorted(names, key=lambda tid: (tid != pid, tid))}
+    threads = [
+        Asleep(tid, at.pc, at.stack_pointer, at.number, at.arguments, pointers.get(tid, 0))
+        for tid, at in before.items()
+        if at is not None and at.pc
+    ]
+    wanted = memory.pages | first_pages(mappings) | written_pages(pid, mappings)
+    wanted.update(*(stack_pages(thread.stack_pointer) for thread in threads))
+    pages, left_out = taken(memory, wanted, guest)
     if left_out:
         missing.append(f"core: {left_out} pages, which are guest RAM, gone, or too many")
-    return [("core", data)]
+    if moved := [str(thread.tid) for thread in threads if call(thread.tid) != before[thread.tid]]:
+        missing.append(f"core: stacks of one moment, of threads that ran on: {', '.join(moved)}")
+    return core_file(pid, process.program, threads, mappings, pages, auxv)
 
 
 def _record(pid: int, program: Any, seconds: float, missing: list[str]) -> list[tuple[str, bytes]]:

@@ -1,8 +1,7 @@
-"""The memory that looks have read, as a core file: what findings rest on, and no guest RAM.
+"""Which memory of a process a core of it needs: what looks have read, and no guest RAM.
 
 QEMU marks each block of guest RAM, video memory and firmware too, with MADV_DONTFORK
-(qemu_ram_alloc() in system/physmem.c, exec.c before 2020); its own memory it never does. A core is
-made here by hand, as no library writes one: notes, and a segment for each run of pages.
+(qemu_ram_alloc() in system/physmem.c, exec.c before 2020); its own memory it never does.
 """
 
 from __future__ import annotations
@@ -10,26 +9,27 @@ from __future__ import annotations
 import bisect
 import re
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from qtrace.machine.memory import PAGE, Memory
+from qtrace.machine.memory import PAGE, Memory, read_word
+from qtrace.process.maps import Mapping
 
 # Of each thread's stack so much is taken from its stack pointer on.
 STACK = 16 << 10
-MOST_PAGES = 4096
+MOST_PAGES = 8192
 HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
-
-EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-PHDR = struct.Struct("<IIQQQQQQ")
-NHDR = struct.Struct("<III")
-IDENT = b"\x7fELF\x02\x01\x01" + bytes(9)
-ET_CORE, EM_X86_64, EV_CURRENT = 4, 62, 1
-PT_LOAD, PT_NOTE, READABLE = 1, 4, 4
-NT_PRSTATUS, NT_AUXV, NT_FILE = 1, 6, 0x46494C45
-# struct elf_prstatus of x86-64: the pid at 32, rip and rsp among the registers from 112 on.
-PRSTATUS, PR_PID, PR_RIP, PR_RSP = 336, 32, 112 + 16 * 8, 112 + 19 * 8
+# /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst): a page that is there, one that is
+# swapped out, and one that still is the file's (or shared).
+PRESENT, SWAPPED, FILE_PAGE = 1 << 63, 1 << 62, 1 << 61
+# linux/auxvec.h, elf.h; struct r_debug and struct link_map of link.h, in words.
+AT_PHDR, AT_PHNUM = 3, 5
+PT_DYNAMIC, PT_PHDR = 2, 6
+DT_DEBUG = 21
+MAP_OF_DEBUG, NEXT_OF_MAP, NAME_OF_MAP = 8, 24, 8
+PROGRAM_HEADER = 56
+MOST_LIBRARIES, MOST_TAGS, LONGEST_NAME = 1024, 128, 4096
 
 
 class NotedMemory:
@@ -46,15 +46,6 @@ class NotedMemory:
         return data
 
 
-@dataclass(frozen=True)
-class Asleep:
-    """A thread that sleeps: where its user code left off."""
-
-    tid: int
-    pc: int
-    stack_pointer: int
-
-
 def guest_memory(smaps: str) -> list[tuple[int, int]] | None:
     """Where a process has guest RAM, by /proc/PID/smaps; None where that does not tell."""
     found, flags = [], False
@@ -67,86 +58,89 @@ def guest_memory(smaps: str) -> list[tuple[int, int]] | None:
     return found if flags else None
 
 
-def core(
-    memory: Memory,
-    pages: Iterable[int],
-    asleep: Iterable[Asleep],
-    guest: list[tuple[int, int]],
-    auxv: bytes,
-    files: bytes,
-) -> tuple[bytes, int]:
-    """A core file, and how many pages were left out of it: too many, or guest RAM.
-
-    Args:
-        pages: by number.
-        guest: as ``guest_memory`` has it.
-        auxv: of /proc/PID/auxv.
-        files: the descriptor of NT_FILE, see ``mapped_files``.
-    """
-    threads = list(asleep)
-    wanted = set(pages)
-    for thread in threads:
-        first = thread.stack_pointer // PAGE
-        wanted.update(range(first, first + STACK // PAGE))
+def taken(
+    memory: Memory, pages: Iterable[int], guest: Sequence[tuple[int, int]]
+) -> tuple[dict[int, bytes], int]:
+    """The contents of pages, by number, and how many were left out: guest RAM, gone, too many."""
     starts = [start for start, _end in guest]
 
     def is_guest(page: int) -> bool:
         at = bisect.bisect_right(starts, page * PAGE) - 1
         return at >= 0 and page * PAGE < guest[at][1]
 
-    own = sorted(page for page in wanted if not is_guest(page))
-    taken = [(page, data) for page in own[:MOST_PAGES] if (data := memory.read(page * PAGE, PAGE))]
-    runs: list[tuple[int, list[bytes]]] = []
-    for page, data in taken:
-        if runs and runs[-1][0] + len(runs[-1][1]) == page:
-            runs[-1][1].append(data)
-        else:
-            runs.append((page, [data]))
-    notes = b"".join(_status(thread) for thread in threads)
-    notes += _note(NT_AUXV, auxv) + _note(NT_FILE, files)
-    count = 1 + len(runs)
-    offset = EHDR.size + count * PHDR.size
-    headers = [PHDR.pack(PT_NOTE, READABLE, offset, 0, 0, len(notes), len(notes), 4)]
-    body, at = [notes], offset + len(notes)
-    padding = -at % PAGE
-    body.append(bytes(padding))
-    at += padding
-    for page, data_of_it in runs:
-        data = b"".join(data_of_it)
-        address = page * PAGE
-        headers.append(PHDR.pack(PT_LOAD, READABLE, at, address, 0, len(data), len(data), PAGE))
-        body.append(data)
-        at += len(data)
-    header = EHDR.pack(
-        IDENT, ET_CORE, EM_X86_64, EV_CURRENT, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, count,
-        0, 0, 0,
-    )  # fmt: skip
-    return header + b"".join(headers) + b"".join(body), len(wanted) - len(taken)
+    wanted = sorted(pages)
+    own = [page for page in wanted if not is_guest(page)][:MOST_PAGES]
+    read = ((page, memory.read(page * PAGE, PAGE)) for page in own)
+    found = {page: data for page, data in read if len(data) == PAGE}
+    return found, len(wanted) - len(found)
 
 
-def mapped_files(maps: str) -> bytes:
-    """The descriptor of NT_FILE: which file is mapped where."""
-    rows, names = [], []
-    for line in maps.splitlines():
-        fields = line.split(None, 5)
-        if len(fields) < 6 or not fields[5].startswith("/"):
-            continue
-        start, end = (int(part, 16) for part in fields[0].split("-"))
-        rows.append(struct.pack("<3Q", start, end, int(fields[2], 16) // PAGE))
-        names.append(fields[5].encode("utf-8", "surrogateescape") + b"\0")
-    return struct.pack("<2Q", len(rows), PAGE) + b"".join(rows) + b"".join(names)
+def stack_pages(stack_pointer: int) -> range:
+    """Of a thread's stack."""
+    first = stack_pointer // PAGE
+    return range(first, first + STACK // PAGE)
 
 
-def first_pages(maps: str) -> set[int]:
-    """The first page of each mapped program and library: it has the build id."""
-    rows = [line.split(None, 5) for line in maps.splitlines()]
-    files = [row for row in rows if len(row) == 6 and row[5].startswith("/")]
-    code = {row[5] for row in files if "x" in row[1]}
-    return {
-        int(row[0].split("-")[0], 16) // PAGE
-        for row in files
-        if row[5] in code and not int(row[2], 16)
+def first_pages(mappings: Sequence[Mapping]) -> set[int]:
+    """The first page of each mapped program and library, which has the build id, and the kernel's
+    own code there ([vdso]), which no file has."""
+    code = {one.path for one in mappings if one.executable}
+    pages = {
+        one.start // PAGE
+        for one in mappings
+        if one.path in code and one.path.startswith("/") and not one.offset
     }
+    for one in mappings:
+        if one.path == "[vdso]":
+            pages.update(range(one.start // PAGE, one.end // PAGE))
+    return pages
+
+
+def written_pages(pid: int, mappings: Iterable[Mapping]) -> set[int]:
+    """The pages of privately mapped files that are the file's no more: variables, and tables that
+    the linker has filled. Whoever has the core and the file would take the file's for them."""
+    found = set()
+    with suppress(OSError), Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
+        for one in mappings:
+            if not (one.inode and "p" in one.perms):
+                continue
+            first, count = one.start // PAGE, (one.end - one.start) // PAGE
+            pagemap.seek(8 * first)
+            words = struct.iter_unpack("<Q", pagemap.read(8 * count))
+            for page, (word,) in enumerate(words, first):
+                if word & SWAPPED or (word & PRESENT and not word & FILE_PAGE):
+                    found.add(page)
+    return found
+
+
+def read_libraries(memory: Memory, auxv: bytes) -> None:
+    """Read the dynamic linker's list of libraries, which debuggers go through: whoever notes what
+    is read has it then."""
+    known = dict(_pairs(auxv))
+    table = known.get(AT_PHDR, 0)
+    headers = memory.read(table, PROGRAM_HEADER * min(known.get(AT_PHNUM, 0), MOST_TAGS))
+    found = struct.iter_unpack(
+        "<IIQQQQQQ", headers[: len(headers) // PROGRAM_HEADER * PROGRAM_HEADER]
+    )
+    addresses = {kind: vaddr for kind, _flags, _offset, vaddr, *_rest in found}
+    if not {PT_DYNAMIC, PT_PHDR} <= addresses.keys():
+        return
+    dynamic = addresses[PT_DYNAMIC] + table - addresses[PT_PHDR]
+    debug = dict(_pairs(memory.read(dynamic, 16 * MOST_TAGS))).get(DT_DEBUG, 0)
+    one = read_word(memory, debug + MAP_OF_DEBUG) if debug else None
+    for _ in range(MOST_LIBRARIES):
+        if not one:
+            return
+        memory.read(read_word(memory, one + NAME_OF_MAP) or 0, LONGEST_NAME)
+        one = read_word(memory, one + NEXT_OF_MAP)
+
+
+def _pairs(raw: bytes) -> Iterator[tuple[int, int]]:
+    """Keys and values, up to the key 0."""
+    for key, value in struct.iter_unpack("<QQ", raw[: len(raw) // 16 * 16]):
+        if not key:
+            return
+        yield key, value
 
 
 def read_text(path: str) -> str:
@@ -155,16 +149,3 @@ def read_text(path: str) -> str:
         return Path(path).read_text(errors="surrogateescape")
     except OSError:
         return ""
-
-
-def _status(thread: Asleep) -> bytes:
-    data = bytearray(PRSTATUS)
-    struct.pack_into("<i", data, PR_PID, thread.tid)
-    struct.pack_into("<Q", data, PR_RIP, thread.pc)
-    struct.pack_into("<Q", data, PR_RSP, thread.stack_pointer)
-    return _note(NT_PRSTATUS, bytes(data))
-
-
-def _note(kind: int, data: bytes) -> bytes:
-    name = b"CORE\0\0\0\0"
-    return NHDR.pack(5, len(data), kind) + name + data + bytes(-len(data) % 4)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -51,9 +52,25 @@ def check_host(for_s: float, answer: Callable[[Checked], Answer]) -> list[OneOfM
     # The processes come from one that has loaded what they need.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__, answer.__module__])
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(lambda one: _one(one, for_s, answer, processes), list_processes()))
-    return sorted((one for one in found if one is not None), key=_rank)
+    listed = list_processes()
+    found: dict[int, OneOfMany | None] = {}
+    room = threading.Semaphore(AT_ONCE)
+
+    def work(one: Listed) -> None:
+        with room:
+            found[one.pid] = _one(one, for_s, answer, processes)
+
+    # While a memory map is locked and somebody sets a uprobe in that program, no process can be
+    # made on the whole host (uprobe_start_dup_mmap()): whoever still waits then is left waiting.
+    threads = [threading.Thread(target=work, args=(one,), daemon=True) for one in listed]
+    rounds = -(-len(listed) // AT_ONCE)
+    until = time.monotonic() + rounds * (for_s + GRACE_S)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(until - time.monotonic(), 0))
+    told = [found.get(one.pid, _unknown(one, "it could not be checked in time")) for one in listed]
+    return sorted((one for one in told if one is not None), key=_rank)
 
 
 def _rank(one: OneOfMany) -> tuple[int, int]:

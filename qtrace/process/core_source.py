@@ -136,8 +136,14 @@ class CoreSource:
 
     def guarded(self) -> list[tuple[int, int]]:
         """As ``LookSource.guarded``. gcore leaves out what nobody may read: the page is taken to
-        lie below each mapping that may be written."""
-        return [(part.start - PAGE, part.end) for part in self._core.parts if part.writable]
+        lie below each mapping that may be written, which may be several segments."""
+        found: list[tuple[int, int]] = []
+        for part in self._core.parts:
+            if part.writable and found and found[-1][1] == part.start:
+                found[-1] = (found[-1][0], part.end)
+            elif part.writable:
+                found.append((part.start - PAGE, part.end))
+        return found
 
     def outer_tid(self, tid: int) -> int:
         return tid

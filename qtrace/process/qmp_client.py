@@ -46,6 +46,10 @@ class CommandRefused(QmpFailed):
         self.error_class = error_class
 
 
+class NotAnswered(QmpFailed):
+    """Nothing came in time: QEMU hangs, or another client holds the socket."""
+
+
 class QmpClient:
     """One connection to a QMP socket, made when the context is entered.
 
@@ -96,7 +100,8 @@ class QmpClient:
 
         Raises:
             CommandRefused: QEMU answered with an error.
-            QmpFailed: no answer in time, or the connection ended.
+            NotAnswered: no answer in time.
+            QmpFailed: the connection ended.
         """
         try:
             return self._run(self._qmp.execute(name, arguments or None), self.timeout_s, name)
@@ -154,7 +159,7 @@ class QmpClient:
         except (TimeoutError, BlockingIOError) as error:
             # QEMU serves one client per socket; the next ones wait in the listen queue
             # (no greeting), and once that is full connect() itself says EAGAIN.
-            raise QmpFailed(
+            raise NotAnswered(
                 f"{path} does not answer: another client holds it?",
                 "give QEMU a second -qmp socket, or close the other client",
             ) from error
@@ -205,7 +210,7 @@ class QmpClient:
         except ExecuteError:
             raise
         except TimeoutError as error:
-            raise QmpFailed(
+            raise NotAnswered(
                 f"{self.socket_path}: {what} did not come within {timeout_s:g} s",
                 "QEMU's main loop may be blocked: qtrace inspect shows by whom",
             ) from error

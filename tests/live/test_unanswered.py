@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path) -> None:
         assert child.returncode == 0
 
 
+def checked_host() -> dict[int, dict[str, Any]]:
+    """What `qtrace check --host` says of each QEMU, within the time of any command here."""
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "check", "--host", "--for", "1s", "--format", "json"],
+        text=True, capture_output=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    return {one["target"]["pid"]: one for one in json.loads(run.stdout)["qemus"]}
+
+
 @pytest.mark.soak
 def test_whoever_gets_no_answer_ends_and_says_who_is_in_the_way(tmp_path: Path) -> None:
     with (
@@ -83,6 +93,10 @@ def test_whoever_gets_no_answer_ends_and_says_who_is_in_the_way(tmp_path: Path) 
         listed = {p["pid"]: p for p in json.loads(run.stdout)["processes"]}
         assert "the kernel lets nobody read" in listed[guest.pid]["hindrance"]
         assert listed[other.pid]["version"]
+        found = checked_host()
+        assert found[other.pid]["verdict"] == "healthy"
+        assert found[guest.pid]["verdict"] == "inconclusive"
+        assert "the kernel lets nobody read" in found[guest.pid]["error"]
         file.thaw()
         assert inspect("--pid", guest.pid)[0] == 0
         assert_runs_on(guest)

@@ -150,7 +150,7 @@ def test_the_command_ends_with_the_answer(tmp_path: Path, strikes: int, status: 
         if words:
             assert json.loads(done.stdout)["schema_version"] == 2
         else:
-            assert done.stdout.splitlines()[-1].startswith("new: " if strikes else "nothing new")
+            assert done.stdout.splitlines()[0].startswith("new: " if strikes else "nothing new")
 
 
 def test_a_file_that_is_no_trace_is_an_error(tmp_path: Path) -> None:

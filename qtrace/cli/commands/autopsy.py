@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from qtrace.process.process import Process
 
 WIDTH = 100
-LOOK_EVERY_S = 1.0
 EXAMPLES = """\b
 Examples:
   qtrace autopsy --pid 1234 -o vm1.autopsy
   qtrace autopsy --pid 1234 -o vm1.autopsy --when-stuck 10s
+  qtrace autopsy --pid 1234 -o vm1.autopsy --when-silent 10s --qmp qmp2.sock
+  qtrace autopsy --pid 1234 -o vm1.autopsy --core vm1.core
   qtrace inspect --autopsy vm1.autopsy       what it says, on any machine"""
 
 
@@ -37,9 +38,28 @@ Examples:
     "--when-stuck", type=DURATION, metavar="TIME",
     help="Wait until looks have shown a hang for so long.",
 )  # fmt: skip
+@click.option(
+    "--when-silent", type=DURATION, metavar="TIME",
+    help="Wait until QMP has not answered for so long; needs --qmp.",
+)  # fmt: skip
+@click.option(
+    "--qmp", type=click.Path(path_type=Path, dir_okay=False), metavar="SOCKET",
+    help="The QMP socket that --when-silent asks; nobody else may use it.",
+)  # fmt: skip
+@click.option(
+    "--core", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write the core that is in it as a file, too, for gdb and qtrace inspect --core.",
+)  # fmt: skip
 @format_option
 def command(
-    pid: int, output: Path, force: bool, when_stuck: float | None, output_format: str
+    pid: int,
+    output: Path,
+    force: bool,
+    when_stuck: float | None,
+    when_silent: float | None,
+    qmp: Path | None,
+    core: Path | None,
+    output_format: str,
 ) -> int:
     """Capture what is known of a QEMU, before it is killed.
 
@@ -47,20 +67,35 @@ def command(
     descriptors and who is at their other ends, maps, the memory that this rests on (no guest
     RAM), and some seconds of recording, in one file.
 
-    Exit status: 0, the file is written, whatever is in it; 3 it cannot be.
+    Exit status: 0, the file is written, and the core, whatever is in them; 3 one cannot be.
     """
+    if when_stuck and when_silent:
+        raise click.UsageError("wait for one thing: --when-stuck or --when-silent")
+    if (when_silent is None) != (qmp is None):
+        raise click.UsageError("--when-silent asks the socket that --qmp names: give both")
+    if core == output:
+        raise click.UsageError("--core and -o are two files")
+    from qtrace.autopsy.archive import write_core
     from qtrace.autopsy.capture import capture
+    from qtrace.autopsy.waiting import until_silent, until_stuck
+    from qtrace.cli.views.verdict_view import inert
     from qtrace.errors import OutputExists
     from qtrace.process.process import Process
 
-    if output.exists() and not force:
-        raise OutputExists(output)
+    for file in (output, core):
+        if file is not None and file.exists() and not force:
+            raise OutputExists(file)
     process = Process(pid)
     why = ""
     if when_stuck is not None:
-        why = _wait_until_stuck(process, when_stuck)
+        why = until_stuck(process, when_stuck)
+    elif when_silent is not None and qmp is not None:
+        why = until_silent(process, qmp, when_silent)
+    if why:
         click.echo(f"{why}: the autopsy begins", err=True)
     found = capture(process, output, force, _say, why)
+    if core is not None and found.core is not None:
+        write_core(core, found.core, force)
     for what in found.missing:
         stderr().print(f"warning: not in it: {what}")
     size = f"{found.size / 1e6:.1f} MB"
@@ -68,6 +103,7 @@ def command(
         print_json(
             {
                 "file": str(output),
+                "core": str(core) if core and found.core else None,
                 "bytes": found.size,
                 "took_s": round(found.took_s, 3),
                 "missing": found.missing,
@@ -76,29 +112,11 @@ def command(
         )
     else:
         stdout().print(f"{output}: {size}, in {found.took_s:.1f} s")
+        if core is not None and found.core is not None:
+            gdb = shlex.join(["gdb", process.exe_path, str(core)])
+            stdout().print(inert(f"{core}: {gdb}, or qtrace inspect --core {core}"))
         stdout().print(f"next: qtrace inspect --autopsy {output}")
-    return ExitStatus.OK
-
-
-def _wait_until_stuck(process: Process, for_s: float) -> str:
-    """Look again and again until something has been stuck for so long; in words."""
-    from qtrace.inspection.inspector import Inspector
-    from qtrace.inspection.looker import Looker
-    from qtrace.inspection.qemu import LiveQemu
-    from qtrace.qemu.aio.findings import COMPUTES
-
-    inspector = Inspector(Looker(LiveQemu(process)))
-    since: float | None = None
-    while True:
-        began = time.monotonic()
-        findings = [f for f in inspector.ask().answer.findings if f.proof and f.kind != COMPUTES]
-        if not findings:
-            since = None
-        elif since is None:
-            since = began
-        elif time.monotonic() - since >= for_s:
-            return f"{findings[0].kind} for {time.monotonic() - since:.0f} s"
-        time.sleep(max(0.0, began + LOOK_EVERY_S - time.monotonic()))
+    return ExitStatus.OK if core is None or found.core is not None else ExitStatus.ENVIRONMENT
 
 
 def _say(process: Process) -> Said:

@@ -72,28 +72,7 @@ def _print(comparison: dict[str, Any]) -> None:
     from qtrace.cli.views.verdict_view import inert
 
     console = stdout()
-    for side in ("before", "after"):
-        traces = comparison[side]["traces"]
-        names = ", ".join(trace["path"] for trace in traces[:3])
-        more = f" and {len(traces) - 3} more" if len(traces) > 3 else ""
-        versions = dict.fromkeys(
-            f"{trace['target'].get('program', '?')} {trace['target'].get('version', '?')}"
-            for trace in traces
-        )
-        console.print(Text(inert(f"{side}: {names}{more}: {', '.join(versions)}")))
-    for half in comparison["bottom_halves"]:
-        console.print()
-        console.print(Text(inert(half["name"]), "bold"))
-        for row in half["verdicts"]:
-            console.print(Text(inert(f"  {row['verdict']}: {row['sentence']}")))
-        if not half["verdicts"]:
-            console.print("  not seen on either side")
-    if comparison["times"]:
-        console.print()
-        for line in _times(comparison["times"][:ROWS]):
-            console.print(line)
-        if len(comparison["times"]) > ROWS:
-            console.print(f"... {len(comparison['times']) - ROWS} more with --format json")
+    console.print(Text(inert(comparison["why"]), STYLES[comparison["answer"]]))
     for title in ("came", "gone"):
         if comparison[title]:
             console.print()
@@ -104,8 +83,29 @@ def _print(comparison: dict[str, Any]) -> None:
             )
             console.print(Text(inert(f"{title}: {what}")))
             console.print(Text(inert(f"  row {rows} of {one['evidence']['trace']}")))
+    for half in comparison["bottom_halves"]:
+        console.print()
+        console.print(Text(inert(half["name"]), "bold"))
+        for row in sorted(half["verdicts"], key=lambda row: row["chance"]):
+            console.print(Text(inert(f"  {row['verdict']}: {row['sentence']}")))
+        if not half["verdicts"]:
+            console.print("  not seen on either side")
+    if comparison["times"]:
+        console.print()
+        for line in _times(comparison["times"][:ROWS]):
+            console.print(line)
+        if len(comparison["times"]) > ROWS:
+            console.print(f"... {len(comparison['times']) - ROWS} more with --format json")
     console.print()
-    console.print(Text(inert(comparison["why"]), STYLES[comparison["answer"]]))
+    for side in ("before", "after"):
+        traces = comparison[side]["traces"]
+        names = ", ".join(trace["path"] for trace in traces[:3])
+        more = f" and {len(traces) - 3} more" if len(traces) > 3 else ""
+        versions = dict.fromkeys(
+            f"{trace['target'].get('program', '?')} {trace['target'].get('version', '?')}"
+            for trace in traces
+        )
+        console.print(Text(inert(f"{side}: {names}{more}: {', '.join(versions)}")))
 
 
 def _times(rows: list[dict[str, Any]]) -> Iterator[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,11 +68,25 @@ def command(
         _list(one, chosen)
     else:
         texts = [inert_lines(one.explain(index)) for index in chosen]
-        stdout().print("\n\n".join(texts) or "none of them was seen in this recording")
+        stdout().print("\n\n".join(texts) or inert_lines(_nothing(one, trace)))
     verdicts = set(found["verdict"].astype(object))
     if verdicts & FINDINGS:
         return ExitStatus.FINDING
     return ExitStatus.INCONCLUSIVE if "inconclusive" in verdicts else ExitStatus.OK
+
+
+def _nothing(one: Trace, path: str) -> str:
+    """Of a recording without what was asked for: what it has, and what to type next."""
+    names = one.instances["name"].nunique()
+    if names:
+        what = "1 other bottom half" if names == 1 else f"{names} other bottom halves"
+        next_one = shlex.join(["qtrace", "explain", path, "-b", "*"])
+        none = "none of those that are watched, or named, was scheduled in this recording"
+        return f"{none}\nnext: {next_one}, of {what}"
+    next_one = "qtrace attach --pid PID --all -o trace.parquet, which records every bottom half"
+    if len(one.commands):
+        next_one = f"{shlex.join(['qtrace', 'analyze', '--commands', path])}, of its QMP commands"
+    return f"no bottom half was scheduled in this recording\nnext: {next_one}"
 
 
 def inert_lines(text: str) -> str:

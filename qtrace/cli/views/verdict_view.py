@@ -23,7 +23,6 @@ STYLES = {
     "foreign-poll": "bold red",
     "inconclusive": "bold yellow",
     "pending": "yellow",
-    "nested-poll": "yellow",
 }
 FINE = "green"
 ROLES = {

@@ -15,7 +15,7 @@ const plural = (n, what) => `${count(n)} ${what}${n === 1 ? '' : 's'}`;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const TONES = {
   'stuck': 'bad', 'request-stuck': 'bad', 'stranded': 'bad', 'vcpu-poll': 'bad', 'foreign-poll': 'bad',
-  'inconclusive': 'warn', 'pending': 'warn', 'nested-poll': 'warn',
+  'inconclusive': 'warn', 'pending': 'warn',
 };
 const tone = (verdict) => TONES[verdict] || 'good';
 const BAD = new Set(['vcpu-poll', 'foreign-poll', 'stranded']);
