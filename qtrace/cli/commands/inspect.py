@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from qtrace.inspection.answer import Answer
     from qtrace.inspection.held_look import HeldLook
     from qtrace.inspection.looker import Looker
-    from qtrace.inspection.request_proof import RequestFinding
-    from qtrace.qemu.aio.findings import Finding
     from qtrace.qemu.aio.model import Look
 
 YIELDING = 10
@@ -166,36 +163,26 @@ def _watch(
     """Looks at a steady pace; a line each."""
     from qtrace.cli.views.block_view import finding_json
     from qtrace.cli.views.look_view import look_json, summary
-    from qtrace.inspection.proof import ENOUGH_NS, proven_again
-    from qtrace.inspection.request_look import Requests
-    from qtrace.inspection.request_proof import RequestWatch
+    from qtrace.inspection.watch import Watch
 
     # Where processors are scarce the guest comes first: a look takes a free one, or waits until
     # somebody sleeps, but interrupts nobody.
     os.nice(YIELDING)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    looks: deque[Look] = deque()
-    requests = RequestWatch(Requests(looker))
-    stuck: tuple[RequestFinding, ...] = ()
+    watched = Watch(looker)
     ends = None if duration is None else time.monotonic() + duration
-    found, reasons, told = False, list[str](), list[tuple[str, str]]()
+    found, reasons, told = False, tuple[str, ...](), list[tuple[str, str]]()
     at = time.monotonic()
     try:
         while ends is None or at < ends:
-            # A line shows neither handlers nor stacks of jobs: requests need them.
-            due = requests.due(time.monotonic_ns())
-            look = looker.look(details=due or output_format == "json")
-            while len(looks) > 1 and look.time_ns - looks[1].time_ns >= ENOUGH_NS:
-                looks.popleft()
-            of_loops, reasons = proven_again(looker, looks, look)
-            looks.append(look)
-            stuck = requests.see(look).findings if due else stuck
-            findings: list[Finding | RequestFinding] = [*of_loops, *stuck]
+            # A line shows neither handlers nor stacks.
+            seen = watched.see(time.monotonic_ns(), details=output_format == "json")
+            look, findings, reasons = seen.look, seen.findings, seen.reasons
             found = found or bool(findings)
             if output_format == "json":
                 document = look_json(look, looker.name, _ages(trace, look))
                 document["findings"] = [finding_json(finding) for finding in findings]
-                document["unclear"] = reasons
+                document["unclear"] = list(reasons)
                 print(json.dumps({"schema_version": SCHEMA_VERSION, **document}), flush=True)
             else:
                 verdicts = [(f.kind, f.sentence) for f in findings]
