@@ -21,11 +21,29 @@ from qtrace.cli.signals import BrokenOff
 from qtrace.errors import ExitStatus, QtraceError
 from qtrace.host.unanswered import NoAnswer, watch_over_this_thread
 
-COMMANDS = (
-    "check", "autopsy", "ps", "doctor", "scan", "attach", "run", "analyze", "explain", "diff",
-    "lints", "convert", "export", "report", "inspect", "steer", "reroute", "lab", "gdb-script",
-    "completion",
-)  # fmt: skip
+# In the order of `qtrace --help`, each with how its own help begins.
+COMMANDS = {
+    "check": "Say whether a QEMU is healthy, or what is wrong with it",
+    "autopsy": "Capture what is known of a QEMU, before it is killed",
+    "ps": "List the QEMU processes here",
+    "doctor": "Say what recording needs, what is missing",
+    "scan": "List the one-shot bottom halves of a QEMU BINARY",
+    "attach": "Record which threads run the watched bottom halves",
+    "run": "Run COMMAND and record it from its very start",
+    "analyze": "The verdict of recorded traces, on any machine",
+    "explain": "What became of a bottom half and why, in prose",
+    "diff": "What changed between recordings",
+    "lints": "The lints: what else a recording can prove",
+    "convert": "Turn SOURCE (CSV, Parquet, or the raw file of --all) into TARGET",
+    "export": "A recording as a timeline for Perfetto",
+    "report": "One HTML file to look at and to send",
+    "inspect": "Show what is pending in each AioContext of a QEMU",
+    "steer": "Force the next runs of a bottom half onto a vCPU thread",
+    "reroute": "Schedule a bottom half into another AioContext",
+    "lab": "Boot a small guest of our own on a stock QEMU",
+    "gdb-script": "Print the path of the commands for gdb",
+    "completion": "Print the script that completes commands and options in SHELL",
+}
 
 
 class LazyGroup(click.Group):
@@ -40,6 +58,11 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"qtrace.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """None of them is loaded for it."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -24,6 +24,8 @@ def test_every_command_explains_itself(command: str) -> None:
     run = qtrace(command, "--help")
     assert run.returncode == 0
     assert run.stdout.startswith(f"Usage: qtrace {command}")
+    text = " ".join(run.stdout.partition("\n\n")[2].split())
+    assert text.startswith(COMMANDS[command])
     assert max(map(len, run.stdout.splitlines())) <= 80
 
 
@@ -81,9 +83,10 @@ def test_a_reader_that_leaves_early_gets_no_complaint(
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_nothing_heavy_is_imported_for_the_help() -> None:
+@pytest.mark.parametrize("arguments", [("--help",), ("attach", "--help")])
+def test_nothing_heavy_is_imported_for_the_help(arguments: tuple[str, ...]) -> None:
     run = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "qtrace", "attach", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "qtrace", *arguments],
         capture_output=True, text=True,
     )  # fmt: skip
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
