@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -105,7 +106,16 @@ def arm(
         if isinstance(error, ProcessLookupError):
             raise NoSuchProcess(qemu.pid) from error
         raise
+    give_back()
     return recording
+
+
+def give_back() -> None:
+    """What the search for sites took is free: let the system have it, as far as the C library
+    can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _told_by_qmp(socket: Path) -> dict[int, tuple[Role, str]]:
