@@ -89,6 +89,8 @@ class Guest:
         extra_args: more arguments for QEMU; they come first, so that an -accel there wins.
         memory_mib: guest memory.
         disk: give it a disk for snapshots, the node ``DISK``.
+        second_chip: the flash chip that the ``pflash`` firmware writes to. It has no snapshots:
+            HMP's savevm needs a guest without it.
 
     Attributes:
         pid: QEMU's process id.
@@ -115,6 +117,7 @@ class Guest:
         extra_args: Sequence[str] = (),
         memory_mib: int = 64,
         disk: bool = False,
+        second_chip: bool = True,
     ) -> None:
         self.qemu = qemu.absolute()
         self.accel = accel
@@ -124,6 +127,7 @@ class Guest:
         self.extra_args = tuple(extra_args)
         self.memory_mib = memory_mib
         self.disk = disk
+        self.second_chip = second_chip
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
@@ -137,12 +141,11 @@ class Guest:
             self.qmp_socket = self.folder / "lab.qmp"
             self.second_qmp_socket = self.folder / "free.qmp"
             self._process = self._start()
-            stack.callback(self._end)
+            stack.callback(self.kill)
             self.pid = self._process.pid
             try:
                 self.qmp = stack.enter_context(QmpClient(self.qmp_socket, QMP_TIMEOUT_S))
-                if self.firmware == "pflash":
-                    self._await_writes()
+                self._await_ready()
             except QmpFailed as failed:
                 raise self._did_not_start() from failed
             self._cleanup = stack.pop_all()
@@ -176,11 +179,15 @@ class Guest:
         with self._chip(1).open("rb") as chip:
             return int.from_bytes(chip.read(4), "little")
 
+    def _image(self) -> bytes:
+        """The first flash chip: all the guest's software."""
+        return image(self.firmware)
+
     def _chip(self, unit: int) -> Path:
         return self.folder / f"pflash{unit}"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._chip(0).write_bytes(image(self.firmware))
+        self._chip(0).write_bytes(self._image())
         self._chip(1).write_bytes(bytes(CHIP_BYTES))
         if self.disk:
             self._make_disk()
@@ -216,8 +223,9 @@ class Guest:
             "-accel", self.accel, "-machine", "pc", "-m", str(self.memory_mib),
             "-nodefaults", "-no-user-config", "-display", "none",
             "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={self._chip(0).name}",
-            "-drive", f"if=pflash,unit=1,format=raw,file={self._chip(1).name}",
         ]  # fmt: skip
+        if self.second_chip:
+            command += ["-drive", f"if=pflash,unit=1,format=raw,file={self._chip(1).name}"]
         if self.disk:
             # Nothing of it is needed once QEMU has gone: the host need not write it to a disk.
             file = f"file.driver=file,file.filename={DISK},file.cache.no-flush=on"
@@ -249,7 +257,10 @@ class Guest:
     def _log(self) -> Path:
         return self.folder / "qemu.log"
 
-    def _await_writes(self) -> None:
+    def _await_ready(self) -> None:
+        """Until the guest does what it is for."""
+        if self.firmware != "pflash":
+            return
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.flash_writes() == 0:
             if not self.alive or time.monotonic() > deadline:
@@ -268,18 +279,26 @@ class Guest:
             "the lab needs a qemu-system-x86_64 with the pc machine: name one with --qemu",
         )
 
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit status once it has ended, the negative number of the signal that ended it;
+        None where it runs on for so long."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     def last_words(self) -> str | None:
         """How QEMU ended, and the last line it wrote; None when it still runs."""
-        try:
-            # Its sockets close a moment before its end can be seen.
-            status = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
+        # Its sockets close a moment before its end can be seen.
+        status = self.wait(1.0)
+        if status is None:
             return None
         lines = self._log.read_text(errors="replace").strip().splitlines()
         how = f"signal {-status}" if status < 0 else f"status {status}"
         return f"ended ({how}): {lines[-1] if lines else 'without a message'}"
 
-    def _end(self) -> None:
+    def kill(self) -> None:
+        """End it, if it has not ended, and reap it."""
         # SIGKILL: under this firmware QEMU has been seen to ignore SIGTERM for minutes.
         self._process.kill()
         self._process.wait()

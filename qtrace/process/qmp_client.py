@@ -93,7 +93,7 @@ class QmpClient:
             return number
         return f"{number} {package}" if package.startswith("(") else f"{number} ({package})"
 
-    def command(self, name: str, **arguments: Any) -> Any:
+    def command(self, name: str, /, **arguments: Any) -> Any:
         """Execute one command; its ``return`` value (a dict for most commands).
 
         Arguments with hyphens are passed as ``**{"job-id": ...}``.

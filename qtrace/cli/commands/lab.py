@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,37 @@ Examples:
   qtrace lab main-loop --qemu /opt/qemu/bin/qemu-system-x86_64"""
 
 
-@click.command(epilog=EXAMPLES)
+# What is no scenario: the modules beside this one have them.
+OTHERS = ("hunt", "hazard")
+
+
+class Lab(click.Group):
+    """``qtrace lab SCENARIO``, and ``qtrace lab hunt`` and ``hazard``, which have own options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*OTHERS, *self.get_help_option_names(ctx)):
+            args = ["scenario", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(OTHERS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "scenario":
+            return scenario_command
+        if cmd_name not in OTHERS:
+            return None
+        module = importlib.import_module(f"qtrace.cli.commands.lab_{cmd_name}")
+        found: click.Command = module.command
+        return found
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Those of a scenario, which needs no name of its own."""
+        scenario_command.format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.command("scenario")
 @click.argument("scenario", type=click.Choice(list(SCENARIOS)), required=False)
 @click.option("--list", "list_only", is_flag=True, help="List the scenarios.")
 @click.option("--qemu", default=DEFAULT_QEMU, show_default=True, help="The QEMU to boot.")
@@ -54,7 +85,7 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Overwrite the output file.")
 @format_option
-def command(
+def scenario_command(
     scenario: str | None,
     list_only: bool,
     qemu: str,
@@ -120,6 +151,14 @@ def command(
     else:
         _print_result(result)
     return 0 if result["shown"] else 1
+
+
+command = Lab(
+    epilog=EXAMPLES,
+    help=scenario_command.help,
+    options_metavar="",
+    subcommand_metavar="SCENARIO [OPTIONS] | hunt ... | hazard ...",
+)
 
 
 @contextmanager
