@@ -31,6 +31,9 @@ vCPU thread."""
 MUST_BE_MAIN = frozenset({*SNAPSHOT_JOBS, "job_exit", "do_qmp_dispatch_bh"})
 """Known to break QEMU on any other thread: issue 2111; issue 780; effd60c878 (issue 1933)."""
 
+JOINS = frozenset({"qemu_thread_join"})
+"""Who waits in one of these for a thread that needs the BQL to end has given it away."""
+
 AWAITED = {"job_exit": frozenset({"job_finish_sync", "job_finish_sync_locked"})}
 """Whose poll is there for the very end of a job."""
 

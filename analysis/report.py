@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from qtrace.analysis.calls import summarize_calls
+from qtrace.analysis.elsewhere import ran_elsewhere
 from qtrace.analysis.held import in_words
 from qtrace.analysis.late_replies import late_replies
 from qtrace.analysis.lint import LintResult
@@ -61,8 +62,9 @@ def judge(
         JSON-able: ``verdict`` (the worst), ``complete``, ``lost_events``, ``target``, ``stuck``
         (threads that did not come back, proven), ``computing`` (those that were busy in one
         callback), ``held`` (when somebody held the target), ``notes`` (why the verdict may not
-        be all, in words), ``bottom_halves``, ``calls``, ``late_replies``, ``statistics`` (of each
-        trace; empty unless it has every bottom half), ``lints`` (a result of each lint and trace),
+        be all, in words), ``bottom_halves``, ``calls``, ``late_replies``, ``elsewhere`` and
+        ``statistics`` (of each trace; empty unless it has every bottom half), ``lints`` (a result
+        of each lint and trace),
         ``traces``, ``warnings``. Their keys and types: analysis/report_types.py.
 
     Raises:
@@ -106,6 +108,7 @@ def judge_opened(
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
         "late_replies": late_replies(traces),
+        "elsewhere": [ran_elsewhere(one) if one.every and only is None else [] for one in traces],
         "statistics": [summarize(one) if one.every and only is None else [] for one in traces],
         "lints": [
             _lint(result, asked=lints is not None and result.lint in told)

@@ -156,6 +156,25 @@ class Statistics(TypedDict):
     longest: list[LongRun]
 
 
+class RanElsewhere(TypedDict):
+    """A bottom half of an `--all` recording that ran on threads that do not own its context.
+
+    ``count`` of ``runs`` did; ``role``, ``thread``, ``tid`` are of the thread that ran most of
+    them, of ``threads``. ``awaited``: what such a poll waits for.
+    """
+
+    name: str
+    context: str
+    verdict: str
+    count: int
+    runs: int
+    role: str
+    thread: str
+    tid: int
+    threads: int
+    awaited: bool
+
+
 class LintFinding(TypedDict):
     """``Finding.as_dict``."""
 
@@ -215,6 +234,7 @@ class Report(TypedDict):
     bottom_halves: list[BottomHalf]
     calls: list[Call]
     late_replies: list[LateReply]
+    elsewhere: list[list[RanElsewhere]]
     statistics: list[list[Statistics]]
     lints: list[LintAnswer]
     traces: list[TraceFacts]

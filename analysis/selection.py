@@ -33,7 +33,10 @@ def select_names(traces: Sequence[TraceFile], patterns: Sequence[str]) -> list[s
         blocked = pd.concat([t.frame.loc[t.frame["event"] == "blocked", "name"] for t in traces])
         # Those of a thread that is away name none.
         stranded = [name for name in blocked.drop_duplicates() if name]
-        return list(watched | dict.fromkeys(stranded) or seen)
+        globs = [glob for trace in traces for glob in trace.header.get("by_all", [])]
+        meant = [name for name in seen if any(fnmatch.fnmatchcase(name, g) for g in globs)]
+        asked = watched | dict.fromkeys([*meant, *stranded])
+        return list(asked if asked or globs else seen)
     known = list(watched | seen)
     chosen: dict[str, None] = {}
     for pattern in patterns:

@@ -20,6 +20,7 @@ ALL = "all"
 LINTS = (
     "wrong-thread",
     "nested-loop",
+    "bql-dropped",
     "stranded",
     "stuck-wait",
     "long-command",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 RECORDERS = {"ebpf": "eBPF", "gdb": "gdb"}
+# Up to so many rows of --all a recording is judged whole, in about a second.
+READ_WHOLE = 300_000
 # So many watched bottom halves are named when the recording begins; of more the number is told.
 NAMED = 6
 
@@ -211,7 +213,13 @@ def verdict(files: Files, recording: Recording, output_format: str) -> int:
 
     # Of millions of rows those of the watched ones will do, as long as the others can be looked
     # at later.
-    only = recording.watched if recording.everything is not None and kept else None
+    every = recording.everything
+    many = (
+        every is not None
+        and every.counts.written > READ_WHOLE
+        and not recording.header.detail["by_all"]
+    )
+    only = recording.watched if many and kept else None
     report = judge([path], only=only)
     if not kept:
         forget_paths(report)

@@ -58,6 +58,7 @@ def attach_row(
             "build_id": scan.build_id,
         },
         "watched": [_watched(half) for half in plan.watched],
+        "by_all": list(plan.by_all),
         "calls": [name for name in PLAIN_CALLS if any(s.name == name for s in plan.sites)],
         "returns": sorted({site.name for site in plan.sites if site.kind == "return"}),
         "stall_after_ns": stall_after_ns,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qtrace.binary.module import Module
 from qtrace.process.process import Process
@@ -62,10 +62,11 @@ def make_plans(
             says otherwise.
     """
     scan = scan_module(module)
-    watch = plan_watch(scan, module, patterns, optional=optional, returns=not everything)
+    watch = plan_watch(scan, module, patterns, optional=optional, everything=everything)
     every = None
     module.static_names = scan.static_names
     if everything:
         every = plan_all(module, imports_cancel)
+        every = replace(every, notes=(*every.notes, *watch.notes))
         check_debug_info(module, every.layout, scan.context_variables)
     return Plans(scan, watch, every)

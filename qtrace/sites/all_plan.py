@@ -46,7 +46,7 @@ class AllPlan:
         programs: by the name of each: the function of probes/all.bpf.c that it is made from, and
             what fills the holes of that (probes/holes.h).
         returns_to: where aio_bh_call() returns to in aio_bh_poll().
-        notes: which sites are dear.
+        notes: which sites are dear, and what else is to be told.
     """
 
     sites: tuple[AllSite, ...]

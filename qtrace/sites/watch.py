@@ -24,7 +24,10 @@ from qtrace.sites.scan import BottomHalf, Scan
 # The snapshot jobs need the guest stopped (QEMU issue 2111).
 DEFAULT_WATCHED = tuple(SNAPSHOT_JOBS)
 # Exported and rarely called: recorded beside them, with their stacks.
-PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop")
+PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop", "qemu_thread_join")
+# Beside `--all` so many get probes of their own, which copy whole stacks: of more the rows of
+# `--all` tell as much, and none is lost.
+MOST_BESIDE_ALL = 16
 
 SiteKind = Literal["schedule", "run", "return", "call", "qmp", "job"]
 
@@ -60,10 +63,17 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class WatchPlan:
-    """The watched bottom halves, and every site that records them."""
+    """The watched bottom halves, and every site that records them.
+
+    Attributes:
+        by_all: globs of those that are judged by the rows of `--all`, and have no site.
+        notes: why, in words.
+    """
 
     watched: tuple[BottomHalf, ...]
     sites: tuple[Site, ...]
+    by_all: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def plan_watch(
@@ -72,26 +82,35 @@ def plan_watch(
     patterns: Sequence[str] = (),
     *,
     optional: bool = False,
-    returns: bool = True,
+    everything: bool = False,
 ) -> WatchPlan:
     """Choose the bottom halves by glob patterns, ``DEFAULT_WATCHED`` when there are none.
 
     Args:
         optional: a program that has none of the default ones is fine.
-        returns: where they return, too; `--all` has that of its own.
+        everything: `--all` records beside it. It has returns of its own, and every bottom half
+            that a pattern means and that cannot be watched.
 
     Raises:
-        NoMatch: a pattern matches nothing, or only what cannot be watched.
+        NoMatch: a pattern matches nothing, or only what cannot be watched, without ``everything``.
         ScanFailed: nothing was asked for, and this program has none of the default ones.
     """
     chosen: dict[tuple[str, int], BottomHalf] = {}
+    by_all: dict[str, str] = {}
     for pattern in patterns or DEFAULT_WATCHED:
         matches = [half for half in scan.bottom_halves if fnmatchcase(half.name, pattern)]
         usable = [half for half in matches if half.watchable]
+        more = chosen | {(half.name, half.callback): half for half in usable}
         if patterns and not usable:
-            raise _no_match(scan, pattern, bool(matches))
-        chosen |= {(half.name, half.callback): half for half in usable}
-    if not chosen and not optional:
+            why = _no_match(scan, pattern, bool(matches))
+            if not everything:
+                raise why
+            by_all[pattern] = why.message
+        elif everything and patterns and len(more) > MOST_BESIDE_ALL:
+            by_all[pattern] = f"'{pattern}' means {len(usable)} one-shot bottom halves"
+        else:
+            chosen = more
+    if not (chosen or by_all or optional):
         raise ScanFailed(
             f"{module.name} has none of {', '.join(DEFAULT_WATCHED)}",
             f"choose one with -b; qtrace scan lists those of a binary (here: {_some(scan)})",
@@ -104,7 +123,7 @@ def plan_watch(
             for site in half.sites
         ]
         sites.append(_entry(module, "run", half.name, half.callback))
-        exits = half.exits if returns else ()
+        exits = () if everything else half.exits
         sites += [Site("return", half.name, address, leaves=True) for address in exits]
     for name in PLAIN_CALLS:
         address = module.symbols.address(name)
@@ -123,7 +142,8 @@ def plan_watch(
             site = _entry(module, kind, found.step, found.address)
         if site.vaddr not in taken:
             sites.append(site)
-    return WatchPlan(watched, tuple(sites))
+    notes = [f"{why}: the rows of --all tell what becomes of it" for why in by_all.values()]
+    return WatchPlan(watched, tuple(sites), tuple(by_all), tuple(notes))
 
 
 def _entry(module: Module, kind: SiteKind, name: str, function: int) -> Site:

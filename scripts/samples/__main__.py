@@ -41,6 +41,7 @@ RECIPES: dict[tuple[str, ...], Callable[..., None]] = {
     ("stuck-10.0-kvm.csv",): hanging.stuck(NEW, "kvm", released=False),
     ("busy-10.0-tcg.parquet",): hanging.busy(NEW, "tcg"),
     ("all-pflash-7.2-kvm.parquet",): everything.pflash(OLD),
+    ("all-migrate-10.0-kvm.parquet",): everything.bql_dropped(NEW),
     ("all-qtest-7.2.parquet",): everything.qtest(OLD),
     ("all-stranded-7.2-tcg.parquet",): everything.stranded(OLD),
     ("all-save-7.2-tcg.parquet",): everything.real_save(OLD),

@@ -18,6 +18,11 @@ from qtrace.experiment.strand import Stranding
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
 from qtrace.lab.guest import Guest
+from qtrace.lab.hazards.migrate_reads import cancel_one
+from qtrace.lab.hunt.devices import DEVICES
+from qtrace.lab.hunt.hunt_guest import HuntGuest
+from qtrace.lab.hunt.hunting import find_qemu_img, make_disks
+from qtrace.lab.migration_sink import MigrationSink
 from qtrace.lab.quit_hang import quit_guest, until_proven
 from qtrace.lab.saves import IDLE_SOCKETS
 from qtrace.lab.scenario import BOTTOM_HALF
@@ -126,6 +131,27 @@ def real_save(qemu: Path, to: To | None = None) -> Make:
             asked.start()
             run_job(guest.qmp, "snapshot-save", "save", **REAL)
             asked.join()
+
+    return make
+
+
+def bql_dropped(qemu: Path) -> Make:
+    """A guest that resets a disk, and migrations that are cancelled meanwhile, until the end of one
+    has run on the vCPU thread: the hazard migrate-reads, paced."""
+
+    def make(trace: Path) -> None:
+        make_disks(trace.parent, find_qemu_img())
+        guest = HuntGuest(qemu, "kvm", DEVICES["virtio-blk-paced"], trace.parent)
+        with (
+            guest,
+            MigrationSink(guest.folder),
+            recorded(trace, guest.pid, qmp_socket=guest.second_qmp_socket) as pump,
+        ):
+            for _number in range(ROUNDS):
+                cancel_one(guest)
+                calls = [row for row in pump.take() if row.name == "qemu_thread_join"]
+                if any(row.role == "vcpu" for row in calls):
+                    break
 
     return make
 

@@ -441,7 +441,7 @@ def test_a_crash_is_told_by_its_core_and_an_abort_from_outside_is_none() -> None
     assert finding.sentence == (
         "SIGABRT ended it in 1235 (CPU 0/TCG): save_snapshot, a bottom half that it ran inside "
         "aio_poll() of `main`, called by blk_pwrite < memory_region_dispatch_write, without the "
-        "BQL; Assertion `x' failed."
+        "BQL; Assertion `x' failed.; snapshot_save_job_bh in `iohandler` was pending"
     )
     assert finding.proof
     saving = ("__assert_fail+0x42", "qemu@0x1", "save_snapshot+0x1", "snapshot_save_job_bh+0x3")

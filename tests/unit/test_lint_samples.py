@@ -24,6 +24,7 @@ FINDINGS = [
     ("pflash-7.2-kvm", "vm-stop", None, ["save_snapshot"]),
     ("pflash-7.2-kvm", "guest-polls", None, [""]),
     ("pflash-7.2-kvm", "exposure", None, ["snapshot_save_job_bh"]),
+    ("migrate-10.0-kvm", "bql-dropped", None, ["migration_bh_dispatch_bh"]),
     ("qtest-7.2", "nested-loop", None, ["job_exit", "snapshot_save_job_bh"]),
     ("stranded-7.2-tcg", "stranded", None, ["co_schedule_bh_cb", "snapshot_save_job_bh"]),
     ("stranded-7.2-tcg", "stuck-wait", None, ["co_schedule_bh_cb"]),

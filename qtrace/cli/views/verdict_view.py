@@ -34,6 +34,8 @@ ROLES = {
 # A chain is shown whole up to this length, a longer one at least down to the device.
 FRAMES = 30
 SCHEDULE_FRAMES = 6
+# So many that ran elsewhere than in their own loop are told.
+ELSEWHERE = 20
 # So many that were watched and not seen are named, of more (-b '*') the number is told.
 UNSEEN = 5
 
@@ -90,6 +92,8 @@ def print_report(console: Console, report: Report) -> None:
         if half["findings"]:
             console.print()
             _print_finding(console, half["name"], half["findings"][0])
+    for line in _elsewhere(report):
+        console.print(line)
     console.print()
     for line in _calls(report):
         console.print(line)
@@ -246,6 +250,31 @@ def _scheduled(finding: dict[str, Any], context: str) -> str:
         more = " <- ..." if len(chain) > SCHEDULE_FRAMES else ""
         line += f": {' <- '.join(chain[:SCHEDULE_FRAMES])}{more}"
     return line
+
+
+def _elsewhere(report: Report) -> Iterator[Text]:
+    """Whatever ran on a thread that does not own its context, watched or not."""
+    rows = [row for trace in report["elsewhere"] for row in trace]
+    if not rows:
+        return
+    told = [row for row in rows if not row["awaited"]]
+    awaited = [row for row in rows if row["awaited"]]
+    yield Text()
+    yield Text("bottom halves that ran on a thread that does not own their context:")
+    for row in told[:ELSEWHERE]:
+        threads = "" if row["threads"] == 1 else f" and {row['threads'] - 1} more"
+        line = Text(f"  {row['count']} of {row['runs']} ").append(
+            row["verdict"], STYLES.get(row["verdict"], "")
+        )
+        where = (
+            f"{row['name']} (`{row['context'] or '?'}`) on {_thread(row['role'], row['thread'])}"
+        )
+        yield line.append(inert(f": {where}{threads}"))
+    if len(told) > ELSEWHERE:
+        yield Text(f"  and {len(told) - ELSEWHERE} more: --format json has them")
+    if awaited:
+        names = ", ".join(f"{row['name']} ({row['count']} of {row['runs']})" for row in awaited)
+        yield Text(inert(f"  and what such polls wait for: {names}"))
 
 
 def _calls(report: Report) -> list[Text]:

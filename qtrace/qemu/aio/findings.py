@@ -331,6 +331,10 @@ def _crashed(look: Look, ended: Ending, thread: Thread) -> Finding:
         sentence += ", where its stack breaks off"
     if ended.message:
         sentence += f"; {ended.message}"
+    # What QEMU was about to do next: often the other half of what went wrong.
+    if pending := [half for half in look.bottom_halves if half.will_run]:
+        verb = "was" if len(pending) == 1 else "were"
+        sentence += f"; {_by_context(look, pending)} {verb} pending"
     return Finding(
         CRASHED, sentence, polls or Context(0, ""), (), thread, tuple(told), polls,
         proof=f"the core was written for this {ended.signal}",
@@ -390,13 +394,19 @@ def _meanwhile(look: Look, thread: Thread) -> list[str]:
 
 
 def _behind(look: Look, queued: Sequence[BottomHalf]) -> list[str]:
-    """What merely queues behind the wait, by context."""
+    """What merely queues behind the wait."""
+    listed = _by_context(look, queued)
+    return [f"behind it wait {listed}"] if listed else []
+
+
+def _by_context(look: Look, halves: Sequence[BottomHalf]) -> str:
+    """``job_exit in `main`, a and b in `iohandler```."""
     parts = []
     for context in look.contexts:
-        names = [half.label for half in queued if half.ctx == context.address]
+        names = [half.label for half in halves if half.ctx == context.address]
         if names:
             parts.append(f"{_listed(names)} in {context.quoted}")
-    return [f"behind it wait {', '.join(parts)}"] if parts else []
+    return ", ".join(parts)
 
 
 def computing(
