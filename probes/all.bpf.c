@@ -122,13 +122,17 @@ int enqueue(struct pt_regs *regs)
     return 0;
 }
 
-/* aio_bh_call(bh), at its first instruction. */
+#define ZERO_FLAG (1 << 6)
+
+/* aio_bh_call(bh), at its first instruction, or where it is inlined before the callback's call. */
 int run(struct pt_regs *regs)
 {
+    if (NUMBER(RUN_IF_EQUAL) && !(regs->flags & ZERO_FLAG))
+        return 0;
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
-    read_bottom_half(event, regs->di);
+    read_bottom_half(event, REGISTER(BH));
     event->caller[0] = read_word(PLACE(POLL_CALLER));
     event->caller[1] = read_word(PLACE(OUTER_CALLER));
     event->flags = 0;

@@ -171,10 +171,11 @@ class _Chooser:
         return {target for target in jumps if target is not None}
 
     def run_and_return(self) -> tuple[AllSite, AllSite, int]:
-        """aio_bh_call()'s entry, the branch after its call, and where it returns to.
-
-        With aio_bh_call() inlined into aio_bh_poll() there is no such call.
-        """
+        """aio_bh_call()'s entry, the branch after its call, and where it returns to."""
+        poll = self._named("aio_bh_poll")
+        target = self._module.symbols.address("aio_bh_call")
+        if target not in poll.calls().values():
+            return self._inlined_run(poll)
         run = self.entry("run", "aio_bh_call", ("rdi",))
         poll, called, called_end = self._call("aio_bh_poll", "aio_bh_call")
         entered = [i for at, i in sorted(self._function(run.vaddr).instructions.items())]
@@ -182,21 +183,49 @@ class _Chooser:
             raise self._refuse("aio_bh_call() has its own frame pointer where it can be probed")
         depth, in_poll = self._caller(run.vaddr, Registers())
         inner, in_caller = self._caller(called, in_poll)
+        self._run_program("rdi", depth.offset + 8, inner, in_caller)
+        return run, self._ended(poll, _argument(poll, called), called_end), called_end
+
+    def _inlined_run(self, poll: Function) -> tuple[AllSite, AllSite, int]:
+        """The same where aio_bh_poll() calls the callbacks itself (5.2): the branch that skips the
+        call of one that is not to be run."""
+        calls = [
+            (at, i)
+            for at, i in poll.instructions.items()
+            if i.id == x86.X86_INS_CALL
+            and i.operands[0].type == x86.X86_OP_MEM
+            and i.operands[0].mem.disp == self._layout.callback
+        ]
+        if len(calls) != 1:
+            raise self._refuse(f"aio_bh_poll() calls a bottom half in {len(calls)} places")
+        ((called, call),) = calls
+        bh = str(call.reg_name(call.operands[0].mem.base))
+        branch = _skipping(poll, called)
+        if branch is None or bh not in CALLEE_SAVED_NAMES or is_written(poll, branch, called, bh):
+            raise self._refuse("it is unclear what leads to the call of a bottom half")
+        inner, in_caller = self._caller(branch, Registers())
+        self._run_program(bh, 0, inner, in_caller, if_equal=True)
+        end = called + call.size
+        return self._site("run", poll, branch, "run"), self._ended(poll, bh, end), end
+
+    def _run_program(
+        self, bh: str, depth: int, inner: Place, in_caller: Registers, *, if_equal: bool = False
+    ) -> None:
         _, poll_called, _ = self._call("aio_poll", "aio_bh_poll")
         outer, _ = self._caller(poll_called, in_caller)
         self.programs["run"] = ("run", {
-            "RUN_DEPTH": depth.offset + 8,
+            "BH": pt_regs_offset(bh),
+            "RUN_IF_EQUAL": int(if_equal),
+            "RUN_DEPTH": depth,
             **inner.filling("POLL_CALLER"),
             **outer.filling("OUTER_CALLER"),
         })  # fmt: skip
-        return run, self._ended(poll, called, called_end), called_end
 
-    def _ended(self, poll: Function, called: int, called_end: int) -> AllSite:
-        """Behind the call of a bottom half in aio_bh_poll()."""
+    def _ended(self, poll: Function, bh: str, called_end: int) -> AllSite:
+        """Behind the call of a bottom half, which a register held, in aio_bh_poll()."""
         site = first_emulated(poll, called_end)
         if site is None or not runs_once(poll, called_end, site):
             site = called_end
-        bh = _argument(poll, called)
         if bh not in CALLEE_SAVED_NAMES or is_written(poll, called_end, site, bh):
             bh = ""
         if any(moves_stack(i) for at, i in poll.instructions.items() if called_end <= at < site):
@@ -315,6 +344,19 @@ class _Chooser:
         return ScanFailed(
             f"{self._module.name} cannot be recorded with --all: {why}", "record without --all"
         )
+
+
+def _skipping(function: Function, call: int) -> int | None:
+    """The `jne` that alone decides whether a call is reached; None where there is none."""
+    for at in sorted((a for a in function.instructions if a < call), reverse=True):
+        instruction = function.instructions[at]
+        if is_joined(function, at + instruction.size):
+            return None
+        if ends_block(instruction):
+            skips = direct_target(instruction)
+            alone = instruction.id == x86.X86_INS_JNE and skips not in range(at, call + 1)
+            return at if alone else None
+    return None
 
 
 def _argument(function: Function, call: int) -> str:

@@ -190,11 +190,14 @@ class RawRowMaker:
     def _names(self, records: Records, names: tuple[Codes, list[str]]) -> tuple[Codes, list[str]]:
         """The name that QEMU gave it, or its callback's where that has a symbol.
 
-        QEMU's is the text of the argument, which may be a variable's ("cb").
+        QEMU's is the text of the argument, which may be a variable's ("cb"). Before 6.1 it gave
+        none: then the callback's address is the name, as in a scan.
         """
         callbacks = _coded(records["callback"], lambda a: self._facts.symbols.get(a, ""))
 
         def choose(name: str, symbol: str) -> str:
+            if not name and "@0x" in symbol:
+                return f"bh@{symbol.rpartition('@')[2]}"
             return symbol if symbol and "+0x" not in symbol and "@" not in symbol else name
 
         return _combine([names, callbacks], lambda texts: choose(*texts))

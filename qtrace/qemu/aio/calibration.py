@@ -206,24 +206,29 @@ def _thread_local(program: Disassembly) -> dict[str, int]:
         ("context_tls", "qemu_get_current_aio_context"),
         ("coroutine_tls", "qemu_coroutine_self"),
     ):
-        offset = _thread_local_of(program, _function(program, symbol, 8))
+        offset, member = _thread_local_of(program, _function(program, symbol, 8))
         if offset is not None:
             found[fact] = offset
+            if member and fact == "context_tls":
+                found["iothread_ctx"] = member
     return found
 
 
-def _thread_local_of(program: Disassembly, code: list[Instruction]) -> int | None:
-    """The first variable that the code, or the first function it calls, loads from fs."""
+def _thread_local_of(program: Disassembly, code: list[Instruction]) -> tuple[int | None, int]:
+    """The first variable that the code, or the first function it calls, loads from fs; and the
+    member that is loaded of what it points to, 0 for none."""
     for i in code:
         if i.is_call and i.target:
             code = program.instructions(i.target, 4)
             break
-    for i in code:
+    for n, i in enumerate(code):
         place = i.place(1)
         # fs:0 and above is glibc's own (the canary at fs:0x28).
         if i.mnemonic == "mov" and place and place.segment == "fs" and place.offset < 0:
-            return place.offset
-    return None
+            loads = [later.place(1) for later in code[n + 1 :] if later.mnemonic == "mov"]
+            members = [p.offset for p in loads if p and p.base == i.register(0) and not p.segment]
+            return place.offset, members[0] if members else 0
+    return None, 0
 
 
 def _jobs(program: Disassembly) -> dict[str, int]:

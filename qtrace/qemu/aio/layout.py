@@ -24,7 +24,8 @@ class Layout:
     pointer. ``poll_register`` holds the ctx argument in every frame of aio_poll(). All others are
     offsets into the structure that their name begins with: ``bh_*`` QEMUBH, ``ctx_*``
     AioContext, ``handler_*`` AioHandler, ``co_*`` Coroutine, ``job_*`` Job, ``driver_*``
-    JobDriver.
+    JobDriver; ``iothread_ctx`` IOThread, where ``context_tls`` holds one of these, as before
+    5f50be9b58 (6.1), and 0 where it holds the context itself.
     """
 
     main_variable: int | None = None
@@ -56,6 +57,7 @@ class Layout:
     job_co: int | None = None
     job_status: int | None = None
     driver_type: int | None = None
+    iothread_ctx: int = 0
 
     @property
     def bh_name(self) -> int | None:

@@ -116,6 +116,8 @@ class AioReader:
         """A thread's own context, 0 when it has none, None where that cannot be read."""
         offset = self.layout.context_tls
         ctx = self._memory.peek(thread_pointer + offset) if offset else 0
+        if ctx and self.layout.iothread_ctx:
+            ctx = self._memory.peek(ctx + self.layout.iothread_ctx)
         like = self._is_like(ctx, main) if ctx else False
         return None if None in (ctx, like) else ctx if like else 0
 

@@ -64,11 +64,15 @@ def counting_inlined(program: Path) -> Iterator[Counter[str]]:
     """
     listing = [(int(at, 16), " ".join(text.split())) for at, text in LINE.findall(
         _run("objdump", "-d", "--no-show-raw-insn", "-j", ".text", program))]  # fmt: skip
-    places = [(n, _disassembled(program, n)[0][0]) for n in ("aio_bh_call", "aio_co_schedule")]
+    flags, run = _flags_and_run(program)
+    places = [
+        ("aio_bh_call", run),
+        ("aio_co_schedule", _disassembled(program, "aio_co_schedule")[0][0]),
+    ]
     for number, (_at, text) in enumerate(listing):
-        if re.match(r"lock andl \$0xfffffffd,0x28\(", text):
+        if re.match(rf"lock andl \$0xfffffffd,{flags}\(", text):
             places.append(("cancel", listing[number + 1][0]))
-        elif re.match(r"lock cmpxchg %\w+,0x28\(", text):
+        elif re.match(rf"lock cmpxchg %\w+,{flags}\(", text):
             if not listing[number - 1][1].startswith("or "):
                 continue
             assert listing[number + 1][1].startswith("jne")
@@ -150,6 +154,17 @@ def _places(program: Path) -> tuple[tuple[str, int], ...]:
     places.append(("cancel", cancel[1][0]))
     shift = _load_shift(program)
     return tuple((name, address - shift) for name, address in places)
+
+
+def _flags_and_run(program: Path) -> tuple[str, int]:
+    """Where QEMUBH has its flags, and where a bottom half is run: aio_bh_call(), or 5.2's call of
+    the callback in aio_bh_poll() itself."""
+    poll = _disassembled(program, "aio_bh_poll")
+    (flags,) = [m[1] for _at, t in poll if (m := re.match(r"lock cmpxchg %\w+,(0x\w+)\(", t))]
+    if any("<aio_bh_call" in text for _at, text in poll):
+        return flags, _disassembled(program, "aio_bh_call")[0][0]
+    (run,) = [at for at, text in poll if text.startswith("call *0x8(")]
+    return flags, run
 
 
 def _dequeued(program: Path) -> int:
