@@ -6,6 +6,7 @@
 #   .cache/qemus/stable     the QEMU of Debian 13, in a root of its own
 #   .cache/qemus/newest     the newest of trixie-backports, in a root of its own
 #   .cache/qemus/old        5.2 of Debian 11, before bottom halves had names
+#   .cache/qemu-arm         qemu-system-arm of Debian 12; it runs where it lies
 #
 # Without an argument the first two, which `make test` runs on; with `all` every one.
 #
@@ -66,12 +67,13 @@ fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the 
     rm -rf "$apt"
 }
 
-backports() { # QEMU finds its data and modules relative to its own executable
-    local dest=$cache/qemu-backports binary missing
-    binary=$dest/usr/bin/qemu-system-x86_64
+beside() { # NAME PROGRAM SUITE... -- PACKAGE...: for the machine's own libraries
+    # QEMU finds its data and modules relative to its own executable.
+    local dest=$cache/$1 binary missing
+    binary=$dest/usr/bin/$2
     [ -x "$binary" ] && [ -e "$dest/.complete" ] && return
-    # shellcheck disable=SC2086 # a list of package names
-    fetch "$dest" /var/lib/dpkg/status bookworm bookworm-backports -- $packages || return 1
+    shift 2
+    fetch "$dest" /var/lib/dpkg/status "$@" || return 1
     # The unpacked QEMU needs newer libraries than the machine has: name their folder.
     missing=$(LD_LIBRARY_PATH=$dest/usr/lib/x86_64-linux-gnu ldd "$binary" |
         awk '/not found/ { print $1 }')
@@ -145,7 +147,8 @@ mkdir -p "$cache/qemus"
 exec 9>"$cache/qemus/.lock"
 flock 9 # two makes at once: the second finds the work done
 status=0
-backports || status=1
+# shellcheck disable=SC2086 # a list of package names
+beside qemu-backports qemu-system-x86_64 bookworm bookworm-backports -- $packages || status=1
 if [ "$(id -u)" != 0 ]; then
     say "the other QEMUs start in roots of their own, for which one must be root"
     exit "$status"
@@ -156,5 +159,6 @@ if [ "${1:-}" = all ]; then
     rooted stable trixie || status=1
     rooted newest trixie trixie-backports || status=1
     rooted old bullseye || say "without QEMU 5.2 its tests skip"
+    beside qemu-arm qemu-system-arm bookworm -- qemu-system-arm || status=1
 fi
 exit "$status"

@@ -19,16 +19,18 @@ class Build:
         starts: the folder with what starts its programs; may be scripts that enter a root.
         files: the folder with the programs themselves.
         brings: the command that brings it here.
+        system: its system emulator.
     """
 
     name: str
     starts: Path
     files: Path
     brings: str
+    system: str = QEMU
 
     @property
     def is_here(self) -> bool:
-        return (self.starts / QEMU).exists()
+        return (self.starts / self.system).exists()
 
 
 def _rooted(name: str) -> Build:
@@ -38,6 +40,7 @@ def _rooted(name: str) -> Build:
 
 _installed = Path(shutil.which(QEMU) or f"/usr/bin/{QEMU}").parent
 _backports = ROOT / ".cache/qemu-backports/usr/bin"
+_arm = ROOT / ".cache/qemu-arm/usr/bin"
 
 BUILDS = {
     build.name: build
@@ -54,5 +57,7 @@ BUILDS = {
         _rooted("newest"),
         # 5.2: bottom halves have no names.
         _rooted("old"),
+        # 7.2 for guests of another machine.
+        Build("arm", _arm, _arm, "make qemus", "qemu-system-arm"),
     )
 }

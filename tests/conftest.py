@@ -24,6 +24,7 @@ import hypothesis
 import pytest
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from scripts.build_table import add_results
 from scripts.soak_table import add_rows
 from tests.builds import BUILDS, QEMU, Build
 from tests.left_behind import LeftBehind
@@ -243,37 +244,48 @@ def accel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-SOAK_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
-BUILD_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+SOAK_ROWS = pytest.StashKey[dict[tuple[str, str], str]]()
+BUILD_CELLS = pytest.StashKey[dict[tuple[str, str, str], str]]()
 
 
-def row_of(
-    request: pytest.FixtureRequest, rows: pytest.StashKey[list[tuple[str, ...]]]
-) -> Callable[..., None]:
-    def add(what: str, *figures: object) -> None:
-        case = re.search(r"\[(.*)\]", request.node.name)
-        row = (what, case[1] if case else "", *map(str, figures))
-        request.config.stash.setdefault(rows, []).append(row)
-
-    return add
+def case_of(request: pytest.FixtureRequest) -> str:
+    case = re.search(r"\[(.*)\]", request.node.name)
+    return case[1] if case else ""
 
 
 @pytest.fixture
 def soak_row(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Adds a row to docs/soak.md: what was counted, and the figures."""
-    return row_of(request, SOAK_ROWS)
+
+    def add(what: str, *figures: object) -> None:
+        rows = request.config.stash.setdefault(SOAK_ROWS, {})
+        rows[what, case_of(request)] = "; ".join(map(str, figures))
+
+    return add
 
 
 @pytest.fixture
 def works(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Adds a row to docs/builds.md, at a test's end: the command that works, and the figures."""
-    return row_of(request, BUILD_ROWS)
+    """Adds a cell to docs/builds.md, at a test's end: the command, and what was counted.
+
+    The build and the accelerator are those that the test's id names.
+    """
+
+    def add(command: str, *figures: object) -> None:
+        words = set(case_of(request).split("-"))
+        (build,) = words & set(BUILDS)
+        accelerator = "".join(words & {"tcg", "kvm"})
+        cells = request.config.stash.setdefault(BUILD_CELLS, {})
+        cells[command, accelerator, build] = "; ".join(map(str, figures))
+
+    return add
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the tables of a soak run; rows of counts that this run left out stay."""
+    """Write the tables of a soak run; what this run left out stays."""
     if session.config.option.markexpr not in ("soak", "soak or builds"):
         return
-    for key, table in ((SOAK_ROWS, "docs/soak.md"), (BUILD_ROWS, "docs/builds.md")):
-        if rows := session.config.stash.get(key, []):
-            add_rows({row[:2]: "; ".join(row[2:]) for row in rows}, ROOT / table)
+    if rows := session.config.stash.get(SOAK_ROWS, {}):
+        add_rows(rows)
+    if cells := session.config.stash.get(BUILD_CELLS, {}):
+        add_results(cells)
