@@ -28,6 +28,13 @@ GRAPH = frozenset({"bdrv_schedule_unref_bh", "blk_exp_delete_bh"})
 """bdrv_graph_wrunlock() polls on purpose to run the first of these (10.0); they may not run on a
 vCPU thread."""
 
+WRAPPED = frozenset({
+    "bdrv_activate_bh", "bdrv_open_bh", "bdrv_open_blockdev_ref_bh", "bdrv_open_child_bh",
+    "bdrv_unref_bh", "bdrv_unref_child_bh", "blk_new_open_bh", "blk_new_with_bs_bh", "blk_unref_bh",
+})  # fmt: skip
+"""Made by scripts/block-coroutine-wrapper.py for ``no_co_wrapper`` functions: a coroutine calls one
+outside of itself, and sleeps until it is done."""
+
 MUST_BE_MAIN = frozenset({*SNAPSHOT_JOBS, "job_exit", "do_qmp_dispatch_bh"})
 """Known to break QEMU on any other thread: issue 2111; issue 780; effd60c878 (issue 1933)."""
 

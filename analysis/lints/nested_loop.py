@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.arrays import filled
+from qtrace.analysis.arrays import Numbers, filled
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
 from qtrace.analysis.lint_groups import grouped, place_of
-from qtrace.analysis.qemu_facts import AWAITED, COMPLETIONS, GRAPH
+from qtrace.analysis.qemu_facts import AWAITED, COMPLETIONS, GRAPH, WRAPPED
 from qtrace.analysis.stacks import frames_of, poll_caller
 from qtrace.analysis.wording import thread_of, times
 
@@ -25,7 +25,8 @@ def check(trace: Frames, _threshold: Threshold) -> Seen:
     deeper = np.zeros(len(instances), np.bool_)
     deeper[inner[inner >= 0]] = True
     nested = nested | deeper & (instances["verdict"] == "iothread").to_numpy()
-    usual = instances["name"].isin(COMPLETIONS | GRAPH).to_numpy()
+    usual = instances["name"].isin(COMPLETIONS | GRAPH).to_numpy(copy=True)
+    usual[_for_own_coroutine(runs)] = True
     columns = ["name", "context", "tid", "thread", "role", "ended_ns", "scheduled_row", "ended_row",
                "stack", "deciding_frame"]  # fmt: skip
     found = instances.loc[nested & ~usual, columns]
@@ -57,6 +58,17 @@ def check(trace: Frames, _threshold: Threshold) -> Seen:
             )
         )
     return Seen(findings, (), {"nested": int(nested.sum())})
+
+
+def _for_own_coroutine(runs: pd.DataFrame) -> Numbers:
+    """The instances of what a coroutine has called outside of itself, that were scheduled in the
+    same run that they ran inside: the poll there waits for that coroutine, as bdrv_create()'s."""
+    outer, parent = filled(runs["outer"]), filled(runs["parent"])
+    # The outermost run around the schedule.
+    around = np.where((parent >= 0) & (outer[parent] >= 0), outer[parent], parent)
+    own = runs["name"].isin(WRAPPED).to_numpy() & (outer >= 0) & (around == outer)
+    instances = filled(runs["instance"])[own]
+    return instances[instances >= 0]
 
 
 LINT = Lint(

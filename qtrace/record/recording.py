@@ -196,8 +196,10 @@ class Recording:
         return self._probes.pauses_ms()
 
     def problems(self) -> list[str]:
-        """What was not as before when the recording had ended, in words."""
-        return [*self._probes.problems(), *self._losses.problems]
+        """What was not as before when the recording had ended, or is not there, in words."""
+        every = self.everything
+        stacks = every.stacks_without_room if every is not None else ""
+        return [*self._probes.problems(), *self._losses.problems, *([stacks] if stacks else [])]
 
     def __enter__(self) -> Recording:
         return self

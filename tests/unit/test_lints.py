@@ -162,6 +162,18 @@ def test_what_a_nested_poll_waits_for_may_run_in_it_and_a_command_may_not(tmp_pa
     assert lint(tmp_path, "nested-loop", *ordered(outer, awaited)).result == "none"
 
 
+def test_what_a_coroutine_calls_outside_of_itself_is_what_its_poll_waits_for(
+    tmp_path: Path,
+) -> None:
+    outer = ran(1 * MS, 9 * MS, "do_qmp_dispatch_bh")
+    wrapped = ran(3 * MS, 4 * MS, "bdrv_open_bh", stack=NESTED)
+    assert lint(tmp_path, "nested-loop", *ordered(outer, wrapped)).result == "none"
+    # Somebody else's, which was pending before.
+    before = ran(3 * MS, 4 * MS, "bdrv_open_bh", stack=NESTED, before=2 * MS + MS // 2)
+    found = only(lint(tmp_path, "nested-loop", *ordered(outer, before)))
+    assert found.name == "bdrv_open_bh"
+
+
 def test_a_poll_inside_a_run_is_nested_on_an_iothread(tmp_path: Path) -> None:
     own = {"tid": IOTHREAD_TID, "role": "iothread", "thread": "IO 0", "context": "iothread:0"}
     outer = ran(1 * MS, 9 * MS, "outer", **own, stack=BARE_POLL)

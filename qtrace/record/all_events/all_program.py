@@ -14,8 +14,9 @@ from qtrace.sites.all_plan import AllPlan
 # All CPUs' buffers together: a third of a second of events at the highest rate seen.
 RING_BYTES = 32 << 20
 MIN_RING_BYTES = 1 << 20
-# Some hundred whole stacks may wait between two looks (--stacks-every).
-STACK_RING_PAGES = 1024
+# Some hundred whole stacks may wait between two looks (--stacks-every), where almost each event has
+# one a thousand: on a busy host looks are far between.
+STACK_RING_PAGES, MOST_STACK_RING_PAGES, ALMOST_EACH = 1024, 8192, 8
 FIELD = re.compile(r"^\s*(u64|u32) (\w+)(?:\[(\d+)\])?;", re.MULTILINE)
 
 
@@ -44,7 +45,8 @@ def load_all(
     }
     sizes = {"ring": (pages or ring_pages(cpus)) * PAGE, "rings": cpus}
     if stacks_every:
-        sizes["events"] = STACK_RING_PAGES * PAGE
+        each = stacks_every <= ALMOST_EACH
+        sizes["events"] = (MOST_STACK_RING_PAGES if each else STACK_RING_PAGES) * PAGE
     return Program("all.bpf.c", functions, sizes, compiled=compiled)
 
 

@@ -14,7 +14,7 @@ from qtrace.process.stack import Unwinder
 from qtrace.record.all_events.all_program import load_all, slot_type
 from qtrace.record.all_events.busiest import Busy, busiest
 from qtrace.record.all_events.record_meanings import Meanings
-from qtrace.record.all_events.stack_samples import StackSamples
+from qtrace.record.all_events.stack_samples import StackSamples, without_room
 from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.rings import Ring, Rings, Slots
 from qtrace.record.ebpf.uprobes import Uprobes
@@ -79,6 +79,7 @@ class AllRecorder:
         self._writer: RawWriter | None = None
         self._meanings: Meanings | None = None
         self._run_ip = 0
+        self._stack_ips: list[int] = []
         self._bias = 0
         self.armed = False
         self.dropped: dict[str, Any] = {}
@@ -86,6 +87,8 @@ class AllRecorder:
         self._sample: list[Slots] = []
         self.stacks_every = stacks_every
         self.stacks: StackSamples | None = None
+        # Events of the sites of which every Nth has one.
+        self._with_stacks = 0
 
     @classmethod
     def load(
@@ -143,6 +146,11 @@ class AllRecorder:
         self._writer, self._meanings, self._bias = writer, meanings, bias
         if self.stacks_every:
             self.stacks = StackSamples(self._program, unwinder, meanings.saw)
+        self._stack_ips = [
+            (site.vaddr + bias) & MASK
+            for site in self.plan.sites
+            if site.kind in ("run", "enqueue")
+        ]
         self._run_ip = next(s.vaddr + bias for s in self.plan.sites if s.kind == "run") & MASK
         sites = [self._describe(site, bias) for site in self.plan.sites]
         writer.begin(
@@ -250,6 +258,13 @@ class AllRecorder:
         lost = sum(self._lost.values())
         return Counts(self._rings.produced - self._outside + lost, written, lost)
 
+    @property
+    def stacks_without_room(self) -> str:
+        """See ``without_room``."""
+        if self.stacks is None:
+            return ""
+        return without_room(self.stacks.count, self._with_stacks // self.stacks_every)
+
     def disarm(self, until_ns: int) -> None:
         """End at a moment that has just passed, and take the probes off, one after the other;
         records that are in the buffers stay."""
@@ -295,6 +310,8 @@ class AllRecorder:
             return
         slots = self._inside(slots)
         writer.append_records(slots)
+        if self.stacks is not None:
+            self._with_stacks += int(np.isin(slots["ip"], self._stack_ips).sum())
         for at in range(0, len(slots), STEP):
             for key, found in meanings.of(slots[at : at + STEP], self._run_ip).items():
                 facts.setdefault(key, {}).update(found)

@@ -16,6 +16,20 @@ from qtrace.trace.schema import escape
 # As much is unwound at a time: some hundred of them, in 4 ms at most.
 MOST = 4 << 20
 
+# Each probe of each CPU counts for itself which is its Nth.
+ENOUGH = 0.9
+
+
+def without_room(there: int, due: int) -> str:
+    """That whole stacks are missing, in a sentence; empty where as many are there as were due, but
+    for the few that were under way at either end."""
+    if there >= due * ENOUGH:
+        return ""
+    return (
+        f"{there:,} of {due:,} whole stacks found room, the others have their ends alone: a larger"
+        " --stacks-every spreads them"
+    )
+
 
 class StackSamples:
     """Reads the program's ring buffer of stacks. ``count`` is how many came.
