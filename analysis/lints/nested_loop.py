@@ -67,8 +67,8 @@ def _for_own_coroutine(runs: pd.DataFrame) -> Numbers:
     # The outermost run around the schedule.
     around = np.where((parent >= 0) & (outer[parent] >= 0), outer[parent], parent)
     own = runs["name"].isin(WRAPPED).to_numpy() & (outer >= 0) & (around == outer)
-    instances = filled(runs["instance"])[own]
-    return instances[instances >= 0]
+    instances: Numbers = filled(runs["instance"])[own]
+    return np.asarray(instances[instances >= 0], np.int64)
 
 
 LINT = Lint(

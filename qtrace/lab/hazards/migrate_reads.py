@@ -14,12 +14,14 @@ from qtrace.errors import QmpFailed
 from qtrace.lab.hazards.hazard import Hazard, Setting, Try, Turns
 from qtrace.lab.hunt.hunt_guest import HuntGuest
 from qtrace.lab.migration_sink import MigrationSink
+from qtrace.process.process import Process
 
 ENDED = ("completed", "failed", "cancelled")
 END_S = 10.0
 # Until 10.0 QEMU takes the next migration before it has cleaned up after the last one, and dies of
-# it: another hazard.
-SETTLE_S = 0.1
+# it: another hazard. So its thread has to be gone (its name: "live_migration", "mig/src/main"), and
+# who has joined it, to be done.
+THREAD, SETTLE_S = "mig", 0.01
 
 
 def attempt(setting: Setting) -> Try:
@@ -57,6 +59,11 @@ def cancel_one(guest: HuntGuest) -> None:
         time.sleep(0.001)
     if status == "completed":
         guest.qmp.command("cont")
+    process = Process(guest.pid)
+    while any(THREAD in name for name in process.threads().values()):
+        if time.monotonic() > until:
+            raise QmpFailed("the migration thread does not end", "qtrace inspect shows why")
+        time.sleep(0.001)
     time.sleep(SETTLE_S)
 
 
