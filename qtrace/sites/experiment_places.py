@@ -16,6 +16,7 @@ import capstone
 from capstone import x86
 
 from qtrace.binary.dataflow import Constant, Fresh, Function, Returned, direct_target
+from qtrace.binary.emulated import past_endbr
 from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
 from qtrace.sites.inlined import FreshMemory, stored
@@ -153,7 +154,8 @@ def main_loop_unlock(module: Module) -> Unlock:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """The second instruction of a function, and how far the first has moved the stack.
+    """The second instruction of a function, an endbr64 not counted, and how far the first has moved
+    the stack.
 
     ``pushed`` is in bytes, None where the first does more than that.
     """
@@ -170,8 +172,9 @@ def just_entered(module: Module, callback: int) -> Entered:
     """
     function = _function(module, callback)
     if function is not None:
-        first = function.instructions.get(callback)
-        second = callback + (first.size if first is not None else 0)
+        begin = past_endbr(module.elf, callback)
+        first = function.instructions.get(begin)
+        second = begin + (first.size if first is not None else 0)
         if (
             first is not None
             and function.successors(first) == [second]
@@ -179,8 +182,7 @@ def just_entered(module: Module, callback: int) -> Entered:
             and second in function.instructions
             and second not in _jumped_to(function)
         ):
-            pushed = {x86.X86_INS_PUSH: 8, x86.X86_INS_ENDBR64: 0}.get(first.id)
-            return Entered(second, pushed)
+            return Entered(second, 8 if first.id == x86.X86_INS_PUSH else None)
     raise ScanFailed(
         f"the callback at {module.name}@{callback:#x} begins in an unusual way", REMEDY
     )

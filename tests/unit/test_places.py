@@ -13,7 +13,9 @@ from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
 from qtrace.sites.experiment_places import context_chosen, just_entered, main_loop_unlock
 from qtrace.sites.scan_cache import scan_module
-from qtrace.sites.watch import find_watchable
+from qtrace.sites.watch import find_watchable, plan_watch
+from tests.builds import QEMU
+from tests.conftest import build
 
 pytestmark = pytest.mark.qemu
 
@@ -73,6 +75,17 @@ def test_a_callback_is_stopped_behind_its_first_instruction(module: Module, name
     first, second = decode(module, half.callback, 2)
     assert first.mnemonic == "push"
     assert (entered.address, entered.pushed) == (second.address, 8)
+
+
+@pytest.mark.builds
+def test_where_a_callback_begins_with_endbr64_it_is_stopped_behind_its_probe_too() -> None:
+    module = Module(Elf(build("ubuntu").files / QEMU), 0)
+    scan = scan_module(module)
+    half = find_watchable(scan, "snapshot_save_job_bh")
+    entered = just_entered(module, half.callback)
+    (probe,) = [s.vaddr for s in plan_watch(scan, module).sites if s.label == f"run {half.name}"]
+    assert half.callback < probe < entered.address
+    assert entered.pushed == 8
 
 
 def test_a_context_that_comes_from_no_call_is_refused(module: Module) -> None:
