@@ -72,7 +72,7 @@ probes: venv ## Compile probes/ into probes/prebuilt.json, after a change of its
 .PHONY: lock
 lock: venv ## Pin the newest versions of the Python dependencies
 	$(LOCK) --upgrade --output-file requirements.txt pyproject.toml
-	$(LOCK) --upgrade --extra notebook --extra perfetto --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	$(LOCK) --upgrade --extra notebook --extra perfetto --extra monitor --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 
 .PHONY: wheel
 wheel: venv ## Build the wheel and the source archive into dist/

@@ -173,5 +173,12 @@ class ExtraMissing(QtraceError):
         super().__init__(what, f"pip install 'qtrace[{extra}]'")
 
 
+class MonitorFailed(QtraceError):
+    """The monitor cannot go on: its port, or the process that listens on it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "choose another --listen HOST:PORT, or see what has that port")
+
+
 class LabFailed(QtraceError):
     """The laboratory's guest does not start or does not behave."""

@@ -41,6 +41,7 @@ COMMANDS = {
     "steer": "Force the next runs of a bottom half onto a vCPU thread",
     "reroute": "Schedule a bottom half into another AioContext",
     "lab": "Boot a small guest of our own on a stock QEMU",
+    "monitor": "Watch every QEMU of this host, as metrics",
     "gdb-script": "Print the path of the commands for gdb",
     "completion": "Print the script that completes commands and options in SHELL",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,12 +180,16 @@ class Process:
 
     def vm_name(self) -> str:
         """The guest's name (-name), empty when it has none."""
-        arguments = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
-        for option, value in itertools.pairwise(arguments):
-            if option in (b"-name", b"--name"):
-                first = value.split(b",")[0]
-                return first.removeprefix(b"guest=").decode("utf-8", "backslashreplace")
-        return ""
+        return name_among(Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0"))
+
+
+def name_among(arguments: Sequence[bytes]) -> str:
+    """The guest's name (-name) in a command line, empty when it has none."""
+    for option, value in itertools.pairwise(arguments):
+        if option in (b"-name", b"--name"):
+            first = value.split(b",")[0]
+            return first.removeprefix(b"guest=").decode("utf-8", "backslashreplace")
+    return ""
 
 
 def _not_here(pid: int) -> QtraceError:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from qtrace.errors import NoSuchGuest, PermissionMissing, QtraceError, UnsupportedBinary
 from qtrace.host.capabilities import capabilities
 from qtrace.host.unanswered import NoAnswer, ask
-from qtrace.process.process import Process
+from qtrace.process.process import Process, name_among
 
 # Names of executables; /proc/PID/comm, which everybody may read, has the first 15 bytes.
 # NixOS starts `.qemu-system-x86_64-wrapped` by a script.
@@ -41,17 +44,31 @@ class Listed:
 def list_processes() -> list[Listed]:
     """The QEMU processes here, by pid; those of other users too."""
     found = []
-    pids = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    for pid in pids:
+    for pid, program in qemu_processes():
         try:
-            comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-            # With debug-threads=on the main thread keeps the program's name.
-            if PROGRAMS.match(comm) or PROGRAMS.match(_executable(pid)):
-                found.append(_answered(pid, comm))
+            found.append(_answered(pid, program))
         except (OSError, QtraceError):
             # It ended meanwhile, or is a zombie.
             continue
     return found
+
+
+def qemu_processes() -> Iterator[tuple[int, str]]:
+    """Their pids, in order, and the programs' names, which may be cut off at 15 bytes. Nothing
+    is asked that the kernel may leave without an answer."""
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with suppress(OSError):
+            comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+            # With debug-threads=on the main thread keeps the program's name.
+            program = comm if PROGRAMS.match(comm) else _executable(pid)
+            if PROGRAMS.match(program):
+                yield pid, program
+
+
+def guest_name(pid: int) -> str:
+    """The guest's name (-name), empty when it has none. Raises OSError, NoAnswer."""
+    arguments = ask(Path(f"/proc/{pid}/cmdline").read_bytes, PATIENCE_S).split(b"\0")
+    return name_among(arguments)
 
 
 def find_guest(name: str) -> int:
@@ -75,10 +92,10 @@ def _answered(pid: int, comm: str) -> Listed:
 
 
 def _executable(pid: int) -> str:
-    try:
-        return Process(pid).program
-    except (OSError, QtraceError):
-        return ""
+    """The name of the file that it runs; empty where that may not be known."""
+    with suppress(OSError):
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    return ""
 
 
 def _list(pid: int, comm: str) -> Listed:

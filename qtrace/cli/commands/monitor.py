@@ -1,0 +1,158 @@
+"""``qtrace monitor``: every QEMU of this host, as metrics that are right during a hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qtrace.cli.options import DURATION, SIZE
+from qtrace.cli.output import stderr
+from qtrace.cli.signals import Signals
+from qtrace.errors import ExitStatus, ExtraMissing
+
+if TYPE_CHECKING:
+    from qtrace.monitor.host_watch import HostWatch, News
+
+PORT = 9911
+ONCE_LIMIT_S = 15.0
+ASSETS = {"alerts": "alerts.yml", "unit": "qtrace-monitor.service"}
+EXAMPLES = """\b
+Examples:
+  qtrace monitor                             http://127.0.0.1:9911/metrics
+  qtrace monitor --autopsies /var/lib/qtrace  keep an autopsy of each finding
+  qtrace monitor --once                      print the metrics, and end
+  qtrace monitor --print alerts              rules for Prometheus"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--listen", default=f"127.0.0.1:{PORT}", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--tls-cert", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="Serve https with this certificate (PEM).",
+)  # fmt: skip
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="The certificate's key.",
+)  # fmt: skip
+@click.option(
+    "--client-ca", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="Answer those alone who have a certificate of this authority.",
+)  # fmt: skip
+@click.option(
+    "--every", type=DURATION, default=2.0, show_default="2s", metavar="TIME",
+    help="Between two looks at a QEMU.",
+)  # fmt: skip
+@click.option(
+    "--autopsies", type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    metavar="DIR", help="Keep an autopsy of each QEMU with a finding here.",
+)  # fmt: skip
+@click.option(
+    "--keep", type=SIZE, default=1 << 30, show_default="1G", metavar="SIZE",
+    help="What autopsies may take; the oldest are removed.",
+)  # fmt: skip
+@click.option(
+    "--on-finding", metavar="CMD",
+    help="Run by sh for each finding, with QTRACE_VM, _PID, _KIND, _SENTENCE.",
+)  # fmt: skip
+@click.option("--once", is_flag=True, help="Look until it is known, print the metrics, and end.")
+@click.option("--print", "asset", type=click.Choice(sorted(ASSETS)), help="Print a file, and end.")
+def command(
+    listen: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    client_ca: Path | None,
+    every: float,
+    autopsies: Path | None,
+    keep: int,
+    on_finding: str | None,
+    once: bool,
+    asset: str | None,
+) -> int:
+    """Watch every QEMU of this host, as metrics for Prometheus.
+
+    Nothing is asked of QEMU, nothing is probed or stopped: a hang is told while it lasts. The
+    process that listens has no rights at all. Takes root, or CAP_SYS_PTRACE and
+    CAP_DAC_READ_SEARCH.
+
+    Exit status: 0; 3 it cannot listen; with --once 1, something is wrong with some QEMU, 4, it
+    cannot be told of one.
+    """
+    if asset is not None:
+        folder = resources.files("qtrace.monitor") / "assets"
+        click.echo((folder / ASSETS[asset]).read_text(encoding="utf-8"), nl=False)
+        return ExitStatus.OK
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 0xFFFF:
+        raise click.UsageError(f"--listen takes HOST:PORT, not {listen!r}")
+    if (tls_cert is None) != (tls_key is None) or (client_ca and tls_cert is None):
+        raise click.UsageError("--tls-cert and --tls-key go together, --client-ca goes with them")
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise ExtraMissing("monitor", "prometheus-client is not installed") from None
+    from qtrace.monitor.host_watch import HostWatch
+    from qtrace.monitor.service import Address, Autopsies, Listener, run
+
+    if once:
+        return _once(HostWatch(min(every, 0.5)))
+    listener = Listener(Address(host.strip("[]"), int(port), tls_cert, tls_key, client_ca))
+    kept = Autopsies(autopsies, keep) if autopsies else None
+    try:
+        with Signals() as signals:
+            scheme = "https" if tls_cert else "http"
+            stderr().print(f"listening on {scheme}://{host}:{listener.port}/metrics")
+            run(
+                HostWatch(every), listener, kept,
+                lambda news, file: _say(news, file, on_finding), lambda: bool(signals.reason),
+            )  # fmt: skip
+    finally:
+        listener.close()
+        if kept:
+            kept.close()
+    return ExitStatus.OK
+
+
+def _say(news: News, autopsy: Path | None, on_finding: str | None) -> None:
+    from qtrace.cli.views.verdict_view import inert
+
+    sentence = inert(news.finding.sentence)
+    told = f"; autopsy: {autopsy}" if autopsy else ""
+    stderr().print(f"{inert(news.vm)} (pid {news.pid}): {news.finding.kind}: {sentence}{told}")
+    if on_finding:
+        facts = {"VM": inert(news.vm), "PID": str(news.pid), "KIND": news.finding.kind,
+                 "SENTENCE": sentence}  # fmt: skip
+        subprocess.Popen(
+            ["sh", "-c", on_finding],
+            env={**os.environ, **{f"QTRACE_{key}": value for key, value in facts.items()}},
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def _once(watch: HostWatch) -> int:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.openmetrics.exposition import generate_latest
+
+    from qtrace.monitor.metrics import HostCollector
+    from qtrace.monitor.watched_vm import PROVEN_AFTER_S
+
+    began = time.monotonic()
+    watch.refresh()
+    while time.monotonic() - began < ONCE_LIMIT_S:
+        if watch.all_seen and time.monotonic() - began >= PROVEN_AFTER_S:
+            break
+        time.sleep(0.1)
+    state = watch.state
+    registry = CollectorRegistry()
+    registry.register(HostCollector(lambda: state))
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    click.echo(text.decode(), nl=False)
+    if any(one.known and one.findings for one in state.vms):
+        return ExitStatus.FINDING
+    unclear = state.refused or any(one.inconclusive or not one.known for one in state.vms)
+    return ExitStatus.INCONCLUSIVE if unclear else ExitStatus.OK

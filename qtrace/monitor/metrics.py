@@ -1,0 +1,166 @@
+"""The metrics of a host's QEMUs, by prometheus-client: no pid or tid is a label."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from qtrace.monitor.state import HostState, VmState
+
+# A host has at most so many guests with labels of their own; the others are `other`.
+MOST_VMS = 500
+OTHER = "other"
+LONGEST_LABEL = 120
+
+
+class HostCollector(Collector):
+    """Asked at each scrape: of what is known then."""
+
+    def __init__(self, known: Callable[[], HostState | None]) -> None:
+        self._known = known
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._known()
+        age = GaugeMetricFamily(
+            "qtrace_monitor_age_seconds", "How old what is told here is; NaN before the first look."
+        )
+        age.add_metric([], time.time() - state.at if state else float("nan"))
+        yield age
+        if state is not None:
+            yield from _of_host(state)
+
+
+def _of_host(state: HostState) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        "qtrace_monitor_cpu_seconds", "Processor time used by the monitor.", value=state.cpu_s
+    )
+    yield GaugeMetricFamily(
+        "qtrace_vms", "QEMUs with a main loop that are watched.", value=len(state.vms)
+    )
+    yield GaugeMetricFamily(
+        "qtrace_other_programs", "qemu-img and the like, which are counted only.",
+        value=state.others,
+    )  # fmt: skip
+    refused = GaugeMetricFamily(
+        "qtrace_vms_refused", "QEMUs that cannot be looked into.", labels=["reason"]
+    )
+    for reason, count in state.refused.items():
+        refused.add_metric([_label(reason)], count)
+    yield refused
+    names = {one.vm: _label(one.vm) for one in state.vms[:MOST_VMS]}
+    info = InfoMetricFamily("qtrace_vm", "What a guest runs on.", labels=["vm"])
+    for one in state.vms[:MOST_VMS]:
+        facts = {"program": one.program, "version": one.version, "build_id": one.build_id}
+        info.add_metric([names[one.vm]], {key: _label(value) for key, value in facts.items()})
+    yield info
+    for name, text, value, is_counter in _OF_VM:
+        family = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
+            name, text, labels=["vm"]
+        )
+        for one in state.vms[:MOST_VMS]:
+            family.add_metric([names[one.vm]], value(one, state))
+        rest = [value(one, state) for one in state.vms[MOST_VMS:]]
+        if rest:
+            # Counts add up; of times the longest is told, and what is not known of one of them.
+            worst = max(rest, key=lambda number: (math.isnan(number), number))
+            family.add_metric([OTHER], sum(rest) if is_counter else worst)
+        yield family
+    loops = GaugeMetricFamily(
+        "qtrace_loop_stuck_seconds", "For how long at least a loop has not come back.",
+        labels=["vm", "role", "context"],
+    )  # fmt: skip
+    kinds = GaugeMetricFamily(
+        "qtrace_findings", "What is proven to be wrong now.", labels=["vm", "kind"]
+    )
+    flying = GaugeMetricFamily(
+        "qtrace_requests_in_flight", "Block requests in flight, by driver.", labels=["vm", "driver"]
+    )
+    stuck = GaugeMetricFamily(
+        "qtrace_requests_stuck", "Block requests that are stuck, by driver.",
+        labels=["vm", "driver"],
+    )  # fmt: skip
+    for one in state.vms[:MOST_VMS]:
+        vm = names[one.vm]
+        if not one.known:
+            continue
+        for loop in one.stuck:
+            loops.add_metric([vm, loop.role, _label(loop.context)], loop.seconds)
+        for family, counts in ((kinds, one.findings), (flying, one.in_flight),
+                               (stuck, one.stuck_requests)):  # fmt: skip
+            for key, count in counts.items():
+                family.add_metric([vm, _label(key)], count)
+    yield from (loops, kinds, flying, stuck)
+
+
+UNKNOWN = math.nan
+
+
+def _stuck(one: VmState, _host: HostState) -> float:
+    seconds = [loop.seconds for loop in one.stuck if loop.role == "main"]
+    return max(seconds) if seconds else UNKNOWN if one.inconclusive or not one.known else 0.0
+
+
+def _bql_wait(one: VmState, _host: HostState) -> float:
+    return one.bql_wait_s if one.known else UNKNOWN
+
+
+def _held(one: VmState, _host: HostState) -> float:
+    return float(bool(one.held)) if one.known else UNKNOWN
+
+
+def _age(one: VmState, host: HostState) -> float:
+    return host.at - one.seen_at if one.looks else UNKNOWN
+
+
+# Name, help, value (NaN where it is not known), whether it only grows.
+_OF_VM: tuple[tuple[str, str, Callable[[VmState, HostState], float], bool], ...] = (
+    (
+        "qtrace_main_loop_stuck_seconds",
+        "For how long at least the main loop has not come back; 0 while it does, NaN: not known.",
+        _stuck,
+        False,
+    ),
+    (
+        "qtrace_bql_wait_seconds",
+        "For how long at least somebody has been waiting for the BQL now.",
+        _bql_wait,
+        False,
+    ),
+    (
+        "qtrace_vm_unreadable_seconds",
+        "For how long the kernel has not answered about it; 0 while it does.",
+        lambda one, _host: one.unreadable_s,
+        False,
+    ),
+    (
+        "qtrace_vm_held",
+        "1 while none of it can run: a signal, a tracer, its cgroup.",
+        _held,
+        False,
+    ),
+    (
+        "qtrace_vm_inconclusive",
+        "1 where the last look could not tell whether something is wrong.",
+        lambda one, _host: float(one.inconclusive),
+        False,
+    ),
+    ("qtrace_look_age_seconds", "How old the last look at it is; NaN before it.", _age, False),
+    ("qtrace_looks", "Looks at it.", lambda one, _host: float(one.looks), True),
+    (
+        "qtrace_look_seconds",
+        "How long looks at it took together.",
+        lambda one, _host: one.looking_s,
+        True,
+    ),
+)
+
+
+def _label(text: str) -> str:
+    """A guest's words, which may be any bytes: printable, and not long."""
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"

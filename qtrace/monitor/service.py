@@ -1,0 +1,163 @@
+"""The monitor while it runs: look, tell the listener and systemd, act on what comes up."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtrace.errors import MonitorFailed
+from qtrace.monitor.host_watch import HostWatch, News
+from qtrace.monitor.listener import READY
+from qtrace.monitor.state import HostState
+
+# What has started and what has come up is looked for so often.
+REFRESH_S = 1.0
+# Of one guest an autopsy is made at most so often.
+AUTOPSY_EVERY_S = 600.0
+START_S = 20.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; the files are PEM. With ``client_ca`` only who has a certificate of it is
+    answered."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+
+class Listener:
+    """The process that listens. Raises MonitorFailed when it cannot.
+
+    Attributes:
+        port: where it listens.
+        pid: its process.
+    """
+
+    def __init__(self, address: Address) -> None:
+        files = [str(f) for f in (address.certificate, address.key, address.client_ca) if f]
+        arguments = [address.host, str(address.port), *files]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qtrace.monitor.listener", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().split(None, 1)
+        if said[:1] != [READY]:
+            self._process.wait(START_S)
+            why = " ".join(said).strip() or "it ended"
+            raise MonitorFailed(f"cannot listen on {address.host}:{address.port}: {why}")
+        self.port, self.pid = int(said[1]), self._process.pid
+
+    def tell(self, state: HostState) -> None:
+        """Raises MonitorFailed when it has ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{state.dump()}\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise MonitorFailed("the process that listens has ended") from error
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(START_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Autopsies:
+    """Autopsies of guests with findings, below one folder: at most so many bytes, the oldest are
+    removed first."""
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self._folder, self._most_bytes = folder, most_bytes
+        self._made: dict[int, float] = {}
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._number = 0
+
+    def make(self, one: News) -> Path | None:
+        """Begin one, unless there was one of that guest a short while ago."""
+        self._running = [child for child in self._running if child.poll() is None]
+        now = time.monotonic()
+        if now - self._made.get(one.pid, -AUTOPSY_EVERY_S) < AUTOPSY_EVERY_S:
+            return None
+        self._made[one.pid] = now
+        self._make_room()
+        self._number += 1
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in one.vm)[:60]
+        name = f"{time.strftime('%Y%m%dT%H%M%S')}-{self._number}-{safe}.autopsy"
+        output = self._folder / name
+        command = ["-m", "qtrace", "autopsy", "--pid", str(one.pid), "-o", str(output)]
+        self._running.append(
+            subprocess.Popen(
+                [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        )
+        return output
+
+    def _make_room(self) -> None:
+        found = sorted(
+            (path.stat().st_mtime, path.stat().st_size, path)
+             for path in self._folder.glob("*.autopsy")
+        )  # fmt: skip
+        total = sum(size for _, size, _ in found)
+        for _, size, path in found:
+            if total <= self._most_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def close(self) -> None:
+        """Wait for those that are being made."""
+        for child in self._running:
+            child.wait()
+
+
+def run(
+    watch: HostWatch,
+    listener: Listener | None,
+    autopsies: Autopsies | None,
+    say: Callable[[News, Path | None], None],
+    ended: Callable[[], bool],
+) -> None:
+    """Until ``ended``.
+
+    Args:
+        say: is told each finding that comes up, and the autopsy of it that is being made.
+
+    Raises:
+        MonitorFailed
+    """
+    at = time.monotonic()
+    while not ended():
+        for one in watch.refresh():
+            say(one, autopsies.make(one) if autopsies else None)
+        if listener is not None:
+            listener.tell(watch.state)
+        notify_systemd("READY=1\nWATCHDOG=1")
+        at = max(at + REFRESH_S, time.monotonic())
+        time.sleep(max(0.0, at - time.monotonic()))
+    notify_systemd("STOPPING=1")
+
+
+def notify_systemd(text: str) -> None:
+    """sd_notify(3); nothing where no systemd has started this."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.sendto(text.encode(), address.replace("@", "\0", 1))

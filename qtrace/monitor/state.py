@@ -1,0 +1,86 @@
+"""What is known of a host's QEMUs at one moment: plain data, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StuckLoop:
+    """A loop that does not come back: its thread's role, its context, for how long at least."""
+
+    role: str
+    context: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VmState:
+    """One QEMU.
+
+    Attributes:
+        vm: the guest's name, made unique on this host.
+        stuck: empty while all loops come back.
+        findings: how many of each kind there are now.
+        in_flight, stuck_requests: requests by the driver of the node at fault.
+        bql_wait_s: how long somebody has been waiting for the BQL now, at least.
+        unreadable_s: for how long the kernel has not answered about it; 0 while it does.
+        held: why none of it can run (a signal, a tracer, its cgroup), empty while it can.
+        inconclusive: whether the last look could not tell.
+        looks, looking_s: how many looks there were, and how long they took together.
+        seen_at: the last look, in seconds since 1970; 0 before the first.
+    """
+
+    vm: str
+    program: str
+    version: str
+    build_id: str
+    stuck: tuple[StuckLoop, ...] = ()
+    findings: dict[str, int] = field(default_factory=dict)
+    in_flight: dict[str, int] = field(default_factory=dict)
+    stuck_requests: dict[str, int] = field(default_factory=dict)
+    bql_wait_s: float = 0.0
+    unreadable_s: float = 0.0
+    held: str = ""
+    inconclusive: bool = False
+    looks: int = 0
+    looking_s: float = 0.0
+    seen_at: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether what looks have shown still says something of now."""
+        return self.looks > 0 and not self.unreadable_s
+
+
+@dataclass(frozen=True)
+class HostState:
+    """All of them.
+
+    Attributes:
+        others: QEMU programs without a main loop, which are counted only.
+        refused: QEMUs that could not be looked into, by reason.
+        cpu_s: processor time that the monitor has used.
+        at: when this was true, in seconds since 1970.
+    """
+
+    vms: tuple[VmState, ...]
+    others: int
+    refused: dict[str, int]
+    cpu_s: float
+    at: float
+
+    def dump(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, line: str) -> HostState:
+        value: dict[str, Any] = json.loads(line)
+        vms = []
+        for one in value.pop("vms"):
+            stuck = tuple(StuckLoop(**loop) for loop in one.pop("stuck"))
+            vms.append(VmState(**one, stuck=stuck))
+        return cls(vms=tuple(vms), **value)

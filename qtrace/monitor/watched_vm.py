@@ -1,0 +1,151 @@
+"""One QEMU, looked at again and again by a thread of its own.
+
+Whoever waits for the kernel's answer about one QEMU, perhaps for ever, keeps no other from being
+looked at.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qtrace.errors import NoSuchProcess, QtraceError
+from qtrace.host.unanswered import PATIENCE_S, Wait
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.inspection.request_proof import RequestFinding
+from qtrace.inspection.watch import Watch, Watched
+from qtrace.monitor.state import StuckLoop, VmState
+from qtrace.process.process import Process
+from qtrace.qemu.aio.findings import STUCK, Finding, explain
+from qtrace.qemu.aio.model import Look, Thread
+from qtrace.qemu.aio.waits import is_unmoved, waits_for_big_lock
+from qtrace.qemu.block.requests import InFlight
+
+UNKNOWN = "unknown"
+# What hangs, looks have proven after so long: two seconds apart where
+# somebody moves whom it waits for (qtrace/qemu/aio/findings.py).
+PROVEN_AFTER_S = 3.0
+HURRY_S = 0.5
+
+
+class WatchedVm:
+    """Begins at once; ``state`` is what is known, ``ended`` once the process is gone.
+
+    Attributes:
+        refused: why it cannot be looked into, empty while it can.
+        told: findings that have come up since they were last taken.
+    """
+
+    def __init__(self, pid: int, vm: str, program: str, every_s: float) -> None:
+        self.pid = pid
+        self.ended = False
+        self.refused = ""
+        self._state = VmState(vm, program, "", "")
+        self._every_s = every_s
+        self._wait: Wait | None = None
+        self._news: list[Finding | RequestFinding] = []
+        self._known: set[tuple[str, int]] = set()
+        # The threads that wait for the BQL, as they were when they began to.
+        self._waiters: dict[int, tuple[Thread, int]] = {}
+        self._since_ns: dict[tuple[str, int], int] = {}
+        self._stop = threading.Event()
+        threading.Thread(target=self._work, daemon=True, name=f"vm-{pid}").start()
+
+    @property
+    def state(self) -> VmState:
+        """What is known now."""
+        path, waited_s = self._wait.unanswered() if self._wait else ("", 0.0)
+        unreadable = bool(path) and waited_s >= PATIENCE_S
+        return replace(self._state, unreadable_s=waited_s if unreadable else 0.0)
+
+    def news(self) -> list[Finding | RequestFinding]:
+        """The findings that have come up since this was asked last."""
+        news, self._news = self._news, []
+        return news
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _work(self) -> None:
+        try:
+            self._wait = Wait(threading.get_native_id())
+            process = Process(self.pid)
+            watch = Watch(Looker(LiveQemu(process)))
+            target = watch.looker.qemu.describe()
+            self._state = replace(
+                self._state, version=str(target["version"]), build_id=str(target["build_id"])
+            )
+            at = time.monotonic()
+            while not self._stop.is_set():
+                began = time.monotonic()
+                seen = watch.see(time.monotonic_ns())
+                self._take(seen, time.monotonic() - began)
+                # What may be a hang is proven by looks that need not be far apart.
+                hurry = bool(explain(seen.look)) and not seen.findings
+                pace_s = min(self._every_s, HURRY_S) if hurry else self._every_s
+                at = max(at + pace_s, time.monotonic())
+                self._stop.wait(at - time.monotonic())
+        except NoSuchProcess:
+            self.ended = True
+        except QtraceError as error:
+            self.refused = error.message
+        finally:
+            self._wait = None
+
+    def _take(self, seen: Watched, took_s: float) -> None:
+        look, state = seen.look, self._state
+        kinds = Counter(finding.kind for finding in seen.findings)
+        now = {(one.kind, _of(one)): one for one in seen.findings}
+        self._news += [one for key, one in now.items() if key not in self._known]
+        self._known = set(now)
+        self._since_ns = {key: self._since_ns.get(key, look.time_ns) for key in now}
+        flying = [*seen.requests.causes, *seen.requests.behind] if seen.requests else []
+        stuck = [r for f in seen.findings if isinstance(f, RequestFinding) for r in f.requests]
+        self._state = replace(
+            state,
+            stuck=tuple(self._stuck(look, list(now.values()))),
+            findings=dict(kinds),
+            in_flight=_by_driver(flying),
+            stuck_requests=_by_driver(stuck),
+            bql_wait_s=self._bql_wait_ns(look) / 1e9,
+            held=look.held,
+            inconclusive=bool(seen.reasons),
+            looks=state.looks + 1,
+            looking_s=state.looking_s + took_s,
+            seen_at=time.time(),
+        )
+
+    def _stuck(self, look: Look, findings: Sequence[Finding | RequestFinding]) -> list[StuckLoop]:
+        found = []
+        for one in findings:
+            if isinstance(one, Finding) and one.kind == STUCK:
+                seen_ns = look.time_ns - self._since_ns[(one.kind, _of(one))]
+                lasted_ns = max(one.at_least_ns, seen_ns)
+                found.append(StuckLoop(one.thread.role, one.context.name or "?", lasted_ns / 1e9))
+        return found
+
+    def _bql_wait_ns(self, look: Look) -> int:
+        """Who has been in one and the same wait since an earlier look."""
+        waiters = {}
+        for thread in look.threads:
+            if waits_for_big_lock(look, thread):
+                before, since_ns = self._waiters.get(thread.tid, (thread, look.time_ns))
+                same = is_unmoved(before, thread)
+                waiters[thread.tid] = (before, since_ns) if same else (thread, look.time_ns)
+        self._waiters = waiters
+        return max((look.time_ns - since_ns for _, since_ns in waiters.values()), default=0)
+
+
+def _of(finding: Finding | RequestFinding) -> int:
+    """What tells two findings of a kind apart: the thread, or who has the requests."""
+    if isinstance(finding, Finding):
+        return finding.thread.tid
+    return finding.whom.peers[0].pid if finding.whom.peers else 0
+
+
+def _by_driver(requests: Sequence[InFlight]) -> dict[str, int]:
+    return dict(Counter(one.node.driver if one.node else UNKNOWN for one in requests))

@@ -1,0 +1,98 @@
+"""What ``qtrace monitor`` tells Prometheus, of states of a host."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+
+prometheus_client = pytest.importorskip("prometheus_client")
+from prometheus_client.metrics_core import Metric  # noqa: E402
+
+from qtrace.monitor.metrics import MOST_VMS, HostCollector  # noqa: E402
+from qtrace.monitor.state import HostState, StuckLoop, VmState  # noqa: E402
+
+SEEN = VmState("vm1", "qemu-system-x86_64", "7.2", "ab", looks=3, seen_at=990.0)
+HUNG = replace(
+    SEEN,
+    stuck=(StuckLoop("main", "main", 12.5), StuckLoop("iothread", "iothread:i", 3.0)),
+    findings={"stuck": 2},
+    in_flight={"nbd": 2},
+    stuck_requests={"nbd": 1},
+)
+
+
+def host(*vms: VmState) -> HostState:
+    return HostState(vms, 1, {}, 0.5, 1000.0)
+
+
+def metrics(state: HostState | None) -> dict[str, Metric]:
+    return {metric.name: metric for metric in HostCollector(lambda: state).collect()}
+
+
+def value(state: HostState, name: str, **labels: str) -> float:
+    (found,) = (s.value for s in metrics(state)[name].samples if s.labels == labels)
+    return float(found)
+
+
+def test_a_hang_has_its_length_its_loop_and_its_requests() -> None:
+    state = host(HUNG)
+    assert value(state, "qtrace_main_loop_stuck_seconds", vm="vm1") == 12.5
+    loop = {"vm": "vm1", "role": "iothread", "context": "iothread:i"}
+    assert value(state, "qtrace_loop_stuck_seconds", **loop) == 3.0
+    assert value(state, "qtrace_findings", vm="vm1", kind="stuck") == 2
+    assert value(state, "qtrace_requests_stuck", vm="vm1", driver="nbd") == 1
+    assert value(state, "qtrace_requests_in_flight", vm="vm1", driver="nbd") == 2
+    assert value(state, "qtrace_look_age_seconds", vm="vm1") == 10.0
+
+
+def test_zero_is_told_of_a_loop_that_was_seen_to_come_back_alone() -> None:
+    name = "qtrace_main_loop_stuck_seconds"
+    assert value(host(SEEN), name, vm="vm1") == 0
+    for unknown in (
+        replace(SEEN, looks=0), replace(SEEN, unreadable_s=7.0), replace(SEEN, inconclusive=True)
+    ):  # fmt: skip
+        assert math.isnan(value(host(unknown), name, vm="vm1"))
+
+
+def test_of_a_guest_that_is_not_answered_for_nothing_old_is_told() -> None:
+    state = host(replace(HUNG, unreadable_s=7.0))
+    assert not metrics(state)["qtrace_loop_stuck_seconds"].samples
+    assert value(state, "qtrace_vm_unreadable_seconds", vm="vm1") == 7.0
+
+
+def test_a_thousand_guests_are_no_thousand_labels_and_the_longest_hang_is_kept() -> None:
+    vms = [replace(SEEN, vm=f"vm{n}") for n in range(1000)]
+    vms[999] = replace(HUNG, vm="vm999")
+    vms[998] = replace(SEEN, vm="vm998", looks=5)
+    family = metrics(host(*vms))["qtrace_main_loop_stuck_seconds"]
+    assert len(family.samples) == MOST_VMS + 1
+    assert family.samples[-1].labels == {"vm": "other"}
+    assert family.samples[-1].value == 12.5
+
+
+def test_a_hostile_name_is_a_short_printable_label() -> None:
+    family = metrics(host(replace(SEEN, vm="a\n\x1b[2J\u202e" + "x" * 10_000)))["qtrace_looks"]
+    (sample,) = family.samples
+    assert sample.labels["vm"].isprintable()
+    assert len(sample.labels["vm"]) == 120
+
+
+def test_before_the_first_look_only_that_is_told() -> None:
+    (age,) = metrics(None).values()
+    assert math.isnan(age.samples[0].value)
+
+
+def test_a_state_is_the_same_behind_its_line() -> None:
+    state = host(HUNG, SEEN)
+    assert HostState.load(state.dump()) == state
+
+
+def test_each_rule_is_about_metrics_that_there_are() -> None:
+    text = (resources.files("qtrace.monitor") / "assets/alerts.yml").read_text()
+    named = set(re.findall(r"\bqtrace_\w+", "\n".join(re.findall(r"expr: (.*)", text))))
+    assert named
+    assert named <= set(metrics(host(HUNG)))
