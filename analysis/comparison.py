@@ -105,8 +105,8 @@ def _bottom_halves(reports: list[Report], sides: list[Traces]) -> list[dict[str,
                     "before": [pair[0].count, pair[0].of],
                     "after": [pair[1].count, pair[1].of],
                     "bursts": each,
-                    "chance": chance(*pair),
-                    "sentence": say(*pair),
+                    "chance": chance(pair[0], pair[1]),
+                    "sentence": say(pair[0], pair[1]),
                 }
             )
         halves.append({"name": name, "instances": total, "verdicts": rows})

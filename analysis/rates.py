@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,13 +68,55 @@ class Count:
         return (0.0 if not self.count else low), (1.0 if self.count == self.of else high)
 
 
-def hits(instances: pd.DataFrame, name: str, verdict: str) -> Hits:
+class Series(NamedTuple):
+    """What the hits of one recording, in their order, tell of bursts: all that ``bursts`` needs.
+
+    Attributes:
+        of, hits: how many there were, and how many of them were hits.
+        both: how many neighbours were both hits.
+        first, last: whether the first and the last were, 0 or 1.
+        in_blocks, squares: of the blocks (as long as the root of ``of``), the sum of their hits and
+            of the squares of these.
+    """
+
+    of: int
+    hits: int = 0
+    both: int = 0
+    first: int = 0
+    last: int = 0
+    in_blocks: int = 0
+    squares: int = 0
+
+    @classmethod
+    def of_hits(cls, series: Hits) -> Series:
+        """Of which had it."""
+        of = len(series)
+        if not of:
+            return cls(0)
+        size = math.isqrt(of)
+        blocks = series[: of // size * size].reshape(-1, size).sum(axis=1, dtype=np.int64)
+        return cls(
+            of,
+            int(series.sum()),
+            int((series[1:] & series[:-1]).sum()),
+            int(series[0]),
+            int(series[-1]),
+            int(blocks.sum()),
+            int((blocks * blocks).sum()),
+        )
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.of
+
+
+def hits(instances: pd.DataFrame, name: str, verdict: str) -> Series:
     """Which of the instances of a bottom half had a verdict, in their order."""
     own = instances["verdict"][(instances["name"] == name).to_numpy()]
-    return np.asarray(own == verdict)
+    return Series.of_hits(np.asarray(own == verdict))
 
 
-def bursts(sides: Iterable[Sequence[Hits]]) -> float:
+def bursts(sides: Iterable[Sequence[Series]]) -> float:
     """How many of them tell as much as one that is independent of all others, 1 or more.
 
     The variance of a count beside that of independent draws (the design effect), by whichever of
@@ -84,45 +127,56 @@ def bursts(sides: Iterable[Sequence[Hits]]) -> float:
         sides: what should be alike stands together: of each side its recordings, of each recording
             which of its bottom halves had the verdict, in their order.
     """
-    given = [[series.astype(np.float64) for series in side if len(series)] for side in sides]
+    given = [[series for series in side if series.of] for side in sides]
     found = _within([series for side in given for series in side])
     between, freedom = 0.0, 0
     for side in given:
-        share = float(np.concatenate(side).mean()) if side else 0.0
+        of = sum(series.of for series in side)
+        share = sum(series.hits for series in side) / of if of else 0.0
         if len(side) > 1 and 0 < share < 1:
-            between += sum(_squares(series, len(series), share) for series in side)
+            between += math.fsum(
+                (one.hits - one.of * share) ** 2 / (one.of * share * (1 - share)) for one in side
+            )
             freedom += len(side) - 1
     if _beyond_chance(between / found, freedom):
         found = max(found, between / freedom)
     return found
 
 
-def _within(recordings: list[npt.NDArray[np.float64]]) -> float:
+def _within(recordings: list[Series]) -> float:
     """The design effect inside recordings."""
-    usable = [series for series in recordings if len(series) >= SERIES and 0 < series.mean() < 1]
+    usable = [one for one in recordings if one.of >= SERIES and 0 < one.hits < one.of]
     if not usable:
         return 1.0
-    apart = [series - series.mean() for series in usable]
-    length, variance = sum(map(len, apart)), sum(float(series @ series) for series in apart)
-    alike = sum(float(series[1:] @ series[:-1]) for series in apart) / variance
+    length = sum(one.of for one in usable)
+    variance = math.fsum(one.hits * (1 - one.share) for one in usable)
+    # The products of neighbours' distances from the mean, multiplied out.
+    alike = (
+        math.fsum(
+            one.both
+            - one.share * (2 * one.hits - one.first - one.last)
+            + (one.of - 1) * one.share**2
+            for one in usable
+        )
+        / variance
+    )
     found = 1.0
     if alike * math.sqrt(length) >= SIGMAS:
         alike = min(alike, 1 - 1 / length)
         found = (1 + alike) / (1 - alike)
-    blocks, freedom = 0.0, 0
-    for series in usable:
-        size = math.isqrt(len(series))
-        blocks += _squares(series, size, float(series.mean()))
-        freedom += len(series) // size - 1
+    freedom = sum(one.of // math.isqrt(one.of) - 1 for one in usable)
+    blocks = math.fsum(map(_squares, usable))
     if _beyond_chance(blocks, freedom):
         found = max(found, blocks / freedom)
     return found
 
 
-def _squares(series: npt.NDArray[np.float64], size: int, share: float) -> float:
-    """Pearson's sum of squares over whole blocks of so many, each expected to have this share."""
-    counts = series[: len(series) // size * size].reshape(-1, size).sum(axis=1)
-    return float(((counts - size * share) ** 2).sum()) / (size * share * (1 - share))
+def _squares(one: Series) -> float:
+    """Pearson's sum of squares over the blocks, each expected to have the recording's share."""
+    size = math.isqrt(one.of)
+    expected = size * one.share
+    apart = one.squares - 2 * expected * one.in_blocks + (one.of // size) * expected**2
+    return apart / (expected * (1 - one.share))
 
 
 def _beyond_chance(squares: float, freedom: int) -> bool:
@@ -181,20 +235,40 @@ def needed(before: Count) -> int | None:
     return enough
 
 
-def say(before: Count, after: Count) -> str:
-    """What the two counts tell, in a sentence."""
-    counts = f"{say_count(before)} before, {say_count(after)} after"
+def corrected(chances: Sequence[float]) -> list[float]:
+    """The chances of several tests, each as if it were the only one (Holm 1979): with twenty groups
+    one differs "likely" by chance. In their order."""
+    found, latest, left = [0.0] * len(chances), 0.0, len(chances)
+    for number in sorted(range(len(chances)), key=lambda number: chances[number]):
+        latest = found[number] = min(1.0, max(latest, chances[number] * left))
+        left -= 1
+    return found
+
+
+def say(
+    before: Count,
+    after: Count,
+    sides: tuple[str, str] = ("before", "after"),
+    by_chance: float | None = None,
+) -> str:
+    """What the two counts tell, in a sentence.
+
+    Args:
+        sides: what they are called.
+        by_chance: the chance, where it is no test of its own (``corrected``).
+    """
+    counts = f"{say_count(before)} {sides[0]}, {say_count(after)} {sides[1]}"
     if max(before.bursts, after.bursts) > 1:
         alone = f"{before.independent.of:,} and {after.independent.of:,}"
         counts += f", in bursts: worth {alone} independent ones"
     if not before.of or not after.of:
-        when = "before" if not before.of else "after"
-        return f"{counts}: there was nothing to count {when}"
+        where = sides[0] if not before.of else sides[1]
+        return f"{counts}: there was nothing to count {where}"
     if before.count == after.count == 0:
         return f"{counts}: never"
-    p = chance(before, after)
+    p = chance(before, after) if by_chance is None else by_chance
     if p >= LIKELY:
-        more = needed(before) if not after.count else None
+        more = needed(before) if not after.count and by_chance is None else None
         if more is not None and more > after.of:
             return f"{counts}: too few to tell; {more:,} without one would"
         return f"{counts}: no difference is shown (chance alone: {_odds(p)})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -20,7 +19,7 @@ def shares(traces: Mapping[str, Frames], name: str, verdict: str) -> Figure:
     colour = COLOURS.get(verdict, OTHER)
     found = [hits(trace.instances, name, verdict) for trace in traces.values()]
     each = bursts([own] for own in found)
-    counts = [Count(int(np.sum(own)), len(own), each) for own in found]
+    counts = [Count(own.hits, own.of, each) for own in found]
     # The highest share fills the picture, with some room for its text behind.
     end = max([count.interval()[1] for count in counts], default=1.0)
     for lane, count in enumerate(counts):

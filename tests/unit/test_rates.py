@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import comb
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtrace.analysis.rates import Count, Hits, bursts, chance, needed, say
+from qtrace.analysis.rates import Count, Hits, Series, chance, corrected, needed, say
+from qtrace.analysis.rates import bursts as bursts_of
+
+
+def bursts(sides: Iterable[Iterable[Hits]]) -> float:
+    """Of sides of recordings of hits."""
+    return bursts_of([[Series.of_hits(one) for one in side] for side in sides])
+
 
 # Fisher's tea tasting and others: two-sided p as R's fisher.test() prints it.
 KNOWN = [
@@ -74,7 +82,7 @@ def test_what_was_never_there_is_said_to_be_so() -> None:
 def test_independent_draws_come_in_no_bursts(share: float) -> None:
     draw = np.random.default_rng(1)
     sides = [[[draw.random(2000) < share, draw.random(700) < share]] for _ in range(50)]
-    assert sorted(map(bursts, sides))[46] == 1.0
+    assert sorted(bursts(side) for side in sides)[46] == 1.0
 
 
 def chain(draw: np.random.Generator, length: int, share: float, alike: float) -> Hits:
@@ -134,3 +142,31 @@ def test_too_short_or_uniform_series_show_no_bursts() -> None:
     assert bursts([[np.repeat([True, False], 10)]]) == 1.0
     # One block of hits is as good as one.
     assert Count(250, 500, bursts([[np.arange(500) < 250]])).independent.of < 30
+
+
+@given(
+    st.lists(st.booleans(), min_size=30, max_size=400).filter(lambda own: 0 < sum(own) < len(own))
+)
+def test_a_series_tells_what_its_hits_do(own: list[bool]) -> None:
+    """Its sums, multiplied out, are those that the hits themselves have."""
+    hits = np.array(own)
+    one, apart = Series.of_hits(hits), hits - hits.mean()
+    size = int(len(own) ** 0.5)
+    counts = hits[: len(own) // size * size].reshape(-1, size).sum(axis=1)
+    neighbours = one.both - one.share * (2 * one.hits - one.first - one.last)
+    assert neighbours + (one.of - 1) * one.share**2 == pytest.approx(apart[1:] @ apart[:-1])
+    assert (one.in_blocks, one.squares) == (counts.sum(), (counts**2).sum())
+
+
+def test_one_of_many_groups_that_is_likely_by_itself_is_none_after_correction() -> None:
+    assert corrected([0.04, 0.5, 0.9]) == pytest.approx([0.12, 1.0, 1.0])
+    assert corrected([0.5, 0.001, 0.02]) == pytest.approx([0.5, 0.003, 0.04])
+    assert corrected([]) == []
+
+
+def test_a_sentence_names_its_own_sides_and_the_chance_it_is_given() -> None:
+    text = say(Count(1, 1000), Count(30, 1000), ("elsewhere", "in b"), by_chance=0.03)
+    assert "elsewhere" in text
+    assert text.endswith(
+        "30 of 1,000 (2.1 %-4.3 %) in b: likely more frequent (by chance alone 1 in 33)"
+    )
