@@ -24,7 +24,7 @@ test: venv ## Every test that shows one thing once (under 10 minutes)
 
 # Folders of tests of parts that need more than a QEMU (a browser, a cluster, packages); what one
 # needs is installed by its setup.sh.
-HEAVY := tests/pictures
+HEAVY := tests/pictures tests/fleet
 
 .PHONY: check-parts
 check-parts: venv ## The tests of the heavy parts (under 25 minutes)
@@ -35,6 +35,8 @@ check-parts: venv ## The tests of the heavy parts (under 25 minutes)
 soak: export QTRACE_QEMU11 ?= $(CURDIR)/.cache/qemus/newest/bin/qemu-system-x86_64
 soak: venv qemus ## The whole matrix and the large counts (hours)
 	@$(BIN)/pytest -m soak --timeout=0
+	@tests/fleet/setup.sh
+	@$(BIN)/pytest -m soak --timeout=0 tests/fleet
 
 .PHONY: bench
 bench: venv qemus ## Measure against what one would use instead
@@ -73,6 +75,7 @@ probes: venv ## Compile probes/ into probes/prebuilt.json, after a change of its
 lock: venv ## Pin the newest versions of the Python dependencies
 	$(LOCK) --upgrade --output-file requirements.txt pyproject.toml
 	$(LOCK) --upgrade --extra notebook --extra perfetto --extra monitor --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	$(LOCK) --upgrade --output-file tests/fleet/requirements.txt tests/fleet/requirements.in
 
 .PHONY: wheel
 wheel: venv ## Build the wheel and the source archive into dist/

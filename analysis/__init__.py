@@ -14,6 +14,8 @@ from qtrace.analysis.comparison import compare
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.report import exit_status, judge
 from qtrace.analysis.report_types import Report
+from qtrace.analysis.summarise import summarise
+from qtrace.analysis.summary import Summary
 from qtrace.analysis.timeline import timelines
 from qtrace.analysis.traces import Trace, Traces, open_traces, pending_since
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY, classify, worst
@@ -22,6 +24,7 @@ __all__ = [
     "FINDINGS",
     "SEVERITY",
     "Report",
+    "Summary",
     "Trace",
     "Traces",
     "classify",
@@ -31,6 +34,7 @@ __all__ = [
     "open_traces",
     "pair_instances",
     "pending_since",
+    "summarise",
     "timelines",
     "worst",
 ]

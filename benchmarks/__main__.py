@@ -11,6 +11,7 @@ from benchmarks import (
     analysis,
     arming,
     first_stack,
+    fleet,
     gdb_recorder,
     growth,
     inspect,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "growth": growth.run,
     "analysis": analysis.run,
     "pictures": pictures.run,
+    "fleet": fleet.run,
 }
 
 

@@ -162,6 +162,10 @@ class AutopsyUnreadable(QtraceError):
     """A file that is no autopsy, or a broken one, or of another version."""
 
 
+class FleetFailed(QtraceError):
+    """Recordings, workers or a table of many recordings that cannot be reached."""
+
+
 class QmpFailed(QtraceError):
     """The QMP socket does not answer as one."""
 

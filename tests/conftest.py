@@ -6,6 +6,7 @@ name in ``QTRACE_REQUIRE=bpf,bcc,gdb,qemu,kvm,fuse`` turns such skips into failu
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -30,7 +31,10 @@ from tests.builds import BUILDS, QEMU, Build
 from tests.left_behind import LeftBehind
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDS = ("bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "builds")
+NEEDS = (
+    "bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "cluster", "s3", "builds",
+)  # fmt: skip
+LIBRARIES = {"cluster": ("distributed",), "s3": ("s3fs", "moto")}
 REQUIRED = frozenset(filter(None, os.environ.get("QTRACE_REQUIRE", "").split(",")))
 
 # The two that all is shown on: the executable, with the command that brings it.
@@ -191,6 +195,9 @@ def missing(need: str) -> str:
         return "" if engine.exists() else "no trace processor of Perfetto: tests/pictures/setup.sh"
     if need == "browser":
         return "" if shutil.which("chromium") else "no Chromium: apt-get install chromium"
+    if need in LIBRARIES:
+        lacking = [name for name in LIBRARIES[need] if not importlib.util.find_spec(name)]
+        return f"without {' and '.join(lacking)}: tests/fleet/setup.sh" if lacking else ""
     wanted = {"bpf": "ebpf", "bcc": "compile", "gdb": "gdb"}[need]
     for check in doctor()["checks"]:
         if wanted in check["needed_for"] and check["state"] != "ok":

@@ -33,6 +33,7 @@ COMMANDS = {
     "analyze": "The verdict of recorded traces, on any machine",
     "explain": "What became of a bottom half and why, in prose",
     "diff": "What changed between recordings",
+    "fleet": "Verdicts and findings of many recordings",
     "lints": "The lints: what else a recording can prove",
     "convert": "Turn SOURCE (CSV, Parquet, or the raw file of --all) into TARGET",
     "export": "A recording as a timeline for Perfetto",

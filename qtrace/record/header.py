@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -56,6 +57,8 @@ def attach_row(
             "exe": escape(qemu.process.exe_path),
             "version": scan.version,
             "build_id": scan.build_id,
+            "host": escape(os.uname().nodename),
+            "machine": os.uname().machine,
         },
         "watched": [_watched(half) for half in plan.watched],
         "by_all": list(plan.by_all),

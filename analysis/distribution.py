@@ -1,0 +1,94 @@
+"""How long things took, of any number of recordings, in a few kilobytes, and merged to the bit.
+
+DDSketch (Masson, Rim, Lee: "DDSketch: a fast and fully-mergeable quantile sketch", VLDB 2019) over
+nanoseconds: a count for each bucket, of which each is 1 % to either side of its middle. Counts and
+edges are integers here, so that the order in which recordings are merged, or the processor that did
+it, changes nothing: sums of floats, and t-digests, depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from qtrace.analysis.arrays import Numbers
+
+# How far a percentile may be from the true one: 1 in so many.
+ACCURACY = 100
+
+
+@cache
+def edges() -> Numbers:
+    """The upper edge of each bucket: each one (1 + 1 %) / (1 - 1 %) times the one before, at least
+    by a nanosecond, up to the largest int64."""
+    ratio = Fraction(ACCURACY + 1, ACCURACY - 1)
+    limit = int(np.iinfo(np.int64).max)
+    found = [0]
+    while found[-1] < limit:
+        found.append(min(max(math.floor(found[-1] * ratio), found[-1] + 1), limit))
+    return np.array(found, np.int64)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Times: how many in each bucket, and the extremes.
+
+    Attributes:
+        counts: by the number of the bucket in ``edges()``; only of those that hold something.
+        smallest_ns, largest_ns: exact; 0 when there is none.
+    """
+
+    counts: Mapping[int, int] = field(default_factory=dict)
+    smallest_ns: int = 0
+    largest_ns: int = 0
+
+    @classmethod
+    def of(cls, times: npt.NDArray[np.int64]) -> Distribution:
+        """Of times in nanoseconds; what is below 0 counts as 0."""
+        if not len(times):
+            return cls()
+        times = np.maximum(times, 0)
+        buckets, counts = np.unique(edges().searchsorted(times), return_counts=True)
+        found = dict(zip(buckets.tolist(), counts.tolist(), strict=True))
+        return cls(found, int(times.min()), int(times.max()))
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return sum(self.counts.values())
+
+    def __add__(self, other: Distribution) -> Distribution:
+        """Of the times of both: associative and commutative, to the bit."""
+        if not self.counts or not other.counts:
+            return self if self.counts else other
+        together = Counter(self.counts)
+        together.update(other.counts)
+        return Distribution(
+            dict(sorted(together.items())),
+            min(self.smallest_ns, other.smallest_ns),
+            max(self.largest_ns, other.largest_ns),
+        )
+
+    def percentile(self, share: float) -> int:
+        """The time below which this share of them lies (0 to 1), right to 1 % (``ACCURACY``).
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.counts:
+            raise ValueError("no times")
+        buckets = sorted(self.counts)
+        reached = np.cumsum([self.counts[bucket] for bucket in buckets])
+        rank = math.floor(share * (self.count - 1))
+        bucket = buckets[int(reached.searchsorted(rank, side="right"))]
+        high = int(edges()[bucket])
+        low = int(edges()[bucket - 1]) + 1 if bucket else high
+        middle = 2 * low * high // max(low + high, 1)
+        return min(max(middle, self.smallest_ns), self.largest_ns)

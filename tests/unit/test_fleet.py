@@ -1,0 +1,216 @@
+"""Many recordings: a row for each, read once, the same bytes whoever reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qtrace.analysis import Trace
+from qtrace.analysis.fleet import Serial, read_table, survey
+from qtrace.analysis.fleet.files import File, find
+from qtrace.analysis.fleet.rows import OtherVersion, Row, analysis_version, row_of
+from qtrace.analysis.fleet.table import journal
+from qtrace.analysis.fleet.workers import Known
+from qtrace.analysis.selection import select_instances
+from qtrace.errors import FleetFailed, OutputExists
+from tests.unit.event_rows import attach, write
+from tests.unit.fleets import recordings, saves
+
+ROOT = Path(__file__).parents[2]
+
+
+class BrokenOff(Exception):
+    """What ends a run half-way."""
+
+
+class Some(Serial):
+    """Reads so many, then the run is broken off."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def rows(self, files: Collection[File], known: Known) -> Iterator[Row]:
+        yield from super().rows(list(files)[: self.count], known)
+        if self.count < len(files):
+            raise BrokenOff
+
+
+def test_a_second_run_reads_nothing_and_writes_the_same_bytes(tmp_path: Path) -> None:
+    folder, table = recordings(tmp_path / "traces", 6), tmp_path / "summary.parquet"
+    first = survey([str(folder)], table)
+    assert (first.read, len(first.rows)) == (6, 6)
+    written = table.read_bytes()
+    again = survey([str(folder)], table)
+    assert again.read == 0
+    assert again.rows == first.rows == read_table(table)
+    assert table.read_bytes() == written
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_only_what_is_new_is_read_and_what_is_gone_goes(tmp_path: Path) -> None:
+    folder, table = recordings(tmp_path / "traces", 4), tmp_path / "summary.parquet"
+    survey([str(folder)], table)
+    (folder / "host0/00000.csv").unlink()
+    saves(folder / "host1/00001.csv", 12)
+    saves(folder / "new.csv", 3)
+    found = survey([str(folder)], table)
+    assert found.read == 2
+    assert [Path(row.url).name for row in found.rows] == [
+        "00001.csv", "00002.csv", "00003.csv", "new.csv",
+    ]  # fmt: skip
+
+
+def test_a_recording_that_moved_keeps_its_answer_and_names_where_it_lies(tmp_path: Path) -> None:
+    folder, table = tmp_path / "traces", tmp_path / "summary.parquet"
+    old = saves(folder / "old.csv", strikes=2)
+    (before,) = survey([str(folder)], table).rows
+    old.rename(folder / "other.csv")
+    (row,) = survey([str(folder)], table).rows
+    assert (row.sha256, row.verdict) == (before.sha256, "vcpu-poll")
+    assert row.summary is not None
+    assert {Path(one.trace).name for one in row.summary.findings.values()} == {"other.csv"}
+    (file,) = find([str(folder)])
+    known = row_of(file, analysis_version(), [row.sha256])
+    assert (known.summary, known.verdict) == (None, "")
+
+
+def test_a_content_counts_once(tmp_path: Path) -> None:
+    one = saves(tmp_path / "traces/a.csv")
+    (tmp_path / "traces/b.csv").write_bytes(one.read_bytes())
+    rows = survey([str(tmp_path / "traces")], tmp_path / "summary.parquet").rows
+    assert [row.duplicate_of for row in rows] == ["", str(one)]
+
+
+def test_a_recording_that_cannot_be_read_is_a_row_that_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "traces"
+    saves(folder / "good.csv")
+    (folder / "empty.csv").touch()
+    (folder / "foreign.parquet").write_bytes(b"\0" * 100)
+    write(folder / "newer.csv", [attach(version=[9, 0])])
+    os.mkfifo(folder / "pipe.csv")
+    rows = {Path(r.url).stem: r for r in survey([str(folder)], tmp_path / "t.parquet").rows}
+    assert set(rows) == {"good", "empty", "foreign", "newer"}
+    assert "is empty" in rows["empty"].error
+    assert "trace format 9.0" in rows["newer"].error
+    for name in ("empty", "foreign", "newer"):
+        assert (rows[name].verdict, rows[name].summary) == ("inconclusive", None)
+        assert rows[name].remedy
+    assert survey([str(folder)], tmp_path / "t.parquet").read == 0
+
+
+def test_a_run_that_was_broken_off_goes_on_from_there(tmp_path: Path) -> None:
+    folder, table = recordings(tmp_path / "traces", 6), tmp_path / "summary.parquet"
+    with pytest.raises(BrokenOff):
+        survey([str(folder)], table, Some(4))
+    part = tmp_path / "summary.parquet.part"
+    # The last row was being written when it died.
+    part.write_bytes(part.read_bytes()[:-20])
+    assert not table.exists()
+    assert survey([str(folder)], table).read == 3
+    survey([str(folder)], tmp_path / "whole.parquet")
+    assert table.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_two_runs_do_not_write_one_table(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "traces", 1)
+    with journal(tmp_path / "summary.parquet"), pytest.raises(FleetFailed, match="another qtrace"):
+        survey([str(folder)], tmp_path / "summary.parquet")
+    assert [one.name for one in tmp_path.iterdir()] == ["traces"]
+
+
+def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
+    folder, other = recordings(tmp_path / "traces", 1), tmp_path / "other.parquet"
+    pq.write_table(pa.table({"a": [1]}), other)
+    with pytest.raises(OutputExists):
+        survey([str(folder)], other)
+    assert pq.read_table(other).num_rows == 1
+    with pytest.raises(FleetFailed, match="no table of this"):
+        read_table(other)
+    assert survey([str(folder)], other, force=True).read == 1
+
+
+def test_a_table_of_another_analysis_is_made_anew(tmp_path: Path) -> None:
+    folder, table = recordings(tmp_path / "traces", 2), tmp_path / "summary.parquet"
+    survey([str(folder)], table)
+    old = pq.read_table(table)
+    facts = {**old.schema.metadata, b"qtrace.analysis": b"0.0.1+old"}
+    pq.write_table(old.replace_schema_metadata(facts), table)
+    found = survey([str(folder)], table)
+    assert (found.read, found.outdated) == (2, "0.0.1+old")
+
+
+def test_other_code_makes_no_rows(tmp_path: Path) -> None:
+    saves(tmp_path / "a.csv")
+    (file,) = find([str(tmp_path)])
+    with pytest.raises(OtherVersion):
+        row_of(file, "0.0.1+other")
+
+
+def test_a_folder_without_recordings_and_a_name_that_is_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FleetFailed, match="no recording in"):
+        survey([str(tmp_path)], tmp_path / "summary.parquet")
+    with pytest.raises(FleetFailed, match="there is no"):
+        survey([str(tmp_path / "nothing.csv")], tmp_path / "summary.parquet")
+
+
+def test_the_table_in_the_folder_of_recordings_is_none_of_them(tmp_path: Path) -> None:
+    recordings(tmp_path, 2)
+    table = tmp_path / "summary.parquet"
+    survey([str(tmp_path)], table)
+    assert survey([str(tmp_path)], table).read == 0
+    assert len(read_table(table)) == 2
+
+
+def fleet(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qtrace", "fleet", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_reads_by_processes_and_tells_the_build_that_differs_and_the_worst(
+    tmp_path: Path,
+) -> None:
+    folder, table = recordings(tmp_path / "traces", 30), str(tmp_path / "summary.parquet")
+    done = fleet(str(folder), "-o", table, "--by", "build", "--processes", "2")
+    assert done.returncode == 1, done.stderr
+    survey([str(folder)], tmp_path / "serial.parquet")
+    assert (tmp_path / "serial.parquet").read_bytes() == Path(table).read_bytes()
+    assert "30 recordings: 5 vcpu-poll, 25 main-loop" in done.stdout
+    build = done.stdout.partition(f"build {'bb' * 20}: 15 recordings")[2].partition("\n\n")[0]
+    assert "vcpu-poll of snapshot_save_job_bh" in build
+    assert "frequent" in build
+    line = next(line for line in done.stdout.splitlines() if "qtrace explain " in line)
+    _qtrace, _explain, name, _row, row = line.split()
+    trace = Trace(name)
+    (instance,) = select_instances(trace, rows=[int(row)])
+    assert trace.instances["verdict"][instance] == "vcpu-poll"
+    told: dict[str, Any] = json.loads(
+        fleet(table, "--by", "w=host([0-9])", "--format", "json").stdout
+    )
+    assert [group["name"] for group in told["groups"]] != []
+    assert {group["name"] for group in told["groups"]} == set("01234")
+    assert told["recordings"][0]["verdict"] == "vcpu-poll"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["x.csv"], "name the table to write by -o"),
+        (["x.csv", "-o", "t.csv"], "does not end in .parquet"),
+        (["x.csv", "-o", "t.parquet", "--by", "colour"], "one of build, program"),
+        (["x.csv", "-o", "t.parquet", "--by", "a=("], "no regular expression"),
+        (["x.csv", "-o", "t.parquet", "--workers", "2", "--processes", "2"], "one of --processes"),
+    ],
+)
+def test_wrong_usage_is_told(arguments: list[str], says: str) -> None:
+    done = fleet(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
