@@ -17,7 +17,6 @@ from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.host.owners import Owners
 from qtrace.host.peer import Peer
 from qtrace.host.sock_diag import sockets_of
-from qtrace.lab.guest import find_qemu
 from tests.limits import TIMEOUT_S
 from tests.live.support.dead_fuse import fuse_file
 from tests.live.support.other_process import holding, stop
@@ -307,7 +306,7 @@ def test_before_linux_6_18_who_serves_a_mount_is_told_as_perhaps(
 @pytest.mark.fuse
 @pytest.mark.qemu
 def test_a_file_on_fuse_leads_to_the_process_that_serves_it(tmp_path: Path) -> None:
-    with fuse_file(find_qemu(), tmp_path) as file, file.path.open("rb") as opened:
+    with fuse_file(tmp_path) as file, file.path.open("rb") as opened:
         file.freeze()
         # Whoever asks the file system for anything hangs until it is thawed.
         found = describe(OWN, opened.fileno())

@@ -225,7 +225,7 @@ def test_a_recording_tells_the_request_that_a_drain_waits_for(tmp_path: Path) ->
 def test_asynchronous_io_on_a_dead_file_system_leads_to_whoever_serves_it(tmp_path: Path) -> None:
     line = 'qemu-io d "read 0 4096"'
     read = {"execute": "human-monitor-command", "arguments": {"command-line": line}}
-    with fuse_file(find_qemu(), tmp_path) as file:
+    with fuse_file(tmp_path) as file:
         disk = f"file,node-name=d,filename={file.path},aio=native,cache.direct=on,locking=off"
         with (
             Guest(find_qemu(), firmware="idle", extra_args=("-blockdev", disk)) as guest,

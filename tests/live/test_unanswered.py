@@ -41,7 +41,7 @@ print("over", flush=True)
 
 
 def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path) -> None:
-    with fuse_file(find_qemu(), tmp_path) as file:
+    with fuse_file(tmp_path) as file:
         child = subprocess.Popen(
             [sys.executable, "-c", UNMAP, str(file.path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,

@@ -21,7 +21,7 @@ from typing import Literal
 
 import pytest
 
-from qtrace.lab.guest import Accelerator, Firmware, Guest
+from qtrace.lab.guest import Accelerator, Firmware, Guest, find_qemu
 from tests.live.support.ptraced import until
 
 Sleeper = Literal["worker", "main", "iothread"]
@@ -99,14 +99,15 @@ class DeadFile:
 
 
 @contextmanager
-def fuse_file(qemu: Path, folder: Path) -> Iterator[DeadFile]:
-    """A file that a qemu-storage-daemon beside that QEMU exports."""
+def fuse_file(folder: Path) -> Iterator[DeadFile]:
+    """A file that the host's qemu-storage-daemon exports: one in another root would mount it where
+    nobody else sees it."""
     folder.mkdir(parents=True, exist_ok=True)
     image, path = folder / "image", folder / "fuse.raw"
     image.write_bytes((b"\1" * PART + bytes(PART)) * (FILE_BYTES // PART // 2))
     path.touch()
     daemon = subprocess.Popen(
-        [_beside(qemu, "qemu-storage-daemon"),
+        [_beside(find_qemu(), "qemu-storage-daemon"),
          "--blockdev", f"driver=file,filename={image},node-name=b",
          "--export", f"fuse,id=f,node-name=b,mountpoint={path},writable=on"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -126,7 +127,7 @@ def guest_on(
     qemu: Path, accel: Accelerator, folder: Path, firmware: Firmware = "pflash"
 ) -> Iterator[tuple[Guest, DeadFile]]:
     """A guest that has the file open, for a worker thread and for an IOThread."""
-    with fuse_file(qemu, folder) as file:
+    with fuse_file(folder) as file:
         where = f"file.driver=file,file.filename={file.path},file.locking=off"
         arguments = [
             "-object", f"iothread,id={IOTHREAD}",
@@ -152,7 +153,7 @@ def locked_memory_map(qemu: Path, folder: Path) -> Iterator[tuple[Guest, DeadFil
     A thread unmaps dirty memory of the file, and so holds the lock of the memory map; another one
     maps some, and is the next to get it: whoever wants to read comes after that.
     """
-    with fuse_file(qemu, folder) as file, Guest(qemu, firmware="idle") as guest:
+    with fuse_file(folder) as file, Guest(qemu, firmware="idle") as guest:
         try:
             backend = {"qom-type": "memory-backend-file", "id": "m", "mem-path": str(file.path)}
             more = {"size": FILE_BYTES, "share": True, "prealloc": True}
