@@ -192,19 +192,11 @@ class Descriptors:
                 return self._owned(found, relation, one.inode)
         return replace(found, relation="where nobody that can be seen listens")
 
-    def with_somebody_waiting(self) -> list[Descriptor]:
-        """Of the process's sockets those that listen and have clients that are not accepted, and
-        those whose other end has not read all."""
-        found = []
-        for fd in self._fds():
-            own = self._unix_socket(fd)
-            if own is None:
-                continue
-            other = self._sockets_of(self._pid)
-            peer = other.unix.get(own.peer) if isinstance(other, Sockets) else None
-            if own.waiting or (peer is not None and peer.unread):
-                found.append(self.describe(fd))
-        return found
+    def with_somebody(self) -> list[Descriptor]:
+        """Of the process's unix sockets those that listen and have clients that are not accepted,
+        and those that are connected."""
+        own = ((fd, self._unix_socket(fd)) for fd in self._fds())
+        return [self.describe(fd) for fd, one in own if one and (one.waiting or one.peer)]
 
     def connected_to(self, name: str) -> list[Descriptor]:
         """Of the process's unix sockets of a name those that are connected."""

@@ -39,8 +39,9 @@ POLL = "aio_poll"
 TRIES = 3
 # Locals of a function without unwind rules, in bytes, that are searched for its return address.
 LARGEST_LEAF = 1 << 10
-# A thread that sleeps for 100 us again and again is seen asleep in one of so many tries.
-SIGHTINGS, SIGHTING_S = 50, 0.001
+# A thread that sleeps for 100 us again and again is seen asleep before long; on a host whose
+# processors are scarce it waits for one most of the time.
+SIGHTED_WITHIN_S, SIGHTING_S = 1.0, 0.001
 
 
 class Looker:
@@ -155,7 +156,8 @@ class Looker:
 
         It may have run on meanwhile: what its registers hold has to prove itself.
         """
-        for _ in range(SIGHTINGS if within else 1):
+        until = time.monotonic() + (SIGHTED_WITHIN_S if within else 0.0)
+        while True:
             state = self.source.state(tid)
             if state.registers is not None:
                 self._stack.forget()
@@ -163,8 +165,9 @@ class Looker:
                 names = [name.split("+0x")[0] for name in self.unwinder.names(chain)]
                 if not within or within in names:
                     return names, chain.frames
+            if time.monotonic() >= until:
+                return [], []
             time.sleep(SIGHTING_S)
-        return [], []
 
     def words_in(self, frames: Sequence[Frame]) -> list[int]:
         """What registers and stack hold in frames that follow each other, from the leaf on: each

@@ -120,7 +120,7 @@ def _same(one: InFlight, others: Iterable[InFlight]) -> InFlight | None:
     file system may be asked for more around it."""
     for other in others:
         if one.request is None or other.request is None:
-            if one.request is other.request and one.what == other.what == "flush":
+            if one.request is other.request and one.what == other.what:
                 return other
         elif one.request.kind == other.request.kind:
             begins = max(one.request.offset, other.request.offset)

@@ -17,7 +17,7 @@ from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.inspection.whom import Whom
 from qtrace.qemu.aio.findings import REQUEST_STUCK
 from qtrace.qemu.aio.model import Look
-from qtrace.qemu.block.coroutine_waits import DEADLOCK, OUTSIDE
+from qtrace.qemu.block.coroutine_waits import DEADLOCK, OUTSIDE, THROTTLED
 from qtrace.qemu.block.requests import InFlight
 from qtrace.units import show
 
@@ -122,9 +122,9 @@ def shown_by(looks: Sequence[RequestLook]) -> RequestProof:
             continue
         if _why_stuck(own, one):
             whom = last.whom[one.key]
-            pids = tuple(peer.pid for peer in whom.peers)
-            groups.setdefault((pids, whom.end.text), []).append(one)
-        else:
+            pids = tuple(peer.pid for peer in (*whom.peers, *whom.end.peers))
+            groups.setdefault(pids or (whom.text,), []).append(one)
+        elif one.request is not None or _rests(own, one):
             waiting.append(one)
             waited.append(over_ns)
     findings = [_finding(looks, group) for group in groups.values()]
@@ -132,13 +132,18 @@ def shown_by(looks: Sequence[RequestLook]) -> RequestProof:
 
 
 def _left(looks: Sequence[RequestLook]) -> list[InFlight]:
-    """The requests that were in all looks in one and the same wait for outsiders, or for one
-    another."""
+    """What was in all looks in one and the same wait: for outsiders, or for one another; a request
+    also for other things (what a throttle group holds back has its own words)."""
     if looks[-1].look.stopped:
         return []
     keys = set.intersection(*({one.key for one in look.causes} for look in looks))
-    kinds = OUTSIDE | {DEADLOCK}
-    return [one for one in looks[-1].causes if one.key in keys and one.wait.kind in kinds]
+    return [one for one in looks[-1].causes if one.key in keys and _may_last(one)]
+
+
+def _may_last(one: InFlight) -> bool:
+    if one.wait.kind in OUTSIDE | {DEADLOCK}:
+        return True
+    return one.request is not None and one.wait.kind != THROTTLED
 
 
 def _with(looks: Sequence[RequestLook], one: InFlight) -> list[RequestLook]:
@@ -149,6 +154,12 @@ def _with(looks: Sequence[RequestLook], one: InFlight) -> list[RequestLook]:
             break
         found.insert(0, look)
     return found
+
+
+def _rests(looks: Sequence[RequestLook], one: InFlight) -> bool:
+    """Whether what is no tracked request is the same in all looks: one like it looks the same."""
+    first, last = (look.whom[one.key].end for look in (looks[0], looks[-1]))
+    return last.cannot_move or last.is_unmoved(first)
 
 
 def _why_stuck(looks: Sequence[RequestLook], one: InFlight) -> str:

@@ -43,17 +43,17 @@ def surroundings(looker: Looker, look: Look, run_state: str) -> Iterator[str]:
 
 
 def connections(descriptors: Descriptors) -> Iterator[str]:
-    """Clients that are not accepted, with whom is served meanwhile; and processes that cannot read
-    what they were sent."""
-    waiting = descriptors.with_somebody_waiting()
-    for one in waiting:
+    """Clients that are not accepted, with whom is served meanwhile; and processes at the other ends
+    that do not move (a vhost-user backend takes no bytes to be waited for)."""
+    for one in descriptors.with_somebody():
         if one.relation == "which has not accepted yet":
             clients = " and ".join(peer.text for peer in one.peers)
             served = [_peers(o) for o in descriptors.connected_to(one.name) if o.peers]
             text = f"unix socket {one.name} has not accepted {clients}"
             yield text + (f", while it serves {' and '.join(served)}" if served else "")
         elif any(peer.held or peer.hangs for peer in one.peers):
-            yield f"does not take what it is sent: {one.text}"
+            what = "does not take what it is sent" if one.unread else "cannot answer"
+            yield f"{what}: {one.text}"
 
 
 def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:

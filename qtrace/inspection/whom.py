@@ -12,7 +12,7 @@ from qtrace.machine.memory import Memory
 from qtrace.process.call_arguments import Descriptor as ByDescriptor
 from qtrace.process.call_arguments import waited_for
 from qtrace.qemu.aio.model import Look
-from qtrace.qemu.block.block_model import BlockLook, Node
+from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Node
 from qtrace.qemu.block.coroutine_waits import DATA, IO_URING, KERNEL, REPLY, ROOM, WORKER, wait_of
 from qtrace.qemu.block.requests import InFlight
 
@@ -95,19 +95,34 @@ class Outside:
             return self._of_worker(one, self._blocks.workers.get(one.co.address, 0))
         if kind == KERNEL and one.node is not None:
             return self._of_kernel(one, one.node)
+        if one.co is not None and one.co.state != ASLEEP and one.node is not None:
+            return self._of_running(one, one.co.tid, one.node)
         return Whom(one.wait.text)
 
     def _of_kernel(self, one: InFlight, node: Node) -> Whom:
-        """Whom asynchronous I/O waits for: the file of its node, whose descriptor is what
-        BDRVRawState begins with (block/file-posix.c). It must bear the node's name."""
-        counts = self._counts(one.wait.text)
-        raw = self._memory.read(node.opaque, 4) if node.opaque else b""
-        if len(raw) < 4 or not node.filename:
-            return Whom(one.wait.text + counts)
-        found = self._describe(int.from_bytes(raw, "little"), None)
-        if os.path.basename(found.name) != os.path.basename(node.filename):
+        """Whom asynchronous I/O waits for: its node's file."""
+        counts, found = self._counts(one.wait.text), self._file_of(node)
+        if found is None:
             return Whom(one.wait.text + counts)
         return _of_descriptor(f"{one.wait.text} on {found.text}{counts}", found)
+
+    def _of_running(self, one: InFlight, tid: int, node: Node) -> Whom:
+        """Whom QEMU's own thread waits for that is in the kernel with a request."""
+        thread, found = self._look.thread(tid), self._file_of(node)
+        if thread is None or not thread.blocked_in or found is None:
+            return Whom(one.wait.text)
+        text = f"is in {thread.blocked_in} in thread {tid}, of {found.text}"
+        return Whom(text, _known_peers(found), 0, tid, (thread.cpu_ns, thread.turns))
+
+    def _file_of(self, node: Node) -> Descriptor | None:
+        """The file of a node, whose descriptor is what BDRVRawState begins with
+        (block/file-posix.c). It must bear the node's name."""
+        raw = self._memory.read(node.opaque, 4) if node.opaque else b""
+        if len(raw) < 4 or not node.filename:
+            return None
+        found = self._describe(int.from_bytes(raw, "little"), None)
+        same = os.path.basename(found.name) == os.path.basename(node.filename)
+        return found if same else None
 
     def _counts(self, text: str) -> str:
         """How many requests QEMU has given to the kernel that way, and what that has to say."""

@@ -116,3 +116,20 @@ def restarted(registers: dict[str, int]) -> dict[str, int]:
     number = RESTART_SYSCALL if result == _REST else registers["orig_rax"]
     before = registers["rip"] - len(SYSCALL_INSTRUCTION)
     return {**registers, "rax": number, "rip": before, "orig_rax": _WORD - 1}
+
+
+# endbr64, bnd, jmp [rip + x].
+STUB_SIZE = 11
+
+
+def jump_slot(code: bytes, address: int) -> int | None:
+    """Where the address lies that a stub jumps to (``jmp [rip + x]``); None where it is none.
+
+    Args:
+        code: the first ``STUB_SIZE`` bytes at ``address``.
+    """
+    jump = code.removeprefix(b"\xf3\x0f\x1e\xfa").removeprefix(b"\xf2")
+    if len(jump) < 6 or jump[:2] != b"\xff\x25":
+        return None
+    following = address + len(code) - len(jump) + 6
+    return following + int.from_bytes(jump[2:6], "little", signed=True)

@@ -15,7 +15,9 @@ from qtrace.machine.arch_x86_64 import (
     RBP,
     RETURN_ADDRESS,
     RSP,
+    STUB_SIZE,
     follows_a_call,
+    jump_slot,
 )
 from qtrace.process.jit import NAME as JIT_NAME
 from qtrace.process.jit import JitCode
@@ -207,19 +209,22 @@ class Unwinder:
             back = word(place + 8)
             if back is None:
                 return None
-            if self._returns_from(back, start):
+            if self._returns_from(back, start, word):
                 return place
         return None
 
-    def _returns_from(self, back: int, start: int) -> bool:
-        """Whether a word is the return address of a call to a function, as far as it shows."""
+    def _returns_from(self, back: int, start: int, word: ReadWord) -> bool:
+        """Whether a word is the return address of a call to a function, as far as it shows: also by
+        way of a stub that jumps to it (the PLT's, of a function of another file)."""
         found = self._space.find(back)
         module = found[0] if found else None
         if module is None:
             return False
         code = module.elf.read(back - module.bias - 7, 7)
         if code[-5:-4] == CALL:
-            return back + int.from_bytes(code[-4:], "little", signed=True) == start
+            called = back + int.from_bytes(code[-4:], "little", signed=True)
+            slot = jump_slot(module.elf.read(called - module.bias, STUB_SIZE), called)
+            return called == start or (slot is not None and word(slot) == start)
         return follows_a_call(code)
 
     def _jit_code(self, pc: int) -> JitCode | None:

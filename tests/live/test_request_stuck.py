@@ -148,6 +148,25 @@ def test_a_server_that_waits_for_a_server_of_its_own_leads_to_that_one(
     )
 
 
+def test_a_job_that_asks_a_stopped_server_where_data_lies_is_told_with_its_process(
+    tmp_path: Path,
+) -> None:
+    """QEMU does not track that."""
+    copy = {"driver": "null-co", "node-name": "copy", "size": 1 << 20}
+    job = {"job-id": "mi", "device": NODE, "target": "copy", "sync": "full"}
+    with guest_on_server(find_qemu(), tmp_path) as (guest, server):
+        guest.qmp.command("blockdev-add", **copy)
+        stop(server)
+        guest.qmp.command("blockdev-mirror", **job)
+        requests = Requests(Looker(LiveQemu(Process(guest.pid))))
+        until(lambda: requests.look().causes, "the question")
+        status, document, _err = inspect("--pid", guest.pid)
+        os.kill(server, signal.SIGCONT)
+    (request,) = of_requests(document)["requests"]
+    assert (status, request["kind"], request["offset"]) == (1, "block status query", None)
+    assert (request["node"], request["job"], request["wait"]) == (NODE, "mi", "reply")
+
+
 def test_a_watch_tells_of_requests_too(tmp_path: Path) -> None:
     with guest_on_server(find_qemu(), tmp_path) as (guest, server):
         stop(server)

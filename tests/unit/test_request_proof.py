@@ -124,3 +124,12 @@ def test_a_request_that_came_later_has_its_own_looks() -> None:
     assert (finding.count, finding.at_least_ns) == (2, 2 * SECOND)
     (finding,) = shown_by([look(0, on(STOPPED), request(offset=4096)), *looks[1:]]).findings
     assert (finding.count, finding.at_least_ns) == (2, SECOND)
+
+
+def test_what_is_not_tracked_is_slow_only_where_its_server_rests() -> None:
+    """A job asks one thing after the other from the same place: each looks like the first."""
+    one = replace(request(), request=None, what="block status query")
+    moves = on(replace(ASLEEP_PEER, turns=6), queued=28)
+    rests = on(ASLEEP_PEER, queued=28)
+    assert shown_by([look(0, rests, one), look(SECOND, moves, one)]).waiting == ()
+    assert shown_by([look(0, rests, one), look(SECOND, rests, one)]).waiting == (one,)

@@ -132,3 +132,22 @@ def test_who_waits_for_the_lock_of_one_that_reads_waits_for_a_request() -> None:
     shown = Look(0, threads=(locks, vcpu), bql_holder=8)
     assert drainer(shown, locks) == vcpu
     assert drainer(replace(shown, bql_holder=0), locks) is None
+
+
+@pytest.mark.parametrize(
+    ("functions", "what"),
+    [
+        ((*ASKED, "bdrv_co_common_block_status_above", "job_co_entry"), "block status query"),
+        ((*ASKED, "bdrv_co_flush", "blk_co_flush"), "flush"),
+        (("qemu_co_queue_wait_impl", "bdrv_co_flush"), "flush"),
+        ((*ASKED, "blk_co_ioctl"), "ioctl"),
+        ((*ASKED, "nbd_client_new"), ""),
+        (("qemu_co_sleep_ns_wakeable", "bdrv_co_block_status"), ""),
+    ],
+)
+def test_what_qemu_does_not_track_is_known_by_its_functions(
+    functions: tuple[str, ...], what: str
+) -> None:
+    co = replace(coroutine(READ, functions), nodes=(FILE.address,))
+    shown = in_flight(look(co))
+    assert [(one.what, one.node) for one in shown] == ([(what, FILE)] if what else [])

@@ -11,7 +11,7 @@ from elftools.elf.elffile import ELFFile
 
 from qtrace.binary.cfi import CallFrames, rule_of_row
 from qtrace.binary.elf import Elf
-from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP, follows_a_call
+from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP, follows_a_call, jump_slot
 from qtrace.process.stack import CopiedStack
 
 
@@ -52,6 +52,20 @@ def test_no_rule_outside_of_any_function() -> None:
 )
 def test_a_return_address_is_told_by_the_call_before_it(code: bytes, is_call: bool) -> None:
     assert follows_a_call(code) is is_call
+
+
+@pytest.mark.parametrize(
+    ("code", "slot"),
+    [
+        (b"\xff\x25\x10\x00\x00\x00\x68\x00\x00\x00\x00", 0x1016),
+        (b"\xf3\x0f\x1e\xfa\xff\x25\x10\x00\x00\x00\x66", 0x101A),
+        (b"\xf3\x0f\x1e\xfa\xf2\xff\x25\x10\x00\x00\x00", 0x101B),
+        (b"\xf3\x0f\x1e\xfa\x55\x48\x89\xe5\x53\x48\x83", None),
+        (b"\xff\x25", None),
+    ],
+)
+def test_a_stub_tells_where_it_jumps_to(code: bytes, slot: int | None) -> None:
+    assert jump_slot(code, 0x1000) == slot
 
 
 def test_a_copied_stack_has_no_words_beyond_its_ends() -> None:

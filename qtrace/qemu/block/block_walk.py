@@ -293,7 +293,8 @@ class _Wanted:
 
 
 def _expected(look: Look, layout: BlockLayout) -> set[str]:
-    """The facts that every program has: qemu-img and its like have neither guest nor exports."""
-    without_guest = ("run_state", "migration", "export")
-    missing = layout.missing()
-    return {f for f in missing if look.main_loop or not f.startswith(without_guest)}
+    """The facts that every such program has: without a BQL there is no guest, and without a main
+    loop there are no exports."""
+    absent: tuple[str, ...] = () if look.main_loop else ("export",)
+    absent += ("run_state", "migration") if look.bql == 0 or not look.main_loop else ()
+    return {fact for fact in layout.missing() if not fact.startswith(absent)}

@@ -11,6 +11,8 @@ from qtrace.qemu.block.block_model import ASLEEP, Coroutine
 
 # Somebody outside of QEMU, by a descriptor: to answer, to take what is sent, to send.
 REPLY, ROOM, DATA = "reply", "room", "data"
+# A server to be connected again (reconnect-delay of NBD).
+CONNECT = "connect"
 # A worker thread, or the kernel itself, has it in hand.
 WORKER, KERNEL = "worker", "kernel"
 # Another coroutine of QEMU's.
@@ -21,7 +23,7 @@ THROTTLED, TIMER, JOB, MONITOR, COMMAND, OTHER = (
     "throttled", "timer", "job", "monitor", "command", "other",
 )  # fmt: skip
 # What outsiders have in hand.
-OUTSIDE = frozenset({REPLY, ROOM, DATA, WORKER, KERNEL})
+OUTSIDE = frozenset({REPLY, ROOM, DATA, CONNECT, WORKER, KERNEL})
 # What waits for what other coroutines have in hand.
 BEHIND = frozenset({MUTEX, QUEUE, TASKS, GRAPH})
 
@@ -44,6 +46,7 @@ WAITS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"qemu_co_mutex_lock(_slowpath)?", MUTEX, "waits for a CoMutex"),
         (r"qemu_co_rwlock_(rd|wr)lock|qemu_co_rwlock_\w+", MUTEX, "waits for a CoRwlock"),
         (THROTTLE, THROTTLED, "is throttled"),
+        (r"nbd_co_(do_)?establish_connection", CONNECT, "waits to be connected to its server"),
         (r"thread_pool_submit_co", WORKER, "waits for a worker thread"),
         (r"luring_co_submit", KERNEL, f"waits for the kernel {IO_URING}"),
         (r"laio_co_submit", KERNEL, "waits for the kernel (Linux AIO)"),
@@ -63,9 +66,16 @@ ANSWER = re.compile(r"nbd_receive_\w+|nbd_co_(do_)?receive\w*")
 DISPATCHER = "monitor_qmp_dispatcher_co"
 DISPATCH = "qmp_dispatch"
 # Requests that the block layer does not track are known by who makes them.
-FLUSH = re.compile(r"(bdrv|blk)_co_(do_)?flush\Z")
-# Requests of a device, a job or a client at the layer of a BlockBackend.
-BACKEND = re.compile(r"(blk|bdrv)_(co|aio)_\w+\Z")
+FLUSHES = "flush"
+UNTRACKED = tuple(
+    (re.compile(rf"(?:{names})\Z"), what)
+    for names, what in (
+        (r"(bdrv|blk)_co_(do_)?flush", FLUSHES),
+        (r"(bdrv|blk)_\w*(block_status|is_allocated|is_zero)\w*", "block status query"),
+        (r"(bdrv|blk)_(co_)?(do_)?ioctl", "ioctl"),
+        (r"(bdrv|blk)_\w+", "operation"),
+    )
+)
 
 
 def wait_of(co: Coroutine) -> CoroutineWait:
@@ -110,6 +120,10 @@ def _monitor(functions: tuple[str, ...]) -> CoroutineWait:
     return CoroutineWait(COMMAND, f"is in {command or 'a monitor command'}")
 
 
-def is_flush(co: Coroutine) -> bool:
-    """Whether a coroutine is in a flush, which is no tracked request."""
-    return any(FLUSH.match(function) for function in co.functions)
+def untracked(co: Coroutine) -> str:
+    """What a coroutine has in hand that is no tracked request, in a word; empty where it has
+    nothing of a disk's that somebody outside keeps it waiting for."""
+    told = [what for names, what in UNTRACKED if any(map(names.match, co.functions))]
+    if told[:1] == [FLUSHES]:
+        return FLUSHES
+    return told[0] if told and wait_of(co).kind in OUTSIDE else ""

@@ -17,7 +17,7 @@ from qtrace.qemu.block.coroutine_waits import (
     OTHER,
     THROTTLED,
     CoroutineWait,
-    is_flush,
+    untracked,
     wait_of,
 )
 
@@ -140,10 +140,19 @@ def _untracked(co: Coroutine, nodes: dict[int, Node]) -> InFlight | None:
     touched = tuple(nodes[address] for address in co.nodes if address in nodes)
     if wait.kind == THROTTLED:
         return InFlight(None, "request", None, touched[:1], None, co, wait)
-    if is_flush(co):
-        node = touched[0] if touched else None
-        return InFlight(None, "flush", node, touched[:1], None, co, wait)
-    return None
+    what = untracked(co)
+    node = _lowest(touched)
+    return InFlight(None, what, node, (node,) if node else (), None, co, wait) if what else None
+
+
+def _lowest(touched: Sequence[Node]) -> Node | None:
+    """Of the nodes that a coroutine has in hand the one that has none of the others below it, the
+    nearest to its leaf."""
+    above = {node.address for node in touched}
+    for node in touched:
+        if not any(child in above for _edge, child in node.children):
+            return node
+    return touched[0] if touched else None
 
 
 def first_causes(
