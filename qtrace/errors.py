@@ -89,6 +89,13 @@ class NotQemu(TargetError):
         )
 
 
+class NoProc(TargetError):
+    """No /proc, or that of others, as in a chroot or a pid namespace."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "mount -t proc proc /proc (unshare --mount-proc, nsenter --all)")
+
+
 class UnsupportedBinary(TargetError):
     """An ELF file of another class or machine, or no ELF file at all."""
 

@@ -18,7 +18,7 @@ import click
 
 from qtrace import __version__
 from qtrace.cli.signals import BrokenOff
-from qtrace.errors import ExitStatus, QtraceError
+from qtrace.errors import ExitStatus, NoProc, QtraceError
 from qtrace.host.unanswered import NoAnswer, watch_over_this_thread
 
 # In the order of `qtrace --help`, each with how its own help begins.
@@ -149,6 +149,11 @@ def main() -> None:
             traceback.print_exc()
         _tell(error)
         sys.exit(error.exit_status)
+    except OSError:
+        if os.path.lexists("/proc/self"):
+            raise
+        _tell(NoProc("there is no /proc here"))
+        sys.exit(NoProc.exit_status)
     sys.exit(result if isinstance(result, int) else ExitStatus.OK)
 
 

@@ -27,6 +27,7 @@ from qtrace.host.bpf_syscall import (
     links_work,
     load_program,
 )  # fmt: skip
+from qtrace.host.pid_namespace import require_proc
 
 State = Literal["ok", "missing", "untried"]
 Need = Literal["ebpf", "gdb", "target", "others", "compile"]
@@ -68,7 +69,8 @@ class Check:
 
 
 def check_host() -> list[Check]:
-    """Everything about this host that needs no recorder to be loaded."""
+    """Everything about this host that needs no recorder to be loaded. Raises NoProc."""
+    require_proc()
     return [
         *check_capabilities(),
         check_lockdown(),

@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
+from qtrace.errors import NoProc
+
 # PROC_PID_INIT_INO (linux/proc_ns.h): the number of the host's own is fixed.
 FIRST = 0xEFFFFFFC
 
@@ -41,11 +43,14 @@ def _of(process: str) -> PidNamespace:
     return PidNamespace(os.major(found.st_dev) << 20 | os.minor(found.st_dev), found.st_ino)
 
 
-def proc_is_ours() -> bool:
-    """Whether /proc numbers processes as we do: after unshare --pid it is still another's.
-
-    True, too, where there is no /proc at all, which whoever reads it will tell.
-    """
-    with suppress(OSError, ValueError):
-        return int(os.readlink("/proc/self")) == os.getpid()
-    return True
+def require_proc() -> None:
+    """Raises NoProc where there is no /proc, or one that numbers processes otherwise than we do, as
+    unshare --pid alone leaves it."""
+    try:
+        ours = int(os.readlink("/proc/self")) == os.getpid()
+    except (OSError, ValueError):
+        raise NoProc("there is no /proc here") from None
+    if not ours:
+        raise NoProc(
+            "/proc shows another pid namespace than that of qtrace: its numbers mean others"
+        )

@@ -19,9 +19,8 @@ from qtrace.errors import (
     NotQemu,
     PermissionMissing,
     QtraceError,
-    TargetError,
 )
-from qtrace.host.pid_namespace import proc_is_ours
+from qtrace.host.pid_namespace import require_proc
 from qtrace.machine.memory import ProcessMemory
 from qtrace.machine.stat_file import STARTCODE, STARTSTACK, STARTTIME, stat_fields, state_letter
 from qtrace.process.maps import AddressSpace
@@ -86,11 +85,7 @@ class Process:
     def __init__(self, pid: int) -> None:
         """Raises NoSuchProcess, HasEnded, NotQemu, PermissionMissing, TargetError."""
         self.pid = pid
-        if not proc_is_ours():
-            raise TargetError(
-                "/proc shows another pid namespace than that of qtrace: its numbers mean others",
-                "mount -t proc proc /proc in this namespace (unshare --mount-proc, nsenter --all)",
-            )
+        require_proc()
         if pid <= 0 or not Path(f"/proc/{pid}").exists():
             raise _not_here(pid)
         # Before anything of it is looked at: who finds it the same afterwards has not looked at

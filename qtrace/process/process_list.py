@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qtrace.errors import NoSuchGuest, PermissionMissing, QtraceError, UnsupportedBinary
 from qtrace.host.capabilities import capabilities
+from qtrace.host.pid_namespace import require_proc
 from qtrace.host.unanswered import NoAnswer, ask
 from qtrace.process.process import Process, name_among
 
@@ -44,6 +45,7 @@ class Listed:
 def list_processes() -> list[Listed]:
     """The QEMU processes here, by pid; those of other users too."""
     found = []
+    require_proc()
     for pid, program in qemu_processes():
         try:
             found.append(_answered(pid, program))

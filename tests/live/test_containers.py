@@ -116,16 +116,37 @@ def test_a_tracer_in_a_container_with_the_hosts_processes_records(tmp_path: Path
     assert counts["save_snapshot"] == watched_half(report)["scheduled"] == SAVES
 
 
-def test_a_proc_of_other_numbers_than_ours_is_refused() -> None:
-    """unshare --pid alone leaves /proc as it was: the numbers in it would mean other processes."""
-    command = [sys.executable, "-m", "qtrace", "inspect", "--pid", "1"]
+@pytest.mark.parametrize(
+    "command",
+    [["inspect", "--pid", "1"], ["ps"], ["doctor"], ["run", "--", "true"]],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("within", "said"),
+    [
+        # unshare --pid alone leaves /proc as it was: its numbers would mean other processes.
+        pytest.param(
+            ["unshare", "--pid", "--fork", "--kill-child"],
+            "/proc shows another pid namespace than that of qtrace",
+            id="of-others",
+        ),
+        pytest.param(
+            ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"],
+            "there is no /proc here",
+            id="none",
+        ),
+    ],
+)
+def test_without_a_proc_of_ours_it_is_refused(
+    within: list[str], said: str, command: list[str]
+) -> None:
     run = subprocess.run(
-        ["unshare", "--pid", "--fork", "--kill-child", *command],
+        [*within, sys.executable, "-m", "qtrace", *command],
         capture_output=True, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
     error, remedy = run.stderr.splitlines()
     assert run.returncode == 3
-    assert error.startswith("error: /proc shows another pid namespace than that of qtrace")
+    assert error.startswith(f"error: {said}")
     assert remedy.startswith("remedy: mount -t proc proc /proc")
 
 
