@@ -24,7 +24,7 @@ test: venv ## Every test that shows one thing once (under 10 minutes)
 
 # Folders of tests of parts that need more than a QEMU (a browser, a cluster, packages); what one
 # needs is installed by its setup.sh.
-HEAVY := tests/pictures tests/fleet
+HEAVY := tests/pictures tests/fleet tests/monitor
 
 .PHONY: check-parts
 check-parts: venv ## The tests of the heavy parts (under 25 minutes)

@@ -32,7 +32,8 @@ from tests.left_behind import LeftBehind
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = (
-    "bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "cluster", "s3", "builds",
+    "bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "cluster", "s3", "prometheus",
+    "builds",
 )  # fmt: skip
 LIBRARIES = {"cluster": ("distributed",), "s3": ("s3fs", "moto")}
 REQUIRED = frozenset(filter(None, os.environ.get("QTRACE_REQUIRE", "").split(",")))
@@ -195,6 +196,9 @@ def missing(need: str) -> str:
         return "" if engine.exists() else "no trace processor of Perfetto: tests/pictures/setup.sh"
     if need == "browser":
         return "" if shutil.which("chromium") else "no Chromium: apt-get install chromium"
+    if need == "prometheus":
+        there = (ROOT / ".cache/prometheus/usr/bin/prometheus").exists()
+        return "" if there else "no Prometheus: tests/monitor/setup.sh"
     if need in LIBRARIES:
         lacking = [name for name in LIBRARIES[need] if not importlib.util.find_spec(name)]
         return f"without {' and '.join(lacking)}: tests/fleet/setup.sh" if lacking else ""

@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,46 +13,10 @@ from qtrace.lab.guest import Guest, find_qemu
 from qtrace.process.process import Process
 from tests.limits import TIMEOUT_S
 from tests.live.support.hung import hung_guest
+from tests.live.support.monitored import monitor, scrape, until, values
 
 pytest.importorskip("prometheus_client")
 pytestmark = pytest.mark.qemu
-
-
-@contextmanager
-def monitor(*options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, and where it listens."""
-    command = ["monitor", "--listen", "127.0.0.1:0", "--every", "0.5s", *map(str, options)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qtrace", *command], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        first = process.stderr.readline()
-        match = re.fullmatch(r"listening on (http://\S+)\n", first)
-        assert match, first + process.stderr.read()
-        yield process, match[1]
-    finally:
-        process.terminate()
-        process.communicate(timeout=TIMEOUT_S)
-
-
-def until(condition: Callable[[], str], what: str) -> str:
-    """What it returns, once that is not empty."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.05)
-    return found
-
-
-def scrape(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-        return str(answer.read().decode())
-
-
-def values(text: str, name: str, vm: str) -> list[float]:
-    pattern = rf'^{name}{{[^}}]*vm="{re.escape(vm)}"[^}}]*}} (\S+)$'
-    return [float(found) for found in re.findall(pattern, text, re.MULTILINE)]
 
 
 def test_a_hang_is_told_while_it_lasts_and_a_command_is_run_for_it(tmp_path: Path) -> None:
