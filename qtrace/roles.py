@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Role = Literal["main", "vcpu", "iothread", "migration", "worker", "other", ""]
+# In which people are shown them.
+ORDER: tuple[Role, ...] = ("main", "iothread", "vcpu", "migration", "worker", "other", "")
 
 # Names that QEMU gives its threads with debug-threads=on. One thread runs all vCPUs of a
 # single-threaded TCG ("ALL CPUs/TCG").

@@ -32,8 +32,8 @@ from tests.left_behind import LeftBehind
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = (
-    "bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "cluster", "s3", "prometheus",
-    "builds",
+    "bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "tmux", "cluster", "s3",
+    "prometheus", "builds",
 )  # fmt: skip
 LIBRARIES = {"cluster": ("distributed",), "s3": ("s3fs", "moto")}
 REQUIRED = frozenset(filter(None, os.environ.get("QTRACE_REQUIRE", "").split(",")))
@@ -202,6 +202,8 @@ def missing(need: str) -> str:
     if need in LIBRARIES:
         lacking = [name for name in LIBRARIES[need] if not importlib.util.find_spec(name)]
         return f"without {' and '.join(lacking)}: tests/fleet/setup.sh" if lacking else ""
+    if need == "tmux":
+        return "" if shutil.which("tmux") else "no tmux: apt-get install tmux"
     wanted = {"bpf": "ebpf", "bcc": "compile", "gdb": "gdb"}[need]
     for check in doctor()["checks"]:
         if wanted in check["needed_for"] and check["state"] != "ok":

@@ -38,6 +38,7 @@ COMMANDS = {
     "convert": "Turn SOURCE (CSV, Parquet, or the raw file of --all) into TARGET",
     "export": "A recording as a timeline for Perfetto",
     "report": "One HTML file to look at and to send",
+    "replay": "Play a recording back",
     "inspect": "Show what is pending in each AioContext of a QEMU",
     "steer": "Force the next runs of a bottom half onto a vCPU thread",
     "reroute": "Schedule a bottom half into another AioContext",

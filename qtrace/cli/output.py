@@ -17,13 +17,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 # 2: with threads that are stuck.
 SCHEMA_VERSION = 2
 
-format_option: Callable[[F], F] = click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="table for people, json (on stdout alone) for scripts.",
+
+def _format_option(*formats: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        "--format", "output_format", type=click.Choice(["table", "json", *formats]),
+        default="table", show_default=True, help=text,
+    )  # fmt: skip
+
+
+format_option = _format_option(text="table for people, json (on stdout alone) for scripts.")
+html_format_option = _format_option(
+    "html", text="table for people, json (on stdout alone) for scripts, html for a browser."
 )
 
 
@@ -44,6 +48,14 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def print_page(page: bytes) -> None:
+    """An HTML page on stdout, which must lead to a file."""
+    if sys.stdout.isatty():
+        raise click.UsageError("a page is for a browser: write it to a file (... > page.html)")
+    sys.stdout.buffer.write(page)
+    sys.stdout.flush()
 
 
 def print_json(payload: Mapping[str, Any]) -> None:

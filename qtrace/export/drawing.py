@@ -27,12 +27,12 @@ from qtrace.analysis.stacks import facts_by_code
 from qtrace.analysis.verdicts import LOST, SEVERITY
 from qtrace.analysis.wording import who
 from qtrace.knowledge import WITHOUT_MAIN_LOOP
+from qtrace.roles import ORDER
 
 Counts = tuple[Numbers, npt.NDArray[np.int32]]
 # Moments of a thread that are drawn as such, in the order of their codes.
 MARKS = ("schedule", "co_schedule", "cancel", "delete", "call")
 VERDICTS = pd.CategoricalDtype(list(SEVERITY), ordered=True)
-ORDER = ("main", "iothread", "vcpu", "migration", "worker", "other", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ class Recording:
         everything: the probes of `--all`, if there are.
         ended: the target is gone; no more rows come.
         header: the attach row.
-        pid: the target's.
+        qemu: the target.
+        pid: its.
         watched: the bottom halves' names.
         recorder: ``ebpf`` or ``gdb``.
         why: why it is gdb, where eBPF would have been taken.
@@ -59,7 +60,7 @@ class Recording:
         self._since_ns, self._until_ns = 0, NEVER
         self.everything = everything
         self._from_start = from_start
-        self._qemu = qemu
+        self.qemu = qemu
         self._watcher = Watcher(qemu.pid)
         self._plan = plan = plans.watch
         self._probes = probes
@@ -97,7 +98,7 @@ class Recording:
         """
         if not self._from_start and self._watcher.ended():
             # Its pid may be another process's by now.
-            raise NoSuchProcess(self._qemu.pid)
+            raise NoSuchProcess(self.qemu.pid)
         self.header = header
         self._since_ns = header.time_ns
         self._losses.begin(header.time_ns)
@@ -173,7 +174,7 @@ class Recording:
         try:
             taken_out = []
             if self._until_ns == NEVER:
-                taken_out = self._losses.taken_out(self._qemu, self.header.time_ns)
+                taken_out = self._losses.taken_out(self.qemu, self.header.time_ns)
             self._disarm()
             self._write([*self._take(self._probes.drain()), *self._commands.show()])
             self._write([*self._losses.rows(), *taken_out])
@@ -235,7 +236,7 @@ class Recording:
         self._commands.begin()
         if not self._from_start:
             with suppress(NoSuchProcess):
-                survey(self._qemu)
+                survey(self.qemu)
 
     def _first_look(self) -> list[Event]:
         """What is pending already, and who does not go on; nobody has to wait for it."""

@@ -28,7 +28,7 @@ def test_the_table_fits_the_terminal_and_no_figure_is_cut(columns: int, tmp_path
     assert status in (0, 1, 4), shown
     header = next(line for line in shown if line.startswith("bottom half"))
     assert header.split()[2:] == ["runs", "wait", "p50", "p99", "took", "p50", "p99"]
-    rows = [line for line in shown if re.match(r"(thread_pool_c|dummy_bh_cb)", line)]
+    rows = [line for line in shown if re.match(r"(thread_pool_c|dummy_bh_cb).* %", line)]
     assert rows
     for line in [header, *rows]:
         assert len(line) <= columns
@@ -36,8 +36,8 @@ def test_the_table_fits_the_terminal_and_no_figure_is_cut(columns: int, tmp_path
         # Names give way, figures do not.
         assert re.search(r" \d+\.\d %( +\d+(\.\d+)? (ns|us|ms|s)| {9})+$", row), row
     # Large numbers go on in the next line.
-    rates = r"[\d,]+ events/s, [\d,]+ in all, [\d,]+ lost, main [\d,]+/s"
-    assert re.search(rates, " ".join(shown)), shown
+    assert re.search(r"[\d,]+ events/s, [\d,]+ in all, [\d,]+ lost", " ".join(shown)), shown
+    assert any(re.match(r"main +\d.* [\d,]+ +[\d,]+$", line) for line in shown), shown
 
 
 def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ class Browser:
         self.until("document.documentElement?.dataset?.ready")
         return time.monotonic() - began
 
+    def show(self, page: Path) -> None:
+        """Open a page without a script."""
+        self.errors.clear()
+        self.requests.clear()
+        self._call("Page.navigate", url=page.resolve().as_uri())
+        self.until(f"location.href === {json.dumps(page.resolve().as_uri())}")
+        self.until("document.readyState === 'complete'")
+
     def ask(self, expression: str) -> Any:
         """The value of an expression in the page."""
         done = self._call(

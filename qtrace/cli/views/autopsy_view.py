@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtrace.autopsy.archive import Autopsy
-from qtrace.cli.output import print_json, stderr, stdout
+from qtrace.cli.output import print_json, print_page, stderr, stdout
 from qtrace.cli.views.look_view import NOTE, say
 from qtrace.cli.views.verdict_view import inert
-from qtrace.errors import ExitStatus
+from qtrace.errors import AutopsyUnreadable, ExitStatus
 
 
 def show(path: Path, output_format: str) -> int:
@@ -22,6 +22,14 @@ def show(path: Path, output_format: str) -> int:
     if output_format == "json":
         about = {"about": found.about, "end": found.end, "members": sorted(found.members)}
         print_json({**(document or {"verdict": None}), "autopsy": about})
+    elif output_format == "html":
+        from qtrace.export.look_page import look_page
+
+        if document is None:
+            raise AutopsyUnreadable(
+                f"there are no looks in {path}", "see its members: tar --zstd -tvf"
+            )
+        print_page(look_page(document, f"an autopsy, made {found.about.get('wall_clock')}"))
     else:
         console = stdout()
         target = found.about.get("target", {})

@@ -12,6 +12,7 @@ from rich.text import Text
 from qtrace.cli.views.verdict_view import inert
 from qtrace.inspection.answer import Answer
 from qtrace.inspection.request_proof import RequestFinding
+from qtrace.inspection.waiting_graph import WaitingGraph
 from qtrace.qemu.aio.findings import SEVERITY, Finding
 from qtrace.qemu.aio.model import BottomHalf, Context, Ending, Job, Look, Thread
 from qtrace.qemu.aio.waits import asleep_ns, named_frames
@@ -119,6 +120,21 @@ def loop_finding_json(finding: Finding) -> Document:
     }
 
 
+def waiting_json(graph: WaitingGraph) -> Document:
+    """Who waits for whom, by keys."""
+    return {
+        "parties": [
+            {"key": inert(one.key), "kind": one.kind, "label": inert(one.label),
+             "does": inert(one.does), "found": one.found}
+            for one in graph.parties
+        ],
+        "edges": [
+            {"who": inert(one.who), "whom": inert(one.whom), "what": inert(one.what)}
+            for one in graph.edges
+        ],
+    }  # fmt: skip
+
+
 def _bottom_half(half: BottomHalf, name: Name, ages_ns: dict[int, int]) -> Document:
     return {
         "name": inert(half.name),
@@ -183,7 +199,7 @@ def print_look(
         say(console, f"  {job.id}: {facts}, {_coroutine(job.co)}{_awake(look, job)}")
         for frame in look.coroutine_frames.get(job.co or 0, ()):
             say(console, f"      {shown(frame)}")
-    say(console, _big_lock(look))
+    say(console, big_lock(look))
     if look.ending:
         say(console, _ended(look.ending))
     if look.stopped:
@@ -259,8 +275,8 @@ def summary(look: Look, verdicts: Sequence[str]) -> str:
     """One line: how much is pending where, what the main thread does, what is found."""
     counts = ", ".join(f"{c.label} {_count(look, c)}" for c in look.contexts)
     main = next((t for t in look.threads if t.role == "main"), None)
-    doing = _doing(main) if main else "no main thread"
-    line = f"pending: {counts or '?'}; main thread {doing}"
+    does = doing(main) if main else "no main thread"
+    line = f"pending: {counts or '?'}; main thread {does}"
     return inert("; ".join([line, *verdicts]))
 
 
@@ -306,7 +322,7 @@ def _print_thread(console: Console, look: Look, thread: Thread, shown: Shown) ->
     polled = [look.context(poll.ctx).label if poll.ctx else "?" for poll in thread.polls]
     nested = f", polls {' inside '.join(f'`{label}`' for label in polled)}" if polled else ""
     name = f" {thread.name}" if thread.name else ""
-    line = f"  {thread.tid}{name} ({thread.role}): {_doing(thread)}{nested}"
+    line = f"  {thread.tid}{name} ({thread.role}): {doing(thread)}{nested}"
     say(console, line, style="bold" if nested and thread.role != "iothread" else "")
     for frame in thread.frames:
         say(console, f"      {shown(frame)}")
@@ -320,7 +336,8 @@ def _coroutine(address: int | None) -> str:
     return f"coroutine {address:#x}" if address else "no coroutine"
 
 
-def _doing(thread: Thread) -> str:
+def doing(thread: Thread) -> str:
+    """``ppoll in main_loop_wait``."""
     if thread.kernel:
         return "the kernel's own"
     if not thread.blocked_in:
@@ -340,7 +357,8 @@ def _awake(look: Look, job: Job) -> str:
     return f", which {does} in thread {thread.label}"
 
 
-def _big_lock(look: Look) -> str:
+def big_lock(look: Look) -> str:
+    """Who holds the BQL."""
     if look.bql == 0:
         return "BQL: this program has none"
     if look.bql_holder is None:
