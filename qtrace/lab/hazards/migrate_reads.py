@@ -15,6 +15,7 @@ from qtrace.lab.hazards.hazard import Hazard, Setting, Try, Turns
 from qtrace.lab.hunt.hunt_guest import HuntGuest
 from qtrace.lab.migration_sink import MigrationSink
 from qtrace.process.process import Process
+from qtrace.process.qmp_client import CommandRefused
 
 ENDED = ("completed", "failed", "cancelled")
 END_S = 10.0
@@ -28,11 +29,17 @@ def attempt(setting: Setting) -> Try:
     """Begin and cancel migrations, or only let the time pass."""
     with setting.guest("virtio-blk") as guest, MigrationSink(guest.folder):
         version, turns, before = guest.qmp.version, Turns(setting), guest.results
-        while turns.go_on():
-            if setting.control:
-                time.sleep(0.01)
-            else:
-                cancel_one(guest)
+        died = None
+        try:
+            while turns.go_on():
+                if setting.control:
+                    time.sleep(0.01)
+                else:
+                    cancel_one(guest)
+        except QmpFailed:
+            died = guest.last_words()
+            if died is None:
+                raise
         after = guest.results
         wrong = (after.wrong - before.wrong) % (1 << 32)
         checked = (after.checked - before.checked) % (1 << 32)
@@ -45,12 +52,19 @@ def attempt(setting: Setting) -> Try:
         what = f"{wrong:,} of {checked:,} reads of {after.first:#x} were wrong, {asked}"
         if wrong:
             what += f": the last gave {after.last_wrong:#x}"
+        if died is not None:
+            what += f"; then QEMU {died}"
         return Try(version, wrong > 0, what, turns.count, turns.seconds, facts)
 
 
 def cancel_one(guest: HuntGuest) -> None:
     """A migration, cancelled at once and seen out."""
-    guest.qmp.command("migrate", uri=MigrationSink.takes_all)
+    try:
+        guest.qmp.command("migrate", uri=MigrationSink.takes_all)
+    except CommandRefused:
+        # The last one's end is not over yet.
+        time.sleep(SETTLE_S)
+        return
     guest.qmp.command("migrate_cancel")
     until = time.monotonic() + END_S
     while (status := guest.qmp.command("query-migrate")["status"]) not in ENDED:
@@ -72,6 +86,6 @@ HAZARD = Hazard(
     explanation="reads of a device that is being reset return 0 as a migration is cancelled",
     control="the migrations",
     tries=3,
-    seconds=10.0,
+    seconds=20.0,
     attempt=attempt,
 )

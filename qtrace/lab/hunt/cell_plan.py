@@ -34,7 +34,7 @@ def build_of(qemu: str) -> Build:
     models = {model for device in DEVICES.values() for model in device.models}
     # One by one: a list of all would load every module, and may abort where one is another build's.
     has = {
-        model: _ask(path, "-M", "none", "-device", f"{model},help").returncode == 0
+        model: " options:" in _ask(path, "-M", "none", "-device", f"{model},help").stdout
         for model in sorted(models)
     }
     return Build(path, version[1], frozenset(model for model in has if has[model]))
