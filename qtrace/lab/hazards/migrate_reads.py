@@ -29,13 +29,13 @@ def attempt(setting: Setting) -> Try:
     """Begin and cancel migrations, or only let the time pass."""
     with setting.guest("virtio-blk") as guest, MigrationSink(guest.folder):
         version, turns, before = guest.qmp.version, Turns(setting), guest.results
-        died = None
+        died, cancelled = None, 0
         try:
             while turns.go_on():
                 if setting.control:
                     time.sleep(0.01)
                 else:
-                    cancel_one(guest)
+                    cancelled += cancel_one(guest)
         except QmpFailed:
             died = guest.last_words()
             if died is None:
@@ -48,7 +48,7 @@ def attempt(setting: Setting) -> Try:
             "reads": checked, "wrong": wrong, "value": after.first, "last_wrong": after.last_wrong,
             "said": warnings[-1] if warnings else "",
         }  # fmt: skip
-        asked = f"{turns.count} migrations cancelled" if not setting.control else "no migration"
+        asked = f"{cancelled} migrations cancelled" if not setting.control else "no migration"
         what = f"{wrong:,} of {checked:,} reads of {after.first:#x} were wrong, {asked}"
         if wrong:
             what += f": the last gave {after.last_wrong:#x}"
@@ -57,14 +57,14 @@ def attempt(setting: Setting) -> Try:
         return Try(version, wrong > 0, what, turns.count, turns.seconds, facts)
 
 
-def cancel_one(guest: HuntGuest) -> None:
-    """A migration, cancelled at once and seen out."""
+def cancel_one(guest: HuntGuest) -> bool:
+    """A migration, cancelled at once and seen out; whether QEMU has begun it."""
     try:
         guest.qmp.command("migrate", uri=MigrationSink.takes_all)
     except CommandRefused:
         # The last one's end is not over yet.
         time.sleep(SETTLE_S)
-        return
+        return False
     guest.qmp.command("migrate_cancel")
     until = time.monotonic() + END_S
     while (status := guest.qmp.command("query-migrate")["status"]) not in ENDED:
@@ -79,6 +79,7 @@ def cancel_one(guest: HuntGuest) -> None:
             raise QmpFailed("the migration thread does not end", "qtrace inspect shows why")
         time.sleep(0.001)
     time.sleep(SETTLE_S)
+    return True
 
 
 HAZARD = Hazard(
