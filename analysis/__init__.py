@@ -19,6 +19,7 @@ from qtrace.analysis.summary import Summary
 from qtrace.analysis.timeline import timelines
 from qtrace.analysis.traces import Trace, Traces, open_traces, pending_since
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY, classify, worst
+from qtrace.analysis.watched import judge_watched
 
 __all__ = [
     "FINDINGS",
@@ -31,6 +32,7 @@ __all__ = [
     "compare",
     "exit_status",
     "judge",
+    "judge_watched",
     "open_traces",
     "pair_instances",
     "pending_since",

@@ -90,6 +90,11 @@ def judge_opened(
     parts = [trace.instances.assign(trace=number) for number, trace in enumerate(traces)]
     names = select_names(loaded, list(patterns)) if only is None else list(only)
     halves = [_bottom_half(name, traces, parts, strict) for name in names]
+    if only is not None:
+        # The whole recording has other numbers.
+        for half in halves:
+            for finding in half["findings"]:
+                finding["instance"] = None
     stuck, computing, notes = _threads(traces)
     held = [one for trace in traces for one in _held(trace)]
     found = [half["verdict"] for half in halves]

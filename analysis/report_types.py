@@ -19,10 +19,11 @@ class Evidence(TypedDict):
 
 
 class VerdictFinding(TypedDict):
-    """An instance whose verdict is a finding; ``polls`` and ``sentence`` of a stranded one."""
+    """An instance whose verdict is a finding; ``polls`` and ``sentence`` of a stranded one.
+    ``instance`` is None where only some bottom halves were read."""
 
     verdict: str
-    instance: int
+    instance: int | None
     thread: str
     role: str
     tid: int | None

@@ -10,6 +10,7 @@ from benchmarks import (
     all_events,
     analysis,
     arming,
+    day,
     first_stack,
     fleet,
     gdb_recorder,
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "analysis": analysis.run,
     "pictures": pictures.run,
     "fleet": fleet.run,
+    "day": day.run,
 }
 
 

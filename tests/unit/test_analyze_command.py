@@ -71,6 +71,15 @@ def test_exit_status_tells_what_was_found(
     assert analyze() == 2
 
 
+def test_the_verdict_alone_has_the_same_status_and_takes_no_lints(
+    analyze: Analyze, finding: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(finding, "--verdict-only") == 1
+    assert "vcpu-poll" in capsys.readouterr().out
+    assert analyze(finding, "--verdict-only", "--lint", "all") == 2
+    assert "leaves out lints" in capsys.readouterr().err
+
+
 def test_json_is_alone_on_stdout(
     analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,11 @@ from qtrace.cli.output import format_option, print_json, stderr, stdout
     "--commands", is_flag=True,
     help="The timeline instead: each QMP command and job, what ran inside, what waited.",
 )  # fmt: skip
+@click.option(
+    "--verdict-only", is_flag=True,
+    help="No statistics, no lints: a day of --all is judged in the memory that the watched bottom"
+    " halves take. -b takes whole names then.",
+)  # fmt: skip
 @format_option
 def command(
     traces: tuple[str, ...],
@@ -44,6 +49,7 @@ def command(
     lints: tuple[str, ...],
     thresholds: dict[str, str],
     commands: bool,
+    verdict_only: bool,
     output_format: str,
 ) -> int:
     """The verdict of recorded traces, on any machine.
@@ -53,13 +59,23 @@ def command(
     It is the same with --commands.
     """
     # Here and not above: `qtrace --help` needs no pandas.
-    from qtrace.analysis import exit_status, open_traces, timelines
+    from qtrace.analysis import exit_status, judge_watched, open_traces, timelines
     from qtrace.analysis.report import judge_opened
     from qtrace.cli.views.lint_view import print_lints
     from qtrace.cli.views.statistics_view import print_statistics
     from qtrace.cli.views.timeline_view import print_timelines
     from qtrace.cli.views.verdict_view import print_report, print_warnings
 
+    if verdict_only:
+        if lints or commands or thresholds:
+            raise click.UsageError("--verdict-only leaves out lints and --commands: name neither")
+        report = judge_watched(traces, patterns, strict)
+        print_warnings(stderr(), report)
+        if output_format == "json":
+            print_json(report)
+        else:
+            print_report(stdout(), report)
+        return exit_status(report)
     opened = open_traces(traces)
     report = judge_opened(opened, patterns, strict, lints=lints or None, thresholds=thresholds)
     print_warnings(stderr(), report)
