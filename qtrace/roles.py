@@ -85,6 +85,11 @@ class Roles:
         self._ended: set[int] = set()
         self._main_name = ""
 
+    @property
+    def proven(self) -> Mapping[int, Role]:
+        """Roles that are proven, by tid."""
+        return self._proven
+
     def tell(self, told: Mapping[int, tuple[Role, str]]) -> None:
         """Take what QMP tells: role and name (an IOThread's id) by tid."""
         for tid, (role, name) in told.items():

@@ -45,6 +45,7 @@ class Wanted:
     live: bool
     duration: float | None
     compile: bool
+    no_looks: bool
     verbose: bool
     output_format: str
 
@@ -66,7 +67,8 @@ class Wanted:
         """``more`` are those that only one of the commands has."""
         return RecordingOptions(
             files.growing, self.patterns, self.force, everything=self.everything,
-            stacks_every=self.stacks_every or 0, compiled=self.compile, **more,
+            stacks_every=self.stacks_every or 0, compiled=self.compile, looks=not self.no_looks,
+            **more,
         )  # fmt: skip
 
     def prepare(self) -> None:
@@ -121,6 +123,10 @@ OPTIONS = (
     click.option(
         "--compile", is_flag=True,
         help="Compile the BPF programs here, with bcc, in place of those that come with qtrace.",
+    ),
+    click.option(
+        "--no-looks", is_flag=True,
+        help="Take no look at what does not go on: then nothing has to read the target's memory.",
     ),
     click.option("-v", "--verbose", is_flag=True, help="With --all, tell where each probe is."),
     format_option,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,14 @@ class Files:
             check_output(self._final, force)
             suffix = "raw" if everything else "partial.csv"
             self.growing = self._final.with_name(f"{self._final.name}.{suffix}")
+
+    def needs(self) -> tuple[str, ...]:
+        """The capabilities that it takes to make files there: root's in somebody else's folder."""
+        try:
+            owner = self._final.parent.stat().st_uid
+        except OSError:
+            return ()  # nothing can be made there
+        return ("CAP_DAC_OVERRIDE",) if os.geteuid() == 0 != owner else ()
 
     def settle(self) -> Path:
         """Give the trace its form. What was recorded stays until that has succeeded."""

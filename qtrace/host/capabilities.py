@@ -36,8 +36,8 @@ ROOT = "run qtrace as root (sudo qtrace ...)"
 OUTSIDE = "run qtrace outside that namespace (a rootless container, unshare --user)"
 # linux/capability.h
 CAPABILITIES = {
-    "CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
+    "CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38, "CAP_BPF": 39,
 }  # fmt: skip
 # PROC_USER_INIT_INO of linux/proc_ns.h: the host's own.
 USER_NAMESPACE = "user:[4026531837]"

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from qtrace.errors import TargetError
+from qtrace.host import privileges
 from qtrace.machine.thread_files import system_call
 from qtrace.machine.unstoppable import sentence, sleeps_uninterruptibly, unstoppable
 
@@ -107,6 +108,7 @@ def watch_over_this_thread(give_up: Callable[[NoAnswer], None]) -> None:
     def watch() -> None:
         while True:
             time.sleep(LOOK_EVERY_S)
+            privileges.follow()
             path, waited_s = wait.unanswered()
             if path and waited_s >= PATIENCE_S:
                 give_up(NoAnswer(path, waited_s))

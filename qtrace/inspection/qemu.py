@@ -6,7 +6,8 @@ Each part is made when it is first asked for, once.
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 from qtrace.binary.debug_layout import facts_of_debug_info
@@ -14,6 +15,7 @@ from qtrace.binary.likely_names import likely_names
 from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.errors import QtraceError
 from qtrace.inspection.context_names import ContextNames
+from qtrace.machine.thread_files import SystemCall, read_system_call
 from qtrace.process.jit import read_jit_code
 from qtrace.process.live_source import LiveSource
 from qtrace.process.look_source import LookSource
@@ -151,8 +153,12 @@ class LiveQemu(Qemu):
 
     Attributes:
         process: what to attach to.
+        read_system_call: what a thread is blocked in, see qtrace/machine/thread_files.py.
     """
 
     def __init__(self, process: Process, scan: Scan | None = None) -> None:
         super().__init__(LiveSource(process), scan)
         self.process = process
+        self.read_system_call: Callable[[int], SystemCall | None] = partial(
+            read_system_call, process.pid
+        )

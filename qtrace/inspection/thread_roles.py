@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
 from qtrace.machine.memory import read_word
 from qtrace.machine.syscalls import RUNNING_GUEST, syscall_name
-from qtrace.machine.thread_files import SystemCall, system_call
 from qtrace.process.stack import COMPLETE, Chain
 from qtrace.roles import Role, role_of_stack
 
@@ -33,7 +30,7 @@ def look_at(qemu: LiveQemu, tid: int, name: str) -> Role:
 
 def _role_of_blocked(qemu: LiveQemu, tid: int) -> Role | None:
     """The role of a thread that sits in a system call; None when it runs or shows nothing."""
-    blocked = read_system_call(qemu.pid, tid)
+    blocked = qemu.read_system_call(tid)
     if blocked is None:
         return None
     if syscall_name(blocked.number, blocked.arguments[1]) == RUNNING_GUEST:
@@ -53,13 +50,3 @@ def _is_iothread(chain: Chain, frames: list[str]) -> bool:
     """
     loop = next(iter(frames[-5:]), "").split("+0x")[0]
     return chain.end == COMPLETE and loop in ("aio_poll", "g_main_loop_run")
-
-
-def read_system_call(pid: int, tid: int) -> SystemCall | None:
-    """What a thread is blocked in; None when in nothing, gone, or not to be looked at."""
-    try:
-        text = Path(f"/proc/{pid}/task/{tid}/syscall").read_text()
-    except OSError:
-        return None
-    call = system_call(text)
-    return call if call and call.arguments else None

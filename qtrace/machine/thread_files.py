@@ -33,6 +33,17 @@ def system_call(text: str) -> SystemCall | None:
     return SystemCall(number, tuple(values[:-2]), values[-2], values[-1])
 
 
+def read_system_call(pid: int, tid: int) -> SystemCall | None:
+    """What a thread is blocked in; None when in nothing, gone, or not to be looked at."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/syscall") as file:
+            text = file.read()
+    except OSError:
+        return None
+    call = system_call(text)
+    return call if call and call.arguments else None
+
+
 class ThreadFiles:
     """The files below /proc/PID/task, each opened once per thread.
 

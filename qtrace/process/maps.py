@@ -72,6 +72,9 @@ class AddressSpace:
         self._starts: list[int] = []
         self._ranges: list[tuple[int, FileKey | None, str]] = []
         self.absent: set[str] = set()
+        # Open, it can be read when the leave to open it has been given up.
+        self._maps = _open_maps(pid)
+        weakref.finalize(self, os.close, self._maps)
         self.refresh()
 
     def refresh(self) -> None:
@@ -80,6 +83,8 @@ class AddressSpace:
             mappings = read_maps(self.pid)
         except NoSuchProcess:
             return
+        except PermissionMissing:
+            mappings = _parsed(_read_again(self._maps), self.pid)
         executable = [m for m in mappings if m.executable]
         if not executable:
             return
@@ -178,9 +183,12 @@ def read_maps(pid: int) -> list[Mapping]:
         NoSuchProcess: it is gone.
         PermissionMissing: it belongs to somebody else.
     """
-    text = _maps(pid).decode("utf-8", "surrogateescape")
+    return _parsed(_maps(pid), pid)
+
+
+def _parsed(maps: bytes, pid: int) -> list[Mapping]:
     mappings = []
-    for line in text.splitlines():
+    for line in maps.decode("utf-8", "surrogateescape").splitlines():
         # The sixth field is the path, which may have spaces.
         fields = line.split(maxsplit=5)
         start, end = (int(x, 16) for x in fields[0].split("-"))
@@ -195,8 +203,24 @@ def read_maps(pid: int) -> list[Mapping]:
 
 
 def _maps(pid: int) -> bytes:
+    fd = _open_maps(pid)
     try:
-        return Path(f"/proc/{pid}/maps").read_bytes()
+        return _read_again(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_again(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    parts = []
+    while part := os.read(fd, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _open_maps(pid: int) -> int:
+    try:
+        return os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NoSuchProcess(pid) from error
     except PermissionError as error:

@@ -73,9 +73,7 @@ def launch(
             contexts.wait(CONTEXTS_WAIT_S, child.ended)
             # Its libraries came meanwhile.
             qemu.space.refresh()
-            recording = arm(
-                qemu, plans, probes, writer, every, armed_ns, stall_after_s=options.stall_after_s
-            )
+            recording = arm(qemu, plans, probes, writer, options, every, armed_ns)
         except BaseException:
             probes.close()
             if every is not None:

@@ -14,6 +14,7 @@ from qtrace.process.hit import Hit
 from qtrace.record.all_events.all_recorder import NEVER, PERIOD_S, AllRecorder
 from qtrace.record.all_events.record_meanings import Meanings
 from qtrace.record.header import detach_row
+from qtrace.record.looks_apart import LooksApart
 from qtrace.record.plans import Plans
 from qtrace.record.probes import Probes
 from qtrace.record.qmp_rows import Commands
@@ -51,7 +52,7 @@ class Recording:
         plans: Plans,
         probes: Probes,
         writer: CsvWriter | RawWriter,
-        stalls: Stalls,
+        stalls: Stalls | LooksApart,
         everything: AllRecorder | None = None,
         from_start: bool = False,
     ) -> None:
@@ -136,7 +137,7 @@ class Recording:
         if self._watcher.ended():
             self.ended = True
             rows += [*self._take(self._probes.drain()), *self._commands.show()]
-            status = self._watcher.status()
+            status = self._exit_status()
             rows.append(Event(time.monotonic_ns(), "exit", detail=status))
         if self.ended or self._losses.due:
             rows += self._losses.rows()
@@ -189,8 +190,15 @@ class Recording:
         finally:
             if self.everything is not None:
                 self.everything.close()
+            if isinstance(self._stalls, LooksApart):
+                self._stalls.close()
             self._writer.close()
             self._watcher.close()
+
+    def _exit_status(self) -> dict[str, int]:
+        if isinstance(self._stalls, LooksApart):
+            return self._stalls.status()
+        return self._watcher.status()
 
     def pauses_ms(self) -> dict[str, float]:
         """How long the guest stood still for the recorder, by phase; empty with eBPF."""

@@ -27,6 +27,10 @@ class RecordingOptions:
         ring_pages: of each CPU's ring buffer for them.
         stacks_every: the whole stack of every Nth event of theirs; 0 for none.
         stall_after_s: after how long what is pending, and a loop that is away, is told.
+        looks: look what does not go on, and who is in the way.
+        confined: give up all capabilities, for good, once every probe of eBPF is set; a child that
+            keeps two takes the looks. For who is nothing but a recorder from then on.
+        keep: but for these.
         compiled: with BPF programs that bcc compiles here, not those that come with qtrace.
     """
 
@@ -39,6 +43,9 @@ class RecordingOptions:
     ring_pages: int | None = None
     stacks_every: int = 0
     stall_after_s: float = STALL_AFTER_S
+    looks: bool = True
+    confined: bool = False
+    keep: tuple[str, ...] = ()
     compiled: bool = False
 
 

@@ -24,11 +24,12 @@ class Stalls:
 
     Args:
         looker: makes the one that takes the looks, when first needed; None where none can be
-            taken, of a program that exports nothing. Then no row of a look comes.
+            taken, or is wanted. Then no row of a look comes.
         watched: the bottom halves whose stalls are written down while they last.
         bias: of the executable.
         stall_after_ns: how long something may be pending, and a loop away.
         by_us: see ``Holds``.
+        sentence: to be said first.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Stalls:
         bias: int,
         stall_after_ns: int,
         by_us: bool = False,
+        sentence: str = "",
     ) -> None:
         self._make_looker = looker
         self._looker: Looker | None = None
@@ -49,11 +51,8 @@ class Stalls:
         self._holds = Holds(APART_NS, by_us, say)
         self._hangs: Hangs | None = None
         self._next_ns = 0
-        if looker is None:
-            say(
-                "no look can be taken, as this QEMU exports no functions: what never runs, and "
-                "loops that do not come back, are not told"
-            )
+        if sentence:
+            say(sentence)
 
     def warnings(self) -> list[str]:
         """What is to be said since the last call: each stall once, and again at the end."""

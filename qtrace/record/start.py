@@ -8,21 +8,28 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from qtrace.errors import NoSuchProcess
+from qtrace.host import privileges
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
 from qtrace.record.header import attach_row
+from qtrace.record.looks_apart import LooksApart
 from qtrace.record.plans import Plans, make_plans
 from qtrace.record.probes import Probes, open_probes
 from qtrace.record.recording import Recording
-from qtrace.record.recording_options import STALL_AFTER_S, RecordingOptions
+from qtrace.record.recording_options import RecordingOptions
 from qtrace.record.stall import Stalls
 from qtrace.roles import Role
 from qtrace.sites.all_plan import modules_cancel
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
+
+NO_LOOKS = (
+    "no look can be taken, as this QEMU exports no functions: what never runs, and loops that do "
+    "not come back, are not told"
+)
 
 
 def start_recording(
@@ -57,7 +64,7 @@ def start_recording(
         qemu = LiveQemu(process, plans.scan)
         if options.qmp_socket is not None:
             qemu.roles.tell(_told_by_qmp(options.qmp_socket))
-        recording = arm(qemu, plans, probes, writer, every, stall_after_s=options.stall_after_s)
+        recording = arm(qemu, plans, probes, writer, options, every)
     recording.why = why
     return recording
 
@@ -72,42 +79,56 @@ def arm(
     plans: Plans,
     probes: Probes,
     writer: CsvWriter | RawWriter,
+    options: RecordingOptions,
     everything: AllRecorder | None = None,
     armed_ns: int | None = None,
-    stall_after_s: float = STALL_AFTER_S,
 ) -> Recording:
     """Begin a recording whose sites are chosen and compared; see ``start_recording``.
 
     Args:
         armed_ns: since when all probes are set and count what they lose, where they are already.
     """
+    apart: LooksApart | None = None
     try:
-        # Its lists are found by what exported functions do with them.
-        looks = qemu.binary.symbols.address("aio_bh_poll") is not None
-        stall_after_ns = int(stall_after_s * 1e9) if looks else 0
+        looks = options.looks and _can_look(qemu)
+        stall_after_ns = int(options.stall_after_s * 1e9) if looks else 0
         stalls = Stalls(
             (lambda: Looker(qemu)) if looks else None, plans.watch.watched, qemu.bias,
             stall_after_ns, by_us=probes.name == "gdb",
+            sentence=NO_LOOKS if options.looks and not looks else "",
         )  # fmt: skip
+        confined = options.confined and probes.name == "ebpf"
+        if confined and looks:
+            apart = LooksApart(qemu, stalls)
         recording = Recording(
-            qemu, plans, probes, writer, stalls, everything, from_start=armed_ns is not None
-        )
+            qemu, plans, probes, writer, apart or stalls, everything,
+            from_start=armed_ns is not None,
+        )  # fmt: skip
         if armed_ns is None:
             probes.attach(plans.watch.sites)
             if everything is not None:
                 everything.attach()
             probes.count_losses(True)
             armed_ns = time.monotonic_ns()
+        if confined:
+            privileges.give_up(options.keep)
         recording.begin(attach_row(armed_ns, probes.name, qemu, plans, everything, stall_after_ns))
     except BaseException as error:
         probes.close()
         if everything is not None:
             everything.close()
+        if apart is not None:
+            apart.close()
         if isinstance(error, ProcessLookupError):
             raise NoSuchProcess(qemu.pid) from error
         raise
     give_back()
     return recording
+
+
+def _can_look(qemu: LiveQemu) -> bool:
+    """Its lists are found by what exported functions do with them."""
+    return qemu.binary.symbols.address("aio_bh_poll") is not None
 
 
 def give_back() -> None:

@@ -11,6 +11,7 @@ import select
 import struct
 from pathlib import Path
 
+from qtrace.host import privileges
 from qtrace.machine.stat_file import EXIT_CODE, STATE, stat_fields
 
 # struct pidfd_info and its ioctl (linux/pidfd.h); with the exit status since Linux 6.15.
@@ -34,7 +35,8 @@ class Watcher:
 
     def status(self) -> dict[str, int]:
         """``{"status": 0}`` or ``{"signal": 6}``; empty where the kernel does not tell."""
-        code = _zombie_status(self._pid)
+        # Whoever may not look into a process is told 0.
+        code = None if privileges.given_up() else _zombie_status(self._pid)
         if code is None:
             code = _reaped_status(self.fd)
         if code is None:

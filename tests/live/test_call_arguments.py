@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qtrace.host.sleeping import asleep_since_ns
-from qtrace.inspection.thread_roles import read_system_call
 from qtrace.machine.memory import ProcessMemory
 from qtrace.machine.syscalls import syscall_name
+from qtrace.machine.thread_files import read_system_call
 from qtrace.process.call_arguments import Child, Descriptor, Epoll, waited_for
 from qtrace.process.call_arguments import Path as AskedPath
 from tests.live.support.other_process import BEGINNING

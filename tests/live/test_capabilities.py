@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,14 @@ from qtrace.errors import RecorderUnavailable
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.record.ebpf.bcc_module import find_bcc
 from qtrace.record.ebpf.kernel_headers import MODULES, SOURCES
-from tests.live.support.attached import Attached, attach_command, save, watched_half
+from tests.live.support.attached import (
+    Attached,
+    attach_command,
+    attached,
+    save,
+    wait_for,
+    watched_half,
+)
 
 pytestmark = [
     pytest.mark.bpf,
@@ -39,6 +48,30 @@ def with_only(*names: str) -> list[str]:
 def guest() -> Iterator[Guest]:
     with Guest(find_qemu(), firmware="idle") as started:
         yield started
+
+
+def held(pid: int) -> set[int]:
+    """What its threads may use, or may come to use, as masks of capabilities."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    sets = re.findall(r"^Cap(?:Inh|Prm|Eff|Amb):\t(\w+)", "\n".join(texts), re.MULTILINE)
+    assert len(sets) == 4 * len(texts)
+    return {int(mask, 16) for mask in sets}
+
+
+def may_gain_some(pid: int) -> bool:
+    """Whether a thread of it may execute a program that has more."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return not all("NoNewPrivs:\t1" in text for text in texts)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_bpf(pid: int) -> bool:
+    return any(
+        os.readlink(fd).startswith("anon_inode:bpf") for fd in Path(f"/proc/{pid}/fd").iterdir()
+    )
 
 
 def without_a_compiler() -> list[str]:
@@ -71,6 +104,13 @@ def test_nothing_is_compiled_and_four_capabilities_record_every_schedule_and_run
         assert process.stderr is not None
         line = process.stderr.readline()
         assert "by eBPF" in line, line + process.stderr.read()
+        wait_for(lambda: held(process.pid) == {0})
+        (child,) = children(process.pid)
+        # CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE, of which nobody inherits any.
+        wait_for(lambda: held(child) == {1 << 2 | 1 << 19, 0})
+        assert not has_bpf(child)
+        assert not may_gain_some(process.pid)
+        assert not may_gain_some(child)
         save(guest, 7)
         status, report, err = Attached(process, line).end()
     finally:
@@ -84,6 +124,27 @@ def test_nothing_is_compiled_and_four_capabilities_record_every_schedule_and_run
     assert [states[name] for name in ("BPF programs", "uprobe program")] == ["ok", "ok"]
     assert states["bcc"] == "missing"
     assert run.returncode == 0
+
+
+def test_without_looks_nothing_stays(guest: Guest) -> None:
+    with attached(guest.pid, "--no-looks") as attach:
+        wait_for(lambda: held(attach.process.pid) == {0})
+        assert children(attach.process.pid) == []
+        save(guest, 7)
+        status, report, err = attach.end()
+    assert (status, err) == (0, "")
+    assert watched_half(report)["verdicts"] == {"main-loop": 7}
+
+
+def test_when_who_looks_has_died_the_recording_goes_on_and_says_so(guest: Guest) -> None:
+    with attached(guest.pid) as attach:
+        save(guest, 1)
+        (child,) = children(attach.process.pid)
+        os.kill(child, signal.SIGKILL)
+        save(guest, 6)
+        status, report, err = attach.end()
+    assert (status, watched_half(report)["verdicts"]) == (0, {"main-loop": 7})
+    assert "nobody looks at the target any more" in err
 
 
 @pytest.mark.parametrize(

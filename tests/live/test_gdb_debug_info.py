@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.inspection.thread_roles import read_system_call
+from qtrace.machine.thread_files import read_system_call
 from tests.live.support.attached import wait_for
 from tests.live.support.gdb_session import Target, gdb, live
 

@@ -21,9 +21,9 @@ import pytest
 from qtrace.errors import NoSuchProcess
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu, Qemu
-from qtrace.inspection.thread_roles import read_system_call
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.machine.syscalls import syscall_name
+from qtrace.machine.thread_files import read_system_call
 from qtrace.process.live_source import LiveSource
 from qtrace.process.process import Process
 from qtrace.qemu.aio.findings import confirm

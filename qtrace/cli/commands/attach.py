@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,15 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
     the cheapest instructions that will do. Ends on Ctrl-C, SIGTERM, after --duration or
     with the target, and prints the verdict.
     """
-    from qtrace.host.capabilities import capabilities
+    _without_blas_threads()
     from qtrace.record.ebpf.bpf_program import load_ahead
 
     everything = wanted.everything
     if everything and backend == "gdb":
         raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
-    likely = backend == "ebpf" or (backend == "auto" and "CAP_SYS_ADMIN" in capabilities())
-    program = (
-        load_ahead(everything=everything, compiled=wanted.compile) if likely or everything else None
-    )
+    program = None
+    if backend != "gdb":
+        program = load_ahead(everything=everything, compiled=wanted.compile)
     from qtrace.record.start import start_recording
 
     wanted.prepare()
@@ -74,10 +74,26 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
         wanted.files(folder) as files,
     ):
         options = wanted.recording(
-            files, qmp_socket=qmp, backend=backend, stall_after_s=stall_after
-        )
+            files, qmp_socket=qmp, backend=backend, stall_after_s=stall_after,
+            # What --all costs is measured by a program that is loaded meanwhile.
+            confined=wanted.max_overhead is None, keep=files.needs(),
+        )  # fmt: skip
         with start_recording(pid, options, program) as recording:
             announce(recording, f"process {pid}", wanted)
             limits = wanted.limits(recording)
             stop(recording, record_until(recording, limits, signals, wanted.live), signals)
         return verdict(files, recording, wanted.output_format)
+
+
+def _without_blas_threads() -> None:
+    """Import numpy without the threads of its linear algebra, which nothing here needs: they would
+    keep the capabilities that the recorder gives up."""
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 
+from qtrace.host import privileges
 from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.rings import PAGE, RecordRing
 
@@ -120,6 +121,8 @@ class Backlog:
         return bool(self._hits.waiting) or len(self._steps.waiting) >= MANY_STEPS
 
     def _run(self) -> None:
+        # Whatever the recorder keeps: this only copies memory.
+        privileges.give_up_here()
         poller = select.poll()
         for fd in (self._stop, *(queue.fd for queue in self._queues)):
             poller.register(fd, select.POLLIN)

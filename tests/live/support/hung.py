@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qtrace.inspection.thread_roles import read_system_call
 from qtrace.lab.guest import Accelerator, Guest
 from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
 from qtrace.machine.memory import read_word
+from qtrace.machine.thread_files import read_system_call
 from qtrace.process.process import Process
 from qtrace.process.stack import Unwinder
 from tests.limits import TIMEOUT_S

@@ -1,0 +1,70 @@
+"""Giving capabilities up for good, once what they were for is done.
+
+The kernel keeps them by thread. Who gives them up for the process does so for its own thread; the
+others of that moment follow when they next come by (``follow``), those that are started later have
+none to begin with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+from collections.abc import Iterable
+
+from qtrace.host.capabilities import CAPABILITIES
+
+# linux/prctl.h
+SET_NO_NEW_PRIVS, AMBIENT, AMBIENT_CLEAR_ALL = 38, 47, 4
+# linux/capability.h
+VERSION_3 = 0x20080522
+# Effective, permitted, inheritable: the low halves of all, then the high ones.
+SETS = struct.Struct("<6I")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_kept: frozenset[str] | None = None
+_thread = threading.local()
+
+
+def give_up(keep: Iterable[str] = ()) -> None:
+    """Keep only these, of those that are held, in this process. Raises OSError."""
+    global _kept
+    _kept = frozenset(keep)
+    follow()
+
+
+def given_up() -> bool:
+    """Whether this process has no capability any more."""
+    return _kept == frozenset()
+
+
+def follow() -> None:
+    """Give up in this thread what the process has given up. Raises OSError."""
+    if _kept is not None and getattr(_thread, "kept", None) != _kept:
+        give_up_here(_kept)
+        _thread.kept = _kept
+
+
+def give_up_here(keep: Iterable[str] = ()) -> None:
+    """Keep only these in this thread, and let no program that it executes have more.
+
+    Raises OSError.
+    """
+    mask = sum(1 << CAPABILITIES[name] for name in keep)
+    header = ctypes.create_string_buffer(struct.pack("<Ii", VERSION_3, 0))
+    held = ctypes.create_string_buffer(SETS.size)
+    _check(_libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    # A kernel before 4.3 has no such set.
+    _libc.prctl(AMBIENT, AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _check(_libc.capget(header, held))
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    permitted = [half & kept for half, kept in zip(SETS.unpack(held.raw)[1::3], (low, high))]  # noqa: B905 (3.10)
+    sets = (permitted[0], permitted[0], 0, permitted[1], permitted[1], 0)
+    _check(_libc.capset(header, SETS.pack(*sets)))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
