@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from qtrace.errors import RecorderUnavailable
+from qtrace.host.locked_maps import refuse_while_locked, why_locked
 from qtrace.host.unanswered import NoAnswer, ask
 from qtrace.lab.guest import Guest, find_qemu
 from tests.live.support.dead_fuse import changing_the_map, fuse_file, locked_memory_map
@@ -53,6 +55,7 @@ def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path) -> None:
                 assert child.stdout.readline() == b"ready\n"
                 question = Path(f"/proc/{child.pid}/cmdline").read_bytes
                 assert ask(question, 0.5)
+                assert why_locked(child.pid) == ""
                 file.freeze()
                 for threads in (1, 2):
                     child.stdin.write(b"x")
@@ -60,6 +63,9 @@ def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path) -> None:
                 with pytest.raises(NoAnswer, match=r"read .*/cmdline, .*\(folio_wait_bit\)"):
                     ask(question, 0.5)
                 assert ask(lambda: os.readlink(f"/proc/{child.pid}/exe"), 0.5)
+                assert "sleeps uninterruptibly in m" in why_locked(child.pid)
+                with pytest.raises(RecorderUnavailable, match=f"process {child.pid}, which runs"):
+                    refuse_while_locked(sys.executable, 0)
             finally:
                 file.thaw()
             assert child.stdout.readline() == b"over\n"
@@ -93,6 +99,13 @@ def test_whoever_gets_no_answer_ends_and_says_who_is_in_the_way(tmp_path: Path) 
         listed = {p["pid"]: p for p in json.loads(run.stdout)["processes"]}
         assert "the kernel lets nobody read" in listed[guest.pid]["hindrance"]
         assert listed[other.pid]["version"]
+        # Setting probes in that program would keep the whole host from making processes.
+        run = subprocess.run(
+            [sys.executable, "-m", "qtrace", "attach", "--pid", str(other.pid), "--duration", "1s"],
+            text=True, capture_output=True, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        assert run.returncode == 3
+        assert f"process {guest.pid}, which runs it, too, has its memory map locked" in run.stderr
         found = checked_host()
         assert found[other.pid]["verdict"] == "healthy"
         assert found[guest.pid]["verdict"] == "inconclusive"

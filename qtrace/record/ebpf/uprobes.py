@@ -19,6 +19,7 @@ from qtrace.errors import CodeMismatch
 from qtrace.host.bpf_syscall import link_uprobes as link
 from qtrace.host.bpf_syscall import links_work
 from qtrace.host.capabilities import UPROBE_PMU
+from qtrace.host.locked_maps import refuse_while_locked
 from qtrace.machine.arch_x86_64 import PERF_EVENT_OPEN
 
 # linux/perf_event.h
@@ -47,8 +48,11 @@ class Uprobes:
     def attach(self, function: int, labels: Mapping[int, str]) -> None:
         """Let a BPF function run at link-time addresses, each with what to call it.
 
-        Raises CodeMismatch when the kernel refuses.
+        Raises:
+            CodeMismatch: the kernel refuses.
+            RecorderUnavailable: it would stop the whole host (qtrace/host/locked_maps.py).
         """
+        refuse_while_locked(self._exe.decode(), self._pid)
         offsets = {self._offset_of(vaddr) or 0: label for vaddr, label in labels.items()}
         if not offsets:
             return
