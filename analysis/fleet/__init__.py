@@ -5,11 +5,12 @@ By.parse("build"))`` compares. Serial, on processes, or on Dask: each file is a 
 its row is the same whoever made it.
 """
 
-from qtrace.analysis.fleet.groups import By, Group, groups, worst_first
+from qtrace.analysis.fleet.groups import By, Group, groups
 from qtrace.analysis.fleet.rows import Row
 from qtrace.analysis.fleet.survey import Fleet, survey
 from qtrace.analysis.fleet.table import read_table
 from qtrace.analysis.fleet.workers import Processes, Serial, Workers
+from qtrace.analysis.fleet.worst import command_for, main_finding, worst_first
 
 __all__ = [
     "By",
@@ -19,7 +20,9 @@ __all__ = [
     "Row",
     "Serial",
     "Workers",
+    "command_for",
     "groups",
+    "main_finding",
     "read_table",
     "survey",
     "worst_first",

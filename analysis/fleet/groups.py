@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qtrace.analysis.fleet.rows import Row
+from qtrace.analysis.fleet.worst import worst_first
 from qtrace.analysis.rates import LIKELY, Count, bursts, chance, corrected, say
 from qtrace.analysis.summary import Environment, Summary, merged
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY
@@ -108,16 +109,6 @@ class Group:
     def verdict(self) -> str:
         """The worst; ``inconclusive`` where none could be read."""
         return self.summary.verdict if self.summary.recordings else "inconclusive"
-
-
-def worst_first(rows: Iterable[Row]) -> list[Row]:
-    """By verdict, then by how many findings there are."""
-
-    def rank(row: Row) -> tuple[int, int, str]:
-        found = row.summary.findings.values() if row.summary is not None else ()
-        return SEVERITY.index(row.verdict), -sum(one.count for one in found), row.url
-
-    return sorted(rows, key=rank)
 
 
 def groups(rows: Iterable[Row], by: By) -> list[Group]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from qtrace.analysis.fleet import By, Row, groups, worst_first
 from qtrace.analysis.rates import Series
 from qtrace.analysis.summary import About, Counted, Environment, Found, Summary
+from qtrace.errors import OutputExists
+from qtrace.export.fleet_page import write_fleet_page
 
 NAME = "snapshot_save_job_bh"
 
@@ -85,3 +89,20 @@ def test_the_worst_recordings_come_first() -> None:
     rows = [row("none", draws(1, 0)), row("few", draws(2, 0.01)), row("many", draws(3, 0.5))]
     rows.append(Row("broken", 1, ""))
     assert [one.url for one in worst_first(rows)] == ["many", "few", "broken", "none"]
+
+
+def test_the_page_holds_names_as_text_and_may_run_nothing(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>\u202e"
+    broken = Row("broken", 1, "", error="it is empty", remedy="record again")
+    rows = [row(hostile, draws(1, 0.5), hostile), row("a", draws(2, 0.0)), broken]
+    size = write_fleet_page(rows, groups(rows, By.parse("build")), "build", tmp_path / "f.html")
+    text = (tmp_path / "f.html").read_text()
+    assert len(text.encode()) == size
+    assert "<script" not in text
+    assert "\u202e" not in text
+    assert "default-src 'none'" in text
+    assert "&lt;script&gt;" in text
+    for said in ("1 could not be read", "surely more frequent", "qtrace explain", "record again"):
+        assert said in text
+    with pytest.raises(OutputExists):
+        write_fleet_page(rows, [], "", tmp_path / "f.html")

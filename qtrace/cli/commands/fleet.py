@@ -48,8 +48,14 @@ STYLES = {"error": "bold red", "differs": "yellow"}
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Read with the workers of this Dask scheduler."
 )
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it as a page, too: NAME.html.",
+)  # fmt: skip
 @click.option("--recheck", is_flag=True, help="Read every file, also those that look unchanged.")
-@click.option("--force", is_flag=True, help="Overwrite an output that is no such table.")
+@click.option(
+    "--force", is_flag=True, help="Overwrite an output that is no such table, and a page."
+)
 @format_option
 def command(
     sources: tuple[str, ...],
@@ -58,6 +64,7 @@ def command(
     processes: int | None,
     workers: int | None,
     scheduler: str | None,
+    page: Path | None,
     recheck: bool,
     force: bool,
     output_format: str,
@@ -77,6 +84,13 @@ def command(
         wanted = None if by is None else By.parse(by)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--by") from error
+    if page is not None:
+        from qtrace.export.fleet_page import SUFFIXES, write_fleet_page
+        from qtrace.export.output_file import check_suffix
+        from qtrace.trace.writer import check_output
+
+        check_suffix(page, SUFFIXES)
+        check_output(page, force)
     if output is None:
         fleet = _told(sources)
     else:
@@ -84,6 +98,8 @@ def command(
     own = [row for row in fleet.rows if not row.duplicate_of]
     worst = worst_first(own)
     parts = groups(own, wanted) if wanted is not None else []
+    if page is not None:
+        write_fleet_page(worst, parts, wanted.word if wanted is not None else "", page, force)
     if output_format == "json":
         print_json(_plain(fleet, worst, parts))
     else:
@@ -146,6 +162,7 @@ def _status(rows: Sequence[Row]) -> int:
 def _print(fleet: Fleet, worst: Sequence[Row], parts: Sequence[Group], word: str) -> None:
     from rich.text import Text
 
+    from qtrace.analysis.fleet import command_for, main_finding
     from qtrace.cli.views.verdict_view import inert
 
     console = stdout()
@@ -181,10 +198,11 @@ def _print(fleet: Fleet, worst: Sequence[Row], parts: Sequence[Group], word: str
         line("")
         line("the worst first:", "bold")
     for row in told:
-        _about, found = _first(row)
         line(f"{row.verdict}: {row.url}")
-        line(f"  {found.sentence}{f' ({found.count:,} times)' if found.count > 1 else ''}")
-        line(f"  {_explain(row)}")
+        if (worst_of_it := main_finding(row)) is not None:
+            found = worst_of_it[1]
+            line(f"  {found.sentence}{f' ({found.count:,} times)' if found.count > 1 else ''}")
+            line(f"  {command_for(row)}")
 
 
 def _size(group: Group) -> str:
@@ -196,40 +214,10 @@ def _many(count: int) -> str:
     return "1 recording" if count == 1 else f"{count:,} recordings"
 
 
-def _first(row: Row) -> Any:
-    """The finding that a recording is listed for."""
-    from qtrace.analysis import SEVERITY
-
-    assert row.summary is not None
-
-    def rank(item: Any) -> tuple[int, int, int]:
-        about, found = item
-        severity = SEVERITY.index(about.what) if about.what in SEVERITY else len(SEVERITY)
-        return severity, int(found.level != "error"), -found.count
-
-    return min(row.summary.findings.items(), key=rank)
-
-
-def _explain(row: Row) -> str:
-    """The command that shows what is in it."""
-    import shlex
-
-    about, found = _first(row)
-    url = row.url
-    copy = ""
-    if "://" in url:
-        name = url.rpartition("/")[2]
-        copy, url = f"(after fetching {url}) ", name
-    from qtrace.analysis import FINDINGS
-
-    if about.what in FINDINGS and found.rows:
-        return f"{copy}qtrace explain {shlex.quote(url)} --row {found.rows[0]}"
-    lint = "" if about.what == "stuck" else f" --lint {about.what}"
-    return f"{copy}qtrace analyze {shlex.quote(url)}{lint}"
-
-
 def _plain(fleet: Fleet, worst: Sequence[Row], parts: Sequence[Group]) -> dict[str, Any]:
     import dataclasses
+
+    from qtrace.analysis.fleet import command_for
 
     def recording(row: Row) -> dict[str, Any]:
         facts = {key: getattr(row, key) for key in ("url", "sha256", "verdict", "error", "remedy")}
@@ -241,7 +229,7 @@ def _plain(fleet: Fleet, worst: Sequence[Row], parts: Sequence[Group]) -> dict[s
                 {**about._asdict(), **dataclasses.asdict(found)}
                 for about, found in (row.summary.findings.items() if row.summary else ())
             ],
-            "explain": _explain(row) if row.summary is not None and row.summary.findings else None,
+            "explain": command_for(row) or None,
         }
 
     def times(group: Group) -> list[dict[str, Any]]:
