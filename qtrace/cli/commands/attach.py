@@ -75,8 +75,9 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
     ):
         options = wanted.recording(
             files, qmp_socket=qmp, backend=backend, stall_after_s=stall_after,
-            # What --all costs is measured by a program that is loaded meanwhile.
-            confined=wanted.max_overhead is None, keep=files.needs(),
+            # What --all costs is measured by a program that is loaded meanwhile; the screen of
+            # --live looks at the target itself.
+            confined=wanted.max_overhead is None and not wanted.live, keep=files.needs(),
         )  # fmt: skip
         with start_recording(pid, options, program) as recording:
             announce(recording, f"process {pid}", wanted)
