@@ -30,6 +30,8 @@ class Stalls:
         stall_after_ns: how long something may be pending, and a loop away.
         by_us: see ``Holds``.
         sentence: to be said first.
+        from_start: the program is yet to run: nothing can have stalled before ``stall_after_ns``,
+            and until then the processors are all its own.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Stalls:
         stall_after_ns: int,
         by_us: bool = False,
         sentence: str = "",
+        from_start: bool = False,
     ) -> None:
         self._make_looker = looker
         self._looker: Looker | None = None
@@ -50,7 +53,7 @@ class Stalls:
         self._pending = Pending(watched, bias, stall_after_ns, self._apart_ns, say)
         self._holds = Holds(APART_NS, by_us, say)
         self._hangs: Hangs | None = None
-        self._next_ns = 0
+        self._next_ns = time.monotonic_ns() + stall_after_ns if from_start else 0
         if sentence:
             say(sentence)
 

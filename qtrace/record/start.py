@@ -96,6 +96,7 @@ def arm(
             (lambda: Looker(qemu)) if looks else None, plans.watch.watched, qemu.bias,
             stall_after_ns, by_us=probes.name == "gdb",
             sentence=NO_LOOKS if options.looks and not looks else "",
+            from_start=armed_ns is not None,
         )  # fmt: skip
         confined = options.confined and probes.name == "ebpf"
         if confined and looks:

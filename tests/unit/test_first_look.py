@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 
 from qtrace.qemu.aio.model import SCHEDULED, BottomHalf, Look
@@ -34,3 +36,14 @@ def test_what_ran_between_the_look_and_the_drain_is_not_taken_for_older(
     rows = stalls.begin(lambda: events)
     assert sum("pending_already" in row.detail for row in rows) == pending_before
     assert [row for row in rows if "pending_already" not in row.detail] == events
+
+
+def never() -> NoReturn:
+    pytest.fail("it was looked at")
+
+
+def test_a_program_that_was_just_started_is_not_looked_at_before_it_can_have_stalled() -> None:
+    watched = Watched("watched_bh", CB, "", (), ())
+    stalls = Stalls(never, [watched], bias=0, stall_after_ns=1 << 60, from_start=True)
+    stalls.saw([SCHEDULE])
+    assert stalls.check() == []
