@@ -182,6 +182,18 @@ def warn(sentence: str) -> None:
     click.echo(f"warning: {escape(sentence)}", err=True)
 
 
+def tell_price() -> None:
+    """What probes cost on this kernel, where that is more than they cost by themselves."""
+    from qtrace.host.bpf_syscall import links_work
+    from qtrace.host.capabilities import check_ebpf
+
+    if not links_work() and check_ebpf() is None:
+        warn(
+            "this kernel takes a perf event for each probe (Linux before 6.10): while they are set "
+            "the target may lose some percent of its rate (2 to 37 were seen)"
+        )
+
+
 def announce(recording: Recording, what: str, wanted: Wanted) -> None:
     """The line that scripts wait for, and what is to be known of the probes."""
     duration = wanted.duration

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -202,3 +203,36 @@ def test_a_filter_that_kills_for_bpf_is_told_and_kills_nobody(guest: Guest) -> N
     error, remedy = run.stderr.splitlines()
     assert "a seccomp filter kills whoever calls bpf(2)" in error
     assert "leave the container" in remedy
+
+
+# The kernel says that it is 2.6: perf events are taken in place of links.
+OLDER = ("setarch", platform.machine(), "--uname-2.6")
+
+
+def test_on_an_older_kernel_the_price_is_told_before_the_probes_are_set(guest: Guest) -> None:
+    process = subprocess.Popen(
+        [*OLDER, *attach_command(guest.pid)], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        price, line = process.stderr.readline(), process.stderr.readline()
+        assert "perf event for each probe" in price
+        assert "by eBPF" in line
+        save(guest, 7)
+        status, report, _err = Attached(process, line).end()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (status, watched_half(report)["verdicts"]) == (0, {"main-loop": 7})
+
+
+def test_an_older_kernel_asks_for_another_capability(guest: Guest, own_cache: list[str]) -> None:
+    command = attach_command(guest.pid, "--duration", "1s")
+    run = subprocess.run(
+        [*with_only(*FOUR), *own_cache, *OLDER, *command], text=True, capture_output=True
+    )
+    assert (run.returncode, run.stdout) == (3, "")
+    error, remedy = run.stderr.splitlines()
+    assert "CAP_SYS_ADMIN: not held: set uprobes before Linux 6.10" in error
+    assert "CAP_SYS_ADMIN" in remedy

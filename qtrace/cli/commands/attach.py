@@ -16,6 +16,7 @@ from qtrace.cli.attach_and_run import (
     recording_options,
     stall_option,
     stop,
+    tell_price,
     verdict,
 )
 from qtrace.cli.options import process_options
@@ -64,6 +65,7 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
         raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
     program = None
     if backend != "gdb":
+        tell_price()
         program = load_ahead(everything=everything, compiled=wanted.compile)
     from qtrace.record.start import start_recording
 

@@ -16,6 +16,7 @@ from qtrace.cli.attach_and_run import (
     recording_options,
     stall_option,
     stop,
+    tell_price,
     verdict,
 )
 from qtrace.cli.signals import Signals
@@ -49,6 +50,7 @@ def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after:
     """
     from qtrace.record.ebpf.bpf_program import load_ahead
 
+    tell_price()
     program = load_ahead(everything=wanted.everything, compiled=wanted.compile)
     from qtrace.record.launch import launch
 
