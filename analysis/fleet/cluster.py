@@ -15,7 +15,7 @@ from typing import Any
 
 from qtrace.analysis.fleet.files import File
 from qtrace.analysis.fleet.rows import OtherVersion, Row, analysis_version, row_of
-from qtrace.analysis.fleet.workers import DIED, MEMORY, Known
+from qtrace.analysis.fleet.workers import DIED, MEMORY, Known, interrupts_wait
 from qtrace.errors import ExtraMissing, FleetFailed
 
 # For how long a scheduler, and its workers, are waited for: at first, and after they went away.
@@ -64,17 +64,17 @@ class Dask:
         with contextlib.ExitStack() as stack:
             address: Any = self.scheduler
             if not address:
-                address = stack.enter_context(
-                    distributed.LocalCluster(
+                with interrupts_wait():
+                    cluster = distributed.LocalCluster(
                         n_workers=self.count,
                         threads_per_worker=1,
                         processes=True,
                         host=LOOPBACK,
-                        dashboard_address=None,
+                        dashboard_address=f"{LOOPBACK}:0",
                         worker_dashboard_address=None,
                         silence_logs=logging.CRITICAL,
                     )
-                )
+                address = stack.enter_context(cluster)
             try:
                 client = distributed.Client(address, timeout=self.patience_s, set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:

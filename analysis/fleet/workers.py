@@ -5,11 +5,14 @@ Each file is a task of its own; rows come in any order.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 from qtrace.analysis.fleet.files import File
@@ -30,6 +33,19 @@ class Workers(Protocol):
         Raises:
             FleetFailed: nobody is there to make them; what came before stands.
         """
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """A terminal sends Ctrl-C to all processes at once: those that are started here leave it to
+    this one, as do those that the threads which are started here start later."""
+    # It would let the signal through again when it is started, with the first process.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Serial:
@@ -69,9 +85,11 @@ class Processes:
                 try:
                     while waiting or working:
                         while waiting and len(working) < 2 * count:
-                            file = waiting.pop()
-                            known_here = tuple(known.get(file.size, ()))
-                            working[pool.submit(row_of, file, version, known_here)] = file
+                            file = waiting[-1]
+                            hashes = tuple(known.get(file.size, ()))
+                            with interrupts_wait():
+                                working[pool.submit(row_of, file, version, hashes)] = file
+                            waiting.pop()  # Not before: a pool that breaks takes nothing.
                         done, _ = wait(working, return_when=FIRST_COMPLETED)
                         for future in done:
                             row = future.result()
@@ -79,3 +97,6 @@ class Processes:
                             yield row
                 except BrokenProcessPool:
                     suspects += working.values()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise

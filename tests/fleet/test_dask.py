@@ -17,6 +17,8 @@ from qtrace.analysis.fleet.cluster import Dask
 from qtrace.errors import FleetFailed
 from tests.fleet.processes import LOOPBACK, ROOT, end, fleet, free_port, scheduler, worker
 from tests.fleet.samples import recordings
+from tests.limits import TIMEOUT_S
+from tests.live.support.ptraced import until
 from tests.unit.fleets import saves
 
 pytestmark = [pytest.mark.cluster]
@@ -47,6 +49,23 @@ def test_a_cluster_of_its_own_writes_the_bytes_of_one_process(
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""
     assert table.read_bytes() == serial
+
+
+def test_ctrl_c_ends_it_in_one_line_and_keeps_what_was_read(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "summary.parquet"
+    part = tmp_path / "summary.parquet.part"
+    command = [sys.executable, "-m", "qtrace", "fleet", str(folder), "-o", str(table)]
+    with subprocess.Popen(
+        [*command, "--workers", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        until(lambda: part.exists() and part.read_bytes().count(b"\n") > 5, "some rows")
+        # As a terminal does: to all of them.
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + signal.SIGINT
+    assert told.strip() == f"what was read is kept in {part}: the same command goes on from it"
+    assert part.read_bytes().count(b"\n") > 5
 
 
 def test_two_workers_that_are_killed_under_way_change_nothing(

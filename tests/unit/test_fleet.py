@@ -107,6 +107,30 @@ def test_a_recording_that_cannot_be_read_is_a_row_that_says_so(tmp_path: Path) -
     assert survey([str(folder)], tmp_path / "t.parquet").read == 0
 
 
+KILLING = """
+import multiprocessing, os, signal, sys
+from qtrace.analysis.fleet import Processes, survey
+
+def kill(done, _all):
+    if done == 3:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+if __name__ == "__main__":
+    survey(sys.argv[1:2], sys.argv[2], Processes(2), progress=kill)
+"""
+
+
+def test_processes_that_are_killed_under_way_change_nothing(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "traces", 8)
+    tables = [tmp_path / "serial.parquet", tmp_path / "killed.parquet"]
+    survey([str(folder)], tables[0])
+    command = [sys.executable, "-c", KILLING, str(folder), str(tables[1])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
 def test_a_run_that_was_broken_off_goes_on_from_there(tmp_path: Path) -> None:
     folder, table = recordings(tmp_path / "traces", 6), tmp_path / "summary.parquet"
     with pytest.raises(BrokenOff):
