@@ -1,6 +1,6 @@
 """The made part of docs/hunt.md: what the rows of a hunt say.
 
-From the top of the tree: ``.venv/bin/python -m scripts.hunt_page ROWS.csv`` writes it again.
+From the top of the tree: ``.venv/bin/python -m scripts.hunt_page ROWS.csv...`` writes it again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def kind(what: str) -> str:
     return re.sub(r"\d[\d,]*", "N", what.partition(":")[0])
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
@@ -51,7 +51,7 @@ def outcomes(rows: pd.DataFrame, by: str) -> str:
     lines = [
         [str(name), *(str(counts.loc[name, one] or "") for one in seen)] for name in counts.index
     ]
-    return table([by, *seen], lines)
+    return markdown([by, *seen], lines)
 
 
 def findings(rows: pd.DataFrame) -> str:
@@ -68,11 +68,11 @@ def findings(rows: pd.DataFrame) -> str:
             ]
         )  # fmt: skip
     lines.sort(key=lambda line: (OUTCOMES.index(line[0]), line[1]))  # type: ignore[arg-type]
-    return table(["outcome", "what", "builds (cells)", "commands", "devices", "one cell"], lines)
+    return markdown(["outcome", "what", "builds (cells)", "commands", "devices", "one cell"], lines)
 
 
-def made(path: Path) -> str:
-    rows = pd.read_csv(path).fillna({"what": ""})
+def made(paths: list[Path]) -> str:
+    rows = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True).fillna({"what": ""})
     total, ran = len(rows), rows[~rows["outcome"].isin(["skipped", "did-not-start"])]
     bad = int(rows["outcome"].isin(FINDINGS).sum())
     head = (
@@ -87,7 +87,7 @@ def made(path: Path) -> str:
 def main() -> None:
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
-    PAGE.write_text(before + made(Path(sys.argv[1])) + rest.split(END)[1])
+    PAGE.write_text(before + made([Path(name) for name in sys.argv[1:]]) + rest.split(END)[1])
 
 
 if __name__ == "__main__":

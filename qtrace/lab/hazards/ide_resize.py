@@ -39,4 +39,5 @@ HAZARD = Hazard(
     tries=5,
     seconds=60.0,
     attempt=attempt,
+    assertion="ide_cancel_dma_sync: Assertion",
 )

@@ -54,4 +54,5 @@ HAZARD = Hazard(
     tries=5,
     seconds=60.0,
     attempt=attempt,
+    assertion="job_set_aio_context: Assertion",
 )

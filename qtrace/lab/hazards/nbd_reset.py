@@ -49,4 +49,5 @@ HAZARD = Hazard(
     tries=5,
     seconds=60.0,
     attempt=attempt,
+    assertion="blk_aio_attached: Assertion",
 )
