@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.inspection.inspector import Inspector
 from qtrace.inspection.looker import Looker
-from qtrace.inspection.proof import prove
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
 from qtrace.lab.guest import Accelerator, Guest
@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.soak]
 LOOKS = 200
 # Requests of one run of the benchmark beside the looks; it is begun anew until they are over.
 REQUESTS = 50_000
+FOR_EVER = 1 << 30
 
 Stir = Callable[[QmpClient, int], None]
 
@@ -50,9 +51,35 @@ def migrate(qmp: QmpClient, _number: int) -> None:
     qmp.command("cont")
 
 
+def mirror(qmp: QmpClient, number: int) -> None:
+    job = f"mi{number}"
+    qmp.command(
+        "blockdev-mirror", **{"job-id": job, "device": "source", "target": "target", "sync": "full"}
+    )
+    while any(one["status"] != "ready" for one in qmp.command("query-jobs")):
+        pass
+    qmp.command("block-job-cancel", device=job)
+    while qmp.command("query-jobs"):
+        pass
+
+
+def write_slowly(qmp: QmpClient, number: int) -> None:
+    """More than the limits let pass: the rest waits, and is waited for."""
+    for part in range(8):
+        line = f'qemu-io slow "aio_write {part * 64}k 64k"'
+        qmp.command("human-monitor-command", **{"command-line": line})
+    qmp.command("human-monitor-command", **{"command-line": 'qemu-io slow "aio_flush"'})
+
+
 STIRS: dict[str, Stir | None] = {
     "idle": None, "pflash": None, "boots": boot, "migrates": migrate, "saves": save,
+    "mirrors": mirror, "throttles": write_slowly,
 }  # fmt: skip
+DISKS = (
+    "-blockdev", "null-co,node-name=source,size=16777216,read-zeroes=off",
+    "-blockdev", "null-co,node-name=target,size=16777216,read-zeroes=off,latency-ns=1000000",
+    "-drive", "if=none,id=slow,file=null-co://,format=raw,throttling.bps-total=1048576",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("state", STIRS)
@@ -60,7 +87,10 @@ def test_200_looks_at_a_sound_guest_accuse_nobody(
     qemu_binary: Path, accel: Accelerator, state: str, soak_row: Callable[..., None]
 ) -> None:
     firmware = "idle" if state == "idle" else "pflash"
-    with Guest(qemu_binary, accel, firmware=firmware) as guest, stirred(guest, STIRS[state]):
+    with (
+        Guest(qemu_binary, accel, firmware=firmware, extra_args=DISKS) as guest,
+        stirred(guest, STIRS[state]),
+    ):
         check(guest.pid, soak_row)
 
 
@@ -76,13 +106,27 @@ def test_200_looks_at_a_busy_storage_daemon_accuse_nobody(
         check(pid, soak_row)
 
 
+def test_200_looks_at_a_busy_client_accuse_nobody(
+    qemu_binary: Path, tmp_path: Path, soak_row: Callable[..., None]
+) -> None:
+    program = qemu_binary.with_name("qemu-storage-daemon")
+    with storage_daemon(program, disk_image(tmp_path)) as (_pid, url):
+        command = bench_command(qemu_binary.with_name("qemu-img"), url, FOR_EVER)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as client:
+            try:
+                check(client.pid, soak_row)
+                assert client.poll() is None
+            finally:
+                client.kill()
+
+
 def check(pid: int, soak_row: Callable[..., None]) -> None:
-    looker = Looker(LiveQemu(Process(pid)))
+    inspector = Inspector(Looker(LiveQemu(Process(pid))))
     said: Counter[str] = Counter()
     for _ in range(LOOKS):
-        proof = prove(looker, looker.look())
-        assert proof.findings == [], [finding.sentence for finding in proof.findings]
-        said["inconclusive" if proof.reasons else "clear"] += 1
+        answer = inspector.ask().answer
+        assert answer.findings == (), [finding.sentence for finding in answer.findings]
+        said["inconclusive" if answer.reasons else "clear"] += 1
     # Of a main thread that is only ever seen to wait for the BQL, as beside a vCPU that writes to
     # flash without a pause, it is not known whether it gets it.
     shown = f"0 findings, {said['clear']} clear, {said['inconclusive']} inconclusive"
