@@ -269,8 +269,8 @@ def _runs(trace: Frames, place: dict[int, int], contexts: _Contexts) -> pd.DataF
             "context": contexts.codes(runs["context"], _ctx_of(runs, instances, instance)),
             "verdict": pd.Categorical.from_codes(verdict, dtype=VERDICTS),
             "stack": runs["stack"].array,
-            "row": runs["row"].to_numpy(np.int64),
-            "instance": instance,
+            "row": _narrow(runs["row"].to_numpy(np.int64)),
+            "instance": _narrow(instance),
             "opaque": runs["opaque"].to_numpy(),
             "wait_ns": np.where(scheduled < 0, -1, np.maximum(begin - scheduled, 0)),
             "poll": polled,
@@ -312,11 +312,17 @@ def _marks(trace: Frames, place: dict[int, int], contexts: _Contexts) -> pd.Data
             "name": events["name"].array.take(at),
             "context": contexts.codes(events["context"].take(at), events["ctx"].take(at)),
             "stack": events["stack"].array.take(at),
-            "row": row,
-            "instance": instance,
+            "row": _narrow(row),
+            "instance": _narrow(instance),
         },
         copy=False,
     )
+
+
+def _narrow(numbers: Numbers) -> npt.NDArray[np.signedinteger[Any]]:
+    """Numbers of rows, or of instances, in half the room where they fit."""
+    fit = int(numbers.max(initial=0)) <= np.iinfo(np.int32).max
+    return numbers.astype(np.int32) if fit else numbers
 
 
 def _pending(trace: Frames, contexts: _Contexts) -> tuple[Counts, ...]:
