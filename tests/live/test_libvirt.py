@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.bpf, pytest.mark.builds, pytest.mark.soak]
 FOLDER = ROOT / ".cache/qemus/libvirt/root"
 NAME = "qtrace-of-libvirt"
 USER = 64055
-# It tries what QEMU can do before it answers, which took one minute to two.
-PATIENCE_S = 400.0
+# It tries what QEMU can do before it answers, which took a minute on a busy machine.
+PATIENCE_S = 200.0
 SUSPENDED = 5
 # Of the host's folders those that libvirt keeps nothing in, and empty ones for what it keeps.
 DAEMON = f"""
@@ -44,6 +44,8 @@ for folder in /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt /var
     mkdir -p "$root$folder"
     mount -t tmpfs -o mode=755 none "$root$folder"
 done
+rmdir "$root/var/run" 2>/dev/null || true
+ln -sfn /run "$root/var/run"
 cd "$root/etc"
 echo "127.0.0.1 localhost $(hostname)" >hosts
 printf 'hosts: files\\npasswd: files\\ngroup: files\\n' >nsswitch.conf
