@@ -8,13 +8,24 @@ from dataclasses import dataclass, replace
 
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.host.peer import ENDED, Peer
-from qtrace.machine.memory import Memory
+from qtrace.machine.memory import Memory, read_word
 from qtrace.process.call_arguments import Descriptor as ByDescriptor
 from qtrace.process.call_arguments import waited_for
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Node
-from qtrace.qemu.block.coroutine_waits import DATA, IO_URING, KERNEL, REPLY, ROOM, WORKER, wait_of
+from qtrace.qemu.block.coroutine_waits import (
+    DATA,
+    IO_URING,
+    KERNEL,
+    OTHER,
+    REPLY,
+    ROOM,
+    WORKER,
+    wait_of,
+)
 from qtrace.qemu.block.requests import InFlight
+
+WORD = 8
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,24 @@ class Outside:
             return self._of_kernel(one, one.node)
         if one.co is not None and one.co.state != ASLEEP and one.node is not None:
             return self._of_running(one, one.co.tid, one.node)
+        if kind == OTHER and one.request is not None and one.node is not None:
+            return self._of_driver(one, one.node)
         return Whom(one.wait.text)
+
+    def _of_driver(self, one: InFlight, node: Node) -> Whom:
+        """Whom a driver waits for that asks its server by a library (iscsi, nfs, curl): the
+        descriptors whose handlers have the node's own state, or a piece that leads to it, as
+        curl's sockets do (CURLSocket in block/curl.c: its second member)."""
+        fds = {
+            handler.fd
+            for handler in self._look.handlers
+            if node.opaque and handler.opaque and not handler.deleted
+            if node.opaque in (handler.opaque, read_word(self._memory, handler.opaque + WORD))
+        }
+        if len(fds) != 1:
+            return Whom(one.wait.text)
+        found = self._describe(fds.pop(), None)
+        return _of_descriptor(f"waits for its server on {found.text}", found)
 
     def _of_kernel(self, one: InFlight, node: Node) -> Whom:
         """Whom asynchronous I/O waits for: its node's file."""

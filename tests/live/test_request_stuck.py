@@ -167,6 +167,52 @@ def test_a_job_that_asks_a_stopped_server_where_data_lies_is_told_with_its_proce
     assert (request["node"], request["job"], request["wait"]) == (NODE, "mi", "reply")
 
 
+CURL = Path("/usr/lib/x86_64-linux-gnu/qemu/block-curl.so")
+# It serves a file of zeroes by HTTP, and says at which port.
+HTTP = f"""
+import http.server, re
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        part = re.match(r"bytes=(\\d+)-(\\d+)", self.headers.get("Range") or "")
+        first, last = map(int, part.groups()) if part else (0, {1 << 20} - 1)
+        self.send_response(206 if part else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        self.wfile.write(bytes(last - first + 1 if self.command == "GET" else 0))
+    do_HEAD = do_GET
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.skipif(
+    not CURL.exists(), reason="no driver for HTTP: apt-get install qemu-block-extra"
+)
+def test_a_driver_that_asks_by_a_library_leads_to_its_server() -> None:
+    with subprocess.Popen([sys.executable, "-c", HTTP], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            url = f"http://127.0.0.1:{int(server.stdout.readline())}/disk"
+            disk = ("-blockdev", f"http,node-name={NODE},url={url},read-only=on",
+                    "-device", f"virtio-blk-pci,drive={NODE},id={DEVICE},{GEOMETRY}")  # fmt: skip
+            with Guest(find_qemu(), "tcg", "idle", extra_args=disk) as guest:
+                stop(server.pid)
+                ask(guest, "aio_read 512k 4k")
+                status, document, _err = inspect("--pid", guest.pid)
+        finally:
+            server.kill()
+    assert (status, document["verdict"]) == (1, "request-stuck")
+    finding = of_requests(document)
+    assert [process["pid"] for process in finding["processes"]] == [server.pid]
+    assert (
+        f"at 524288 on node {NODE} (http), for {DEVICE}: waits for its server on fd"
+        in finding["sentence"]
+    )
+
+
 def test_a_watch_tells_of_requests_too(tmp_path: Path) -> None:
     with guest_on_server(find_qemu(), tmp_path) as (guest, server):
         stop(server)
