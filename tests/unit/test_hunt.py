@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from qtrace.errors import QtraceError
+from qtrace.errors import LabFailed, QtraceError
 from qtrace.lab.firmware import CHIP_BYTES
-from qtrace.lab.hunt import guest_program
-from qtrace.lab.hunt.cell import Build, Cell, Result
+from qtrace.lab.hunt import guest_program, hunting
+from qtrace.lab.hunt.cell import Build, Cell, Result, processes_of
 from qtrace.lab.hunt.cell_plan import NothingToHunt, plan
 from qtrace.lab.hunt.devices import DEVICES
 from qtrace.lab.hunt.guest_program import Program
@@ -135,3 +136,23 @@ def test_outcomes_are_counted_the_worst_first() -> None:
         ("nvme", {"ok": 1}), ("virtio-blk", {"died": 1, "hung": 1, "ok": 1}),
     ]  # fmt: skip
     assert list(count(results, "device")["virtio-blk"]) == ["died", "hung", "ok"]
+
+
+def test_processes_that_a_guest_has_left_are_found_by_their_group() -> None:
+    with subprocess.Popen(["sleep", "60"], process_group=0) as left:
+        try:
+            assert processes_of(left.pid) == [left.pid]
+        finally:
+            left.kill()
+    assert processes_of(left.pid) == []
+
+
+def test_a_cell_does_not_begin_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as no disk has is wanted of it."""
+    monkeypatch.setattr(hunting, "RESERVE_BYTES", 1 << 62)
+    with pytest.raises(LabFailed, match="MiB left"):
+        hunting.check_disk(tmp_path)
+    monkeypatch.setattr(hunting, "RESERVE_BYTES", 1)
+    hunting.check_disk(tmp_path)

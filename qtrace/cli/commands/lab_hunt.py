@@ -14,7 +14,7 @@ from qtrace.cli.options import DURATION
 from qtrace.cli.output import format_option, print_json, stderr, stdout
 from qtrace.cli.signals import Signals
 from qtrace.errors import ExitStatus
-from qtrace.lab.guest import DEFAULT_QEMU
+from qtrace.lab.guest import DEFAULT_QEMU, kvm_works
 
 if TYPE_CHECKING:
     from qtrace.lab.hunt.cell import Cell, Result
@@ -128,6 +128,8 @@ def command(
         [build_of(qemu) for qemu in qemus], devices, commands, IOTHREADS[iothread], ACCELS[accel],
         seed=seed, repeat=repeat,
     )[:cells]  # fmt: skip
+    if "kvm" in ACCELS[accel] and not kvm_works():
+        stderr().print("warning: KVM cannot be used here: its cells are left out")
     results: list[Result] = []
     qemu_img = find_qemu_img()
     with (

@@ -333,7 +333,7 @@ class _Life:
     def _left_processes(self) -> None:
         """Its children, as a migration's, should have ended with it."""
         self.guest.kill()
-        for pid in _of_group(self.guest.pid):
+        for pid in processes_of(self.guest.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.result.said = f"its process {pid} was left and is ended; {self.result.said}"
@@ -347,7 +347,7 @@ class _Life:
         return path
 
 
-def _of_group(group: int) -> list[int]:
+def processes_of(group: int) -> list[int]:
     """The processes of a process group."""
     found = []
     for name in os.listdir("/proc"):

@@ -87,7 +87,7 @@ def hunt(
             for cell in cells:
                 if asked():
                     break
-                _check_disk(limits.files)
+                check_disk(limits.files)
                 began(cell)
                 running.add(pool.submit(run_cell, cell, qemu_img, bounded))
                 if len(running) >= min(at_once, MOST_AT_ONCE):
@@ -98,7 +98,8 @@ def hunt(
             over.set()
 
 
-def _check_disk(folder: Path) -> None:
+def check_disk(folder: Path) -> None:
+    """Raises LabFailed where a cell may find no room."""
     place = os.statvfs(folder)
     free = place.f_bavail * place.f_frsize
     if free < RESERVE_BYTES:
