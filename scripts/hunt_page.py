@@ -33,8 +33,9 @@ def kind(what: str) -> str:
         return f"`` {found[0]} ``"
     if found := WAITS.search(what):
         return f"the main loop waits in `{found[1]}`"
+    told = what.partition("; ")[0]
     for text, name in OTHERS.items():
-        if text in what:
+        if text in told:
             return name
     return re.sub(r"\d[\d,]*", "N", what.partition(":")[0])
 

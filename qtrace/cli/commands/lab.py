@@ -31,22 +31,23 @@ Examples:
 
 
 # What is no scenario: the modules beside this one have them.
-OTHERS = ("hunt", "hazard")
+SCENARIO, OTHERS = "scenario", ("hunt", "hazard")
 
 
 class Lab(click.Group):
     """``qtrace lab SCENARIO``, and ``qtrace lab hunt`` and ``hazard``, which have own options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*OTHERS, *self.get_help_option_names(ctx)):
-            args = ["scenario", *args]
+        known = (SCENARIO, *OTHERS, *self.get_help_option_names(ctx))
+        if not args or args[0] not in known:
+            args = [SCENARIO, *args]
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(OTHERS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "scenario":
+        if cmd_name == SCENARIO:
             return scenario_command
         if cmd_name not in OTHERS:
             return None
