@@ -59,7 +59,11 @@ class Inspector:
         of_requests = prove_requests(requests, first)
         quiet = not (proof.findings or of_requests.findings or proof.look.stopped)
         run_state = of_requests.last.blocks.run_state
-        around = list(surroundings(looker, proof.look, run_state)) if quiet else []
+        blocks = of_requests.last.blocks
+        # An NBD client's requests have been followed to its server.
+        client = any(node.driver == "nbd" for node in blocks.nodes or ())
+        into = None if client else requests
+        around = list(surroundings(looker, proof.look, run_state, into)) if quiet else []
         scopes = self._scopes(proof.look, proof.findings, of_requests.last.blocks)
         told = answer(shown, proof.findings, proof.reasons, of_requests, around, scopes)
         return Inspected(proof.look, told)

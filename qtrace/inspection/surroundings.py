@@ -8,6 +8,7 @@ from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import with_outside
+from qtrace.inspection.request_look import Requests
 from qtrace.machine.memory import Memory
 from qtrace.process.live_source import LiveSource
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
@@ -25,16 +26,22 @@ LONG_SLEEP_NS = 500_000_000
 LONG_POLL_NS = 1_000_000
 
 
-def surroundings(looker: Looker, look: Look, run_state: str) -> Iterator[str]:
+def surroundings(
+    looker: Looker, look: Look, run_state: str, requests: Requests | None = None
+) -> Iterator[str]:
     """Where nothing is found: what tells where to look, in words; of a core nothing.
 
     Args:
         run_state: as in QMP; empty where it does not show.
+        requests: those of this QEMU; they lead into the QEMU programs that it is connected to.
     """
     source = looker.source
     if not isinstance(source, LiveSource):
         return
-    yield from connections(Descriptors(source.pid))
+    descriptors = Descriptors(source.pid)
+    yield from connections(descriptors)
+    if requests is not None:
+        yield from behind_backends(descriptors, requests)
     offset = longest_poll_offset(ModuleDisassembly(source.binary))
     if offset is not None:
         yield from pollers(look, source.memory, offset)
@@ -54,6 +61,19 @@ def connections(descriptors: Descriptors) -> Iterator[str]:
         elif any(peer.held or peer.hangs for peer in one.peers):
             what = "does not take what it is sent" if one.unread else "cannot answer"
             yield f"{what}: {one.text}"
+
+
+def behind_backends(descriptors: Descriptors, requests: Requests) -> Iterator[str]:
+    """What QEMU programs that this one is connected to have in hand for it, and cannot do: of a
+    vhost-user backend's requests nothing shows in the guest's QEMU."""
+    told: set[int] = set()
+    for one in descriptors.with_somebody():
+        for peer in one.peers:
+            there = requests.of_server(peer) if peer.pid not in told else None
+            told.add(peer.pid)
+            for cause in there.causes if there else ():
+                if there and there.whom[cause.key].end.cannot_move:
+                    yield f"{one.text}, which has in hand: {there.sentence(cause)}"
 
 
 def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:

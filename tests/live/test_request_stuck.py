@@ -30,6 +30,7 @@ from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.inspecting import inspect
 from tests.live.support.other_process import stop
 from tests.live.support.ptraced import until
+from tests.live.support.serving import client_of, serving
 
 pytestmark = pytest.mark.qemu
 
@@ -53,28 +54,6 @@ def guest_on_server(qemu: Path, folder: Path, *options: str) -> Iterator[tuple[G
     path = folder / "nbd"
     with serving(qemu, path, disk) as server, guest_on_disk(qemu, path) as guest:
         yield guest, server
-
-
-@contextmanager
-def serving(qemu: Path, path: Path, disk: str) -> Iterator[int]:
-    """The pid of a storage daemon that serves a disk, as ``--blockdev`` takes it, at a socket."""
-    server = subprocess.Popen(
-        [qemu.with_name("qemu-storage-daemon"),
-         "--blockdev", f"{disk},node-name=disk",
-         "--nbd-server", f"addr.type=unix,addr.path={path}",
-         "--export", "nbd,id=e,node-name=disk,name=disk,writable=on"]
-    )  # fmt: skip
-    try:
-        until(path.exists, "the server")
-        yield server.pid
-    finally:
-        server.kill()
-        server.wait()
-
-
-def client_of(path: Path) -> str:
-    """The disk that is served there, as ``-blockdev`` takes it."""
-    return f"nbd,export=disk,server.type=unix,server.path={path}"
 
 
 def guest_on_disk(qemu: Path, path: Path) -> Guest:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
+from qtrace.inspection.request_look import Requests
 from qtrace.inspection.surroundings import surroundings
+from qtrace.lab.block_load import nbd_url
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.process.process import Process
 from tests.live.support.gdb_cases import everywhere
 from tests.live.support.other_process import holding, stop
 from tests.live.support.ptraced import until
+from tests.live.support.serving import client_of, serving
 
 pytestmark = pytest.mark.qemu
 CONNECTS = "s = socket.socket(socket.AF_UNIX); s.connect('{name}'); s.recv(1)"
@@ -39,6 +43,32 @@ def test_a_monitor_that_gives_no_greeting_serves_somebody_else(tmp_path: Path) -
     assert f"has not accepted process {os.getpid()} (" in found[0]
     assert f", while it serves process {pid} (" in found[0]
     assert found[0].endswith("stopped by a signal (SIGSTOP)")
+
+
+def test_a_backend_that_waits_for_a_stopped_server_is_told(tmp_path: Path) -> None:
+    """Of a vhost-user backend's requests nothing shows in the guest's QEMU."""
+    near, far = tmp_path / "near", tmp_path / "far"
+    read = [find_qemu().with_name("qemu-io"), "-f", "raw", "-c", "read 0 4k", nbd_url(near)]
+    backend = ("-chardev", f"socket,id=backend,path={near}")
+    with (
+        serving(find_qemu(), far, "null-co,size=1048576,read-zeroes=off") as last,
+        serving(find_qemu(), near, client_of(far)) as first,
+        Guest(find_qemu(), firmware="idle", extra_args=backend) as guest,
+    ):
+        stop(last)
+        with subprocess.Popen(read, stdout=subprocess.DEVNULL) as client:
+            looker = Looker(LiveQemu(Process(guest.pid)))
+            requests = Requests(looker)
+
+            def found() -> list[str]:
+                looked = surroundings(looker, looker.look(), "running", requests)
+                return [text for text in looked if "has in hand" in text]
+
+            until(found, "the read")
+            (text,) = found()
+            client.kill()
+    assert f"unix socket {near}, whose other end is process {first} (qemu-storage-da)" in text
+    assert f"whose other end is process {last} (qemu-storage-da), stopped by a signal" in text
 
 
 @everywhere
