@@ -81,4 +81,4 @@ def worker(
 def fleet(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command; its own cluster and what multiprocessing keeps for it end with it."""
     command = [sys.executable, "-m", "qtrace", "fleet", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,9 @@ from qtrace.analysis.fleet.table import journal
 from qtrace.analysis.fleet.workers import Known
 from qtrace.analysis.selection import select_instances
 from qtrace.errors import FleetFailed, OutputExists
+from tests.unit.called import Call, calling
 from tests.unit.event_rows import attach, write
 from tests.unit.fleets import recordings, saves
-
-ROOT = Path(__file__).parents[2]
 
 
 class BrokenOff(Exception):
@@ -107,30 +104,6 @@ def test_a_recording_that_cannot_be_read_is_a_row_that_says_so(tmp_path: Path) -
     assert survey([str(folder)], tmp_path / "t.parquet").read == 0
 
 
-KILLING = """
-import multiprocessing, os, signal, sys
-from qtrace.analysis.fleet import Processes, survey
-
-def kill(done, _all):
-    if done == 3:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
-
-if __name__ == "__main__":
-    survey(sys.argv[1:2], sys.argv[2], Processes(2), progress=kill)
-"""
-
-
-def test_processes_that_are_killed_under_way_change_nothing(tmp_path: Path) -> None:
-    folder = recordings(tmp_path / "traces", 8)
-    tables = [tmp_path / "serial.parquet", tmp_path / "killed.parquet"]
-    survey([str(folder)], tables[0])
-    command = [sys.executable, "-c", KILLING, str(folder), str(tables[1])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert tables[0].read_bytes() == tables[1].read_bytes()
-
-
 def test_a_run_that_was_broken_off_goes_on_from_there(tmp_path: Path) -> None:
     folder, table = recordings(tmp_path / "traces", 6), tmp_path / "summary.parquet"
     with pytest.raises(BrokenOff):
@@ -194,32 +167,28 @@ def test_the_table_in_the_folder_of_recordings_is_none_of_them(tmp_path: Path) -
     assert len(read_table(table)) == 2
 
 
-def fleet(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qtrace", "fleet", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    return calling("fleet", monkeypatch, capsys)
 
 
-def test_the_command_reads_by_processes_and_tells_the_build_that_differs_and_the_worst(
-    tmp_path: Path,
+def test_the_command_tells_the_build_that_differs_and_how_to_look_at_the_worst(
+    fleet: Call, tmp_path: Path
 ) -> None:
-    folder, table = recordings(tmp_path / "traces", 30), str(tmp_path / "summary.parquet")
-    done = fleet(str(folder), "-o", table, "--by", "build", "--processes", "2")
+    folder, table = recordings(tmp_path / "traces", 18), tmp_path / "summary.parquet"
+    done = fleet(folder, "-o", table, "--by", "build")
     assert done.returncode == 1, done.stderr
-    survey([str(folder)], tmp_path / "serial.parquet")
-    assert (tmp_path / "serial.parquet").read_bytes() == Path(table).read_bytes()
-    assert "30 recordings: 5 vcpu-poll, 25 main-loop" in done.stdout
-    build = done.stdout.partition(f"build {'bb' * 20}: 15 recordings")[2].partition("\n\n")[0]
+    assert "18 recordings: 3 vcpu-poll, 15 main-loop" in done.stdout
+    build = done.stdout.partition(f"build {'bb' * 20}: 9 recordings")[2].partition("\n\n")[0]
     assert "vcpu-poll of snapshot_save_job_bh" in build
-    assert "frequent" in build
+    assert "likely more frequent" in build
     line = next(line for line in done.stdout.splitlines() if "qtrace explain " in line)
     _qtrace, _explain, name, _row, row = line.split()
     trace = Trace(name)
     (instance,) = select_instances(trace, rows=[int(row)])
     assert trace.instances["verdict"][instance] == "vcpu-poll"
-    told: dict[str, Any] = json.loads(
-        fleet(table, "--by", "w=host([0-9])", "--format", "json").stdout
-    )
-    assert [group["name"] for group in told["groups"]] != []
+    done = fleet(table, "--by", "w=host([0-9])", "--format", "json")
+    told: dict[str, Any] = json.loads(done.stdout)
     assert {group["name"] for group in told["groups"]} == set("01234")
     assert told["recordings"][0]["verdict"] == "vcpu-poll"
 
@@ -234,7 +203,7 @@ def test_the_command_reads_by_processes_and_tells_the_build_that_differs_and_the
         (["x.csv", "-o", "t.parquet", "--workers", "2", "--processes", "2"], "one of --processes"),
     ],
 )
-def test_wrong_usage_is_told(arguments: list[str], says: str) -> None:
+def test_wrong_usage_is_told(fleet: Call, arguments: list[str], says: str) -> None:
     done = fleet(*arguments)
     assert done.returncode == 2
     assert says in done.stderr
