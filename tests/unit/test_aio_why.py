@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qtrace.qemu.aio.findings import computing, confirm, explain, goes_round
+from qtrace.qemu.aio.findings import MOVING_NS, computing, confirm, explain, goes_round
 from qtrace.qemu.aio.inconclusive import still_unclear, unclear
 from qtrace.qemu.aio.model import (
     PAGE_FAULT,
@@ -323,6 +323,21 @@ def test_any_mutex_is_followed_to_its_owner_and_to_what_that_one_waits_for() -> 
         "inside aio_poll() of `iothread:io0`",
     ]
     assert len(confirm(seen, later(seen))) == 2
+
+
+def test_a_child_that_is_being_started_may_be_short_of_a_processor() -> None:
+    starts = ("read+0x1", "g_spawn_async_with_pipes+0x29", "qmp_migrate+0x419", *LOOP[2:])
+    seen = look(main_thread(starts, blocked_in="read"), halves=())
+    assert confirm(seen, replace(seen, time_ns=seen.time_ns + MOVING_NS - 1)) == []
+    assert len(confirm(seen, replace(seen, time_ns=seen.time_ns + MOVING_NS))) == 1
+
+
+def test_a_contexts_own_lock_is_called_by_its_context() -> None:
+    main = main_thread(IN_CONTEXT_LOCK, **lock(OTHER_TID))
+    assert main.futex is not None
+    main = replace(main, futex=replace(main.futex, address=OWN.address + 0x60))
+    (finding, *_rest) = explain(look(main, io_thread(IN_LSEEK), halves=()))
+    assert ", for the AioContext lock of `iothread:io0` of 1236 (IO io0)" in finding.sentence
 
 
 def test_two_that_wait_for_each_others_locks_are_a_circle() -> None:

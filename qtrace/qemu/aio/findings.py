@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qtrace.qemu.aio.mechanics import CALLERS, DISPATCHERS, is_unnamed, plain, telling
+from qtrace.qemu.aio.mechanics import CALLERS, DISPATCHERS, SPAWNING, is_unnamed, plain, telling
 from qtrace.qemu.aio.model import BottomHalf, Context, Ending, Job, Look, Thread
 from qtrace.qemu.aio.waits import (
     JOIN,
@@ -211,8 +211,10 @@ def is_proven(before: Look, now: Look, thread: Thread) -> bool:
 
 def goes_on(before: Look, now: Look, thread: Thread) -> bool:
     """Whether one of those that a thread waits for, to the end of the chain, moved between two
-    looks, or has a worker at work whom a poll may wait for."""
+    looks, or may have: a worker at work whom a poll may wait for, a child that is being started."""
     members = chain(now, thread)
+    if any(SPAWNING.match(f) for one in (thread, *members) for f in one.functions):
+        return True
     polls = any(is_polling(one) for one in [thread, *members])
     if polls and (at_work(before) or at_work(now)):
         return True

@@ -48,6 +48,8 @@ LOCKING = re.compile(
 )
 WAITING_FOR_SIGNAL = re.compile(r"_*pthread_cond_|qemu_cond_(timed)?wait")
 JOINING = re.compile(r"_*pthread_(clock|timed|try)?join|qemu_thread_join")
+# Who starts a program waits until its child has got a processor and come to execve(2).
+SPAWNING = re.compile(r"_*(v?fork|posix_spawn|libc_fork)|_Fork|g_spawn_\w+")
 # Where a vCPU thread waits to be told to run (cpus.c; qemu_process_cpu_events() since 10.2).
 VCPU_IDLE = re.compile(r"qemu_(wait_io_event|process_cpu_events)|\w+_(wait_io_event)$")
 COMMAND = re.compile(r"(qmp(?=_marshal_)|hmp)_(?:marshal_)?(\w+)$")

@@ -29,6 +29,9 @@ from qtrace.qemu.aio.model import PAGE_FAULT, USERFAULT, BottomHalf, Context, Lo
 
 # How a thread waits for others: what the thing is to them.
 LOCK, JOIN, VCPUS = "lock", "join", "vcpus"
+# AioContext {GSource source; QemuRecMutex lock; ...} up to 8.2 (include/block/aio.h): no other one
+# lies so near its beginning.
+CONTEXT_HEAD = 0x90
 # pause_all_vcpus() may wait for dozens of them.
 NAMED = 2
 
@@ -195,11 +198,19 @@ def wait_for(look: Look, thread: Thread) -> Wait:
     if thread.futex is not None and _is_locking(thread):
         owner = look.thread(thread.futex.owner or 0)
         whom = (owner,) if owner is not None and owner.tid != thread.tid else ()
-        return Wait(LOCK, f"a mutex ({thread.futex.address:#x})", whom)
+        return Wait(LOCK, _mutex(look, thread.futex.address), whom)
     if "pause_all_vcpus" in thread.functions and not is_polling(thread):
         # Each vCPU thread stops by itself when it gets back to its loop (cpus.c).
         return Wait(VCPUS, "", tuple(t for t in look.threads if _keeps_pause_waiting(t)))
     return Wait()
+
+
+def _mutex(look: Look, address: int) -> str:
+    below = [context for context in look.contexts if 0 < context.address < address]
+    nearest = max(below, key=lambda context: context.address, default=None)
+    if nearest is not None and address - nearest.address < CONTEXT_HEAD:
+        return f"the AioContext lock of {nearest.quoted}"
+    return f"a mutex ({address:#x})"
 
 
 def _depth_of_wait(thread: Thread) -> int:
