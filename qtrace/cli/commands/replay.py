@@ -69,6 +69,8 @@ def command(trace: str, speed: float, at_s: float | None, finding: int | None) -
     elif at_s is not None:
         player.now_ns = min(drawn.begin_ns + int(at_s * 1e9), drawn.end_ns)
     moments = Moments(one, drawn)
+    # Of ten million events its frames are more than a gigabyte.
+    del one
     if sys.stdout.isatty() and sys.stdin.isatty():
         _play(moments, player)
     else:
