@@ -205,6 +205,7 @@ def _describe(trace: TraceFile) -> TraceFacts:
         "lost_events": trace.lost_events,
         "exit": trace.exit,
         "silent": trace.detach.get("silent", []),
+        "by_all": trace.header.get("by_all", []),
     }
 
 

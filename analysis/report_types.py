@@ -219,6 +219,7 @@ class TraceFacts(TypedDict):
     lost_events: int
     exit: dict[str, Any] | None
     silent: list[str]
+    by_all: list[str]
 
 
 class Report(TypedDict):

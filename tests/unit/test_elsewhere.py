@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from qtrace.analysis import judge
+from qtrace.cli.output import stdout
+from qtrace.cli.views.verdict_view import print_report
 from tests.unit.event_rows import NAME, attach, detach, recording, run, run_on_vcpu, schedule, write
 
 SAMPLES = Path(__file__).resolve().parents[2] / "analysis/samples"
@@ -38,9 +42,13 @@ def test_a_glob_that_is_left_to_the_rows_of_all_is_judged_by_them(tmp_path: Path
     assert report["verdict"] == "vcpu-poll"
 
 
-def test_a_glob_that_meant_nothing_leaves_nothing_to_judge(tmp_path: Path) -> None:
+def test_a_glob_that_meant_nothing_leaves_nothing_to_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     header = attach(all={}, watched=[], by_all=["nosuch*"])
     trace = write(tmp_path / "t.csv", [header, schedule(10), run(20), detach()])
     report = judge([trace])
     assert (report["bottom_halves"], report["verdict"]) == ([], "not-seen")
     assert NAME in {row["name"] for rows in report["statistics"] for row in rows}
+    print_report(stdout(), report)
+    assert "no bottom half that matches nosuch* was scheduled" in capsys.readouterr().out

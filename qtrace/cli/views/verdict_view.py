@@ -329,7 +329,10 @@ def _not_seen(report: Report) -> Text:
     """One line for all, when none of those that were watched was scheduled."""
     names = [half["name"] for half in report["bottom_halves"]]
     during = "while the recording ran"
-    if not names:
+    globs = sorted({glob for trace in report["traces"] for glob in trace["by_all"]})
+    if not names and globs:
+        text = f"no bottom half that matches {' or '.join(globs)} was scheduled {during}"
+    elif not names:
         text = "no bottom half was watched: the program has none of those of the snapshot jobs"
     elif len(names) > UNSEEN:
         text = f"none of {len(names)} bottom halves was scheduled {during}"
