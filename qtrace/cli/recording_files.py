@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from types import TracebackType
 
 import click
 
+from qtrace.host.privileges import may_read_without
 from qtrace.trace.schema import escape
 from qtrace.trace.writer import check_kind, check_output
 
@@ -41,12 +43,14 @@ class Files:
             self.growing = self._final.with_name(f"{self._final.name}.{suffix}")
 
     def needs(self) -> tuple[str, ...]:
-        """The capabilities that it takes to make files there: root's in somebody else's folder."""
-        try:
-            owner = self._final.parent.stat().st_uid
-        except OSError:
-            return ()  # nothing can be made there
-        return ("CAP_DAC_OVERRIDE",) if os.geteuid() == 0 != owner else ()
+        """The capabilities that it takes to make files there (root's, in somebody else's folder),
+        and to import what judges them (a Python, or a checkout, in a closed home folder)."""
+        needed = []
+        if os.geteuid() == 0 and self._final.parent.exists():
+            needed += ["CAP_DAC_OVERRIDE"] if self._final.parent.stat().st_uid else []
+        if not all(map(may_read_without, filter(os.path.isdir, sys.path))):
+            needed.append("CAP_DAC_READ_SEARCH")
+        return tuple(needed)
 
     def settle(self) -> Path:
         """Give the trace its form. What was recorded stays until that has succeeded."""

@@ -34,6 +34,24 @@ def give_up(keep: Iterable[str] = ()) -> None:
     follow()
 
 
+def may_read_without(folder: str) -> bool:
+    """Whether this user gets to a folder, and may list it, without any capability."""
+    path = os.path.abspath(folder)
+    while True:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return True  # there is nothing to be read
+        mine = found.st_gid in (os.getegid(), *os.getgroups())
+        shift = 6 if found.st_uid == os.geteuid() else 3 if mine else 0
+        wanted = 5 if path == os.path.abspath(folder) else 1
+        if found.st_mode >> shift & wanted != wanted:
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
 def given_up() -> bool:
     """Whether this process has no capability any more."""
     return _kept == frozenset()

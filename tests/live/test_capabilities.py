@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from qtrace.errors import RecorderUnavailable
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.record.ebpf.bcc_module import find_bcc
 from qtrace.record.ebpf.kernel_headers import MODULES, SOURCES
+from tests.conftest import ROOT
 from tests.live.support.attached import (
     Attached,
     attach_command,
@@ -236,3 +238,19 @@ def test_an_older_kernel_asks_for_another_capability(guest: Guest, own_cache: li
     error, remedy = run.stderr.splitlines()
     assert "CAP_SYS_ADMIN: not held: set uprobes before Linux 6.10" in error
     assert "CAP_SYS_ADMIN" in remedy
+
+
+def test_code_in_a_folder_that_is_closed_to_it_can_still_be_imported(
+    guest: Guest, own_cache: list[str], tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    # What judges the trace is imported when the recording has ended.
+    shutil.copytree(ROOT / "qtrace", closed / "qtrace", symlinks=False)
+    shutil.copytree(ROOT / "probes", closed / "probes")
+    command = attach_command(guest.pid, "--duration", "1s")
+    run = subprocess.run(
+        [*with_only(*FOUR), *own_cache, f"PYTHONPATH={closed}:{os.environ.get('PYTHONPATH', '')}",
+         *command], text=True, capture_output=True, cwd="/",
+    )  # fmt: skip
+    assert (run.returncode, json.loads(run.stdout)["verdict"]) == (0, "not-seen"), run.stderr
