@@ -31,7 +31,12 @@ OFFSET = re.compile(r"\+0x[0-9a-f]+$")
 CLONE = re.compile(r"\.(cold|part|isra|constprop|lto_priv)\b.*$")
 
 
-PROBLEMS = ("its stack could not be read", "its stack ends before the poll or dispatch that ran it")
+PROBLEMS = (
+    "its stack could not be read", "its stack ends before the poll or dispatch that ran it",
+    "who called it has no name, so that a nested poll would not show",
+)  # fmt: skip
+# A frame of a program that exports nothing.
+NAMELESS = "@0x"
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ def judge_stack(stack: str) -> StackFacts:
         problem = PROBLEMS[0]
     elif deciding < 0 or names[deciding] in ENDS:
         problem = PROBLEMS[1]
+    elif NAMELESS in names[1] and RUNNER not in names[: deciding + 1]:
+        problem = PROBLEMS[2]
     if problem:
         deciding = -1
     device = -1

@@ -30,5 +30,5 @@ def test_it_is_recorded_by_the_names_in_its_code_and_all_is_refused_aloud(tmp_pa
     assert "no look can be taken, as this QEMU exports no functions" in err
     half = watched_half(report)
     assert counts["save_snapshot"] == half["scheduled"] == SAVES
-    assert set(half["verdicts"]) <= {"main-loop", "vcpu-poll"}
-    assert sum(half["verdicts"].values()) == SAVES
+    # Whose poll ran it is told by names of functions, which are not there.
+    assert half["verdicts"] == {"inconclusive": SAVES}

@@ -56,6 +56,7 @@ def verdicts(path: Path, *events: Event, **header: Any) -> dict[str, int]:
     return dict(counts)
 
 
+DISPATCHED = "g_main_context_dispatch+0x299"
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "main loop": ("main-loop", {}, {}),
     "nested poll": ("nested-poll", {"stack": NESTED}, {}),
@@ -81,6 +82,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "aio_bh_poll called directly": ("nested-poll", {"stack": (*ROOT, "blk_insert_bs", *LEAF)}, {}),
     "no more than asked for": (
         "main-loop", {"stack": (PARTIAL, "aio_dispatch+0x1e", *LEAF)}, {},
+    ),
+    "nothing of QEMU's has a name": (
+        "inconclusive", {"stack": ("main", DISPATCHED, "qemu@0x97dcfe", "qemu@0x97e1b6", NAME)}, {},
     ),
     "less than the dispatcher": ("inconclusive", {"stack": (PARTIAL, *LEAF)}, {}),
     "cut behind the dispatcher": ("main-loop", {"stack": (TRUNCATED, *DISPATCH, *LEAF)}, {}),
