@@ -17,7 +17,7 @@ from qtrace.binary.dataflow import Function, direct_target
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.binary.symbols import SymbolTable, load_symbols
-from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
+from qtrace.errors import NoMatch, NotQemu, TargetError, UnsupportedBinary
 from qtrace.host.cache import cache_folder
 from qtrace.machine.arch_x86_64 import ENDBR64
 from qtrace.sites import scan_cache
@@ -251,3 +251,17 @@ def test_a_binary_of_another_machine_is_refused_as_what_it_is(
     path.write_bytes(header + bytes(4096))
     with pytest.raises(UnsupportedBinary, match=said):
         Elf(path)
+
+
+@pytest.mark.qemu
+def test_beside_all_a_glob_without_a_one_shot_is_left_to_its_rows_and_so_are_many(
+    qemu_binary: Path,
+) -> None:
+    scan, module = scan_of(qemu_binary), Module(Elf(qemu_binary), 0)
+    with pytest.raises(NoMatch):
+        plan_watch(scan, module, ["nosuch*"])
+    plan = plan_watch(scan, module, ["nosuch*", *JOBS, "*"], everything=True)
+    assert plan.by_all == ("nosuch*", "*")
+    assert {half.name for half in plan.watched} == set(JOBS)
+    assert all("the rows of --all" in note for note in plan.notes)
+    assert len(plan.notes) == 2
