@@ -161,7 +161,9 @@ class Coroutines(AioCommand):
             raise gdb.GdbError("the code of this QEMU does not show where coroutines lie")
         for co in blocks.coroutines:
             doing = wait_of(co).text if co.state == ASLEEP else co.state
-            tell(f"coroutine {co.address:#x} of {co.entry}: {doing}")
+            behind = ", ".join(f"{holder:#x}" for holder in co.holders)
+            behind = f", behind coroutine {behind}" if behind else ""
+            tell(f"coroutine {co.address:#x} of {co.entry}: {doing}{behind}")
             if co.frames:
                 functions = (frame.partition("+")[0] for frame in co.frames)
                 tell("    " + " < ".join(NAMELESS.sub("0x", name) for name in functions))

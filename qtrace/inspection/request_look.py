@@ -85,7 +85,8 @@ class Requests:
             return None
         if len(self._before) > MOST_HOPS:
             return None
-        with suppress(QtraceError):
+        # It may end while it is being looked into.
+        with suppress(QtraceError, OSError):
             if peer.pid not in self._servers:
                 self._servers[peer.pid] = None
                 looker = Looker(LiveQemu(Process(peer.pid)))

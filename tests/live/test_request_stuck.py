@@ -23,7 +23,7 @@ from qtrace.inspection.request_look import Requests
 from qtrace.inspection.request_proof import prove
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.process.process import Process
-from qtrace.qemu.block.coroutine_waits import REPLY
+from qtrace.qemu.block.coroutine_waits import MUTEX, QUEUE, REPLY
 from tests.live.support.attached import attached
 from tests.live.support.dead_fuse import fuse_file, guest_on
 from tests.live.support.hung import functions_of_main_thread
@@ -125,6 +125,35 @@ def test_a_server_that_waits_for_a_server_of_its_own_leads_to_that_one(
         f"; process {first} has it in hand: write of 512 bytes at 4096 on node disk (nbd)"
         in finding["sentence"]
     )
+
+
+# MAX_NBD_REQUESTS (block/nbd.c).
+SLOTS = 16
+
+
+def test_who_waits_for_a_slot_waits_for_those_that_have_one(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    with guest_on_server(qemu_binary, tmp_path) as (guest, server):
+        stop(server)
+        for number in range(SLOTS + 2):
+            line = (
+                f'qemu-io -d /machine/peripheral/{DEVICE}/virtio-backend "aio_read {number}k 512"'
+            )
+            guest.qmp.command("human-monitor-command", **{"command-line": line})
+        requests = Requests(Looker(LiveQemu(Process(guest.pid))))
+        look = requests.look()
+        os.kill(server, signal.SIGCONT)
+    queued = [one for one in look.behind if one.wait.kind == QUEUE]
+    assert {one.request.offset for one in queued if one.request} == {SLOTS << 10, 17 << 10}
+    (reads,) = look.causes
+    # One of those that have a slot reads, the others wait for the mutex that it holds.
+    locked = [one for one in look.behind if one.wait.kind == MUTEX]
+    assert {one.co.holders for one in locked if one.co} == {(reads.co.address if reads.co else 0,)}
+    have = {one.co.address for one in (reads, *locked) if one.co}
+    assert len(have) == SLOTS
+    assert len({one.co.queue for one in queued if one.co}) == 1
+    assert all(set(one.co.holders) == have for one in queued if one.co)
 
 
 def test_a_job_that_asks_a_stopped_server_where_data_lies_is_told_with_its_process(
