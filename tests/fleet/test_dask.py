@@ -21,7 +21,8 @@ from tests.limits import TIMEOUT_S
 from tests.live.support.ptraced import until
 from tests.unit.fleets import saves
 
-pytestmark = [pytest.mark.cluster]
+# Two hundred recordings on a busy machine.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 COUNT = 200
 
