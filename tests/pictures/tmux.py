@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.limits import TIMEOUT_S
+
+# What the command has left behind stays to be seen, and how it ended. Ctrl-C is for it alone.
+TOLD = """trap : INT; "$@"; printf '\\nended with %s\\n' $?; exec sleep infinity"""
 
 
 class Tmux:
@@ -22,11 +26,8 @@ class Tmux:
     def __init__(self, socket: Path, command: list[str], width: int = 80, height: int = 24) -> None:
         self._socket = socket
         environment = {k: v for k, v in os.environ.items() if k not in ("TMUX", "NO_COLOR")}
-        # What the command has left behind stays to be seen.
-        self._ask("new-session", "-d", "-x", str(width), "-y", str(height), "sleep infinity",
-                  environment=environment)  # fmt: skip
-        self._ask("set-option", "-g", "remain-on-exit", "on")
-        self._ask("respawn-pane", "-k", *command)
+        self._ask("new-session", "-d", "-x", str(width), "-y", str(height),
+                  "sh", "-c", TOLD, "sh", *command, environment=environment)  # fmt: skip
 
     def __enter__(self) -> Tmux:
         return self
@@ -69,10 +70,8 @@ class Tmux:
     @property
     def status(self) -> int | None:
         """The command's exit status, None while it runs."""
-        dead, status = self._ask("display-message", "-p", "#{pane_dead} #{pane_dead_status}").split(
-            " "
-        )
-        return int(status) if dead == "1" and status.strip() else None
+        told = re.findall(r"^ended with (\d+)$", "\n".join(self.lines()), re.MULTILINE)
+        return int(told[-1]) if told else None
 
     def _ask(self, *words: str, environment: dict[str, str] | None = None) -> str:
         run = subprocess.run(
