@@ -63,6 +63,10 @@ format: venv ## Let ruff mend what it can
 qemus: venv ## Unpack every other QEMU that tests know below .cache/ (tests/builds.py)
 	@scripts/qemus.sh all
 
+.PHONY: kernels
+kernels: ## Unpack Debian's kernels 6.1 and 6.12 below .cache/ for the soak's guests
+	@scripts/kernels.sh
+
 .PHONY: venv
 venv: ## Install what is missing and make .venv (the other targets do it by themselves)
 	@scripts/setup.sh

@@ -53,6 +53,8 @@ def attached(pid: int, *options: object, within: tuple[str, ...] = ()) -> Iterat
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
+        while line.startswith("warning: "):  # of what probes cost on this kernel
+            line = process.stderr.readline()
         assert line.startswith("recording"), line + process.stderr.read()
         yield Attached(process, line)
     finally:
