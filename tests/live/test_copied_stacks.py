@@ -31,7 +31,7 @@ def test_frames_are_the_same_whether_a_chain_was_met_before_or_not(
     ):
         save(guest, ROUNDS)
         hits = with_stacks(recording)
-        unwinder = recording._qemu.unwinder
+        unwinder = recording.qemu.unwinder
         often = Stacks(unwinder)
         assert [often.frames(hit) for hit in hits] == [Stacks(unwinder).frames(h) for h in hits]
     assert len(hits) > 3 * ROUNDS
@@ -58,7 +58,7 @@ def test_no_more_is_copied_of_a_stack_than_up_to_its_outermost_frame(
         recording._take(before)
         save(guest, 1)
         after = with_stacks(recording)
-        whole = Stacks(recording._qemu.unwinder)
+        whole = Stacks(recording.qemu.unwinder)
         runs = [[h for h in hits if is_run(recording, h)] for hits in (before, after)]
         (first,), (second,) = runs
         assert whole.frames(first) == whole.frames(second)
