@@ -45,10 +45,11 @@ AFTER = np.array(
 )
 AFTER_TABLE: list[list[int]] = AFTER.tolist()
 # How many events are looked at, how many of them may be late, and from how many moments at which
-# nothing was pending; what was seen took 12, 2 and 1.
-WINDOW, LATE, MOMENTS = 32, 3, 3
-# Steps of one search; what was seen took some ten.
-STEPS = 2000
+# nothing was pending; what was seen took 12, 2 and 1, and with 64 threads that ask for one bottom
+# half up to 100, 3 and 1.
+WINDOW, LATE, MOMENTS = 128, 3, 3
+# Steps of one search: a late one may have come before any of so many.
+STEPS = 20_000
 
 
 def nearest_legal_order(

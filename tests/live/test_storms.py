@@ -56,7 +56,10 @@ def test_a_deep_queue_makes_workers_ask_thousands_of_times_for_one_run(
     trace, image = tmp_path / "t.parquet", qemu_binary.with_name("qemu-img")
     command = bench_command(image, disk_image(tmp_path), REQUESTS, depth=DEPTH)
     status, report, _err = qtrace_run("--all", "-o", trace, "--", *command)
-    assert (status, report["lost_events"]) == (0, 0)
+    assert report["lost_events"] == 0
+    # The notes of 64 threads cross: of one schedule in 60,000 it may not be told how it ended.
+    unsure = sum(half["verdicts"].get("inconclusive", 0) for half in report["bottom_halves"])
+    assert (unsure, status) in {(0, 0), (1, 4)}
     lost = found(trace, "lost-schedule")
     assert lost.name == "thread_pool_completion_bh"
     assert lost.value >= 1_000
