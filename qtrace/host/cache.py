@@ -17,7 +17,8 @@ def cache_folder() -> Path:
     there what root then compiles or trusts: root uses a folder of root's only.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    existing = next(parent for parent in (base, *base.parents) if parent.exists())
+    # Path.exists() raises where a folder on the way is closed to this user.
+    existing = next(parent for parent in (base, *base.parents) if os.path.exists(parent))
     if os.geteuid() == 0 and existing.stat().st_uid != 0:
         base = Path(pwd.getpwuid(0).pw_dir) / ".cache"
     return base / "qtrace"

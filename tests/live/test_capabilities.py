@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -109,7 +110,9 @@ def without_a_compiler() -> list[str]:
 def own_cache(tmp_path: Path) -> list[str]:
     """A place that nobody may write to."""
     tmp_path.chmod(0o777)
-    for folder in tmp_path.parents[:2]:
+    for folder in tmp_path.parents:
+        if folder == Path(tempfile.gettempdir()):
+            break
         folder.chmod(0o755)
     return ["env", f"XDG_CACHE_HOME={tmp_path}", "PYTHONDONTWRITEBYTECODE=1"]
 

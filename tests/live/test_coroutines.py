@@ -23,6 +23,7 @@ from tests.live.support.gdb_cases import everywhere
 from tests.live.support.gdb_session import core_of, gdb, live
 from tests.live.support.hung import guest_with_sleeping_job
 from tests.live.support.inspecting import functions, in_words, inspect, thread
+from tests.live.support.luks_job import ARGUMENTS, LuksJob
 
 pytestmark = pytest.mark.qemu
 
@@ -37,24 +38,19 @@ def guest_with_running_job(qemu: Path) -> Iterator[Guest]:
 
     (It has waited before for a thread that measured how quick this machine is.)
     """
-    secret = ("-object", "secret,id=s,data=123456")
-    with Guest(qemu, "tcg", "idle", extra_args=secret) as guest:
-        file = guest.folder / "luks.img"
-        file.touch()
-        guest.qmp.command(
-            "blockdev-add", **{"driver": "file", "filename": str(file), "node-name": "luks"}
-        )
-        options: dict[str, object] = {
-            "driver": "luks",
-            "file": "luks",
-            "size": 1 << 20,
-            "key-secret": "s",
-        }
-        options["iter-time"] = FOR_EVER_MS
+    with (
+        Guest(qemu, "tcg", "idle", extra_args=ARGUMENTS) as guest,
+        socket.socket(socket.AF_UNIX) as qmp,
+    ):
         began = _cpu_s(guest.pid)
-        with asked(guest, "blockdev-create", **{"job-id": JOB, "options": options}):
-            _until(lambda: _cpu_s(guest.pid) > began + 1, "the computation")
-            yield guest
+        job = LuksJob(guest, qmp, JOB, FOR_EVER_MS)
+
+        def computes() -> bool:
+            job.go_on()
+            return _cpu_s(guest.pid) > began + 1
+
+        _until(computes, "the computation")
+        yield guest
 
 
 @contextmanager

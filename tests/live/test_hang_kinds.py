@@ -20,6 +20,8 @@ from qtrace.qemu.aio.model import Look
 from tests.live.support.gdb_cases import everywhere
 from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.inspecting import inspect
+from tests.live.support.luks_job import ARGUMENTS as LUKS_ARGUMENTS
+from tests.live.support.luks_job import LuksJob
 from tests.live.support.ptraced import until
 from tests.live.support.writing import (
     DEBUG_CONSOLE,
@@ -68,43 +70,24 @@ def test_a_main_thread_that_computes_is_told_as_that_and_never_as_stuck(
     qemu_binary: Path, accel: Accelerator
 ) -> None:
     """LUKS counts its rounds on the main thread, and on another one while main waits for it."""
-    arguments = ("-object", "secret,id=key,data=123456")
-    with Guest(qemu_binary, accel, firmware="idle", extra_args=arguments) as guest:
-        image = guest.folder / "image"
-        image.write_bytes(bytes(16 << 20))
-        guest.qmp.command("blockdev-add", driver="file", filename=str(image), **{"node-name": "n"})
-        with socket.socket(socket.AF_UNIX) as qmp:
-            qmp.connect(str(guest.second_qmp_socket))
-            options = {"driver": "luks", "file": "n", "size": 1 << 20, "key-secret": "key",
-                       "iter-time": ITERATIONS_MS}  # fmt: skip
-            create = {"execute": "blockdev-create",
-                      "arguments": {"job-id": "luks", "options": options}}  # fmt: skip
-            dismiss = {"execute": "job-dismiss", "arguments": {"id": "luks"}}
-            qmp.sendall(b'{"execute": "qmp_capabilities"}' + json.dumps(create).encode())
-            seen = []
-            while "computes" not in seen:
-                assert len(seen) < LOOKS
-                if b'"concluded"' in arrived(qmp):
-                    # "Unable to get accurate CPU usage": the job fails where the kernel counts
-                    # processor time too coarsely for its first rounds. It is begun again.
-                    qmp.sendall(json.dumps(dismiss).encode() + json.dumps(create).encode())
-                status, document, _err = inspect("--pid", guest.pid)
-                assert (document["verdict"], status) in {
-                    ("clear", 0), ("computes", 4), ("inconclusive", 4)
-                }  # fmt: skip
-                seen.append(document["verdict"])
+    with (
+        Guest(qemu_binary, accel, firmware="idle", extra_args=LUKS_ARGUMENTS) as guest,
+        socket.socket(socket.AF_UNIX) as qmp,
+    ):
+        job = LuksJob(guest, qmp, "luks", ITERATIONS_MS)
+        seen = []
+        while "computes" not in seen:
+            assert len(seen) < LOOKS
+            job.go_on()
+            status, document, _err = inspect("--pid", guest.pid)
+            assert (document["verdict"], status) in {
+                ("clear", 0), ("computes", 4), ("inconclusive", 4)
+            }  # fmt: skip
+            seen.append(document["verdict"])
     (finding,) = document["findings"]
     assert finding["command"] in (None, "QMP blockdev-create")
     assert "qcrypto_" in finding["sentence"]
     assert finding["sentence"].startswith(f"the main loop does not run: {guest.pid} (main)")
-
-
-def arrived(qmp: socket.socket) -> bytes:
-    """What QEMU has sent so far."""
-    try:
-        return qmp.recv(1 << 16, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return b""
 
 
 def test_a_wait_that_began_only_after_the_first_look_is_proven_too(tmp_path: Path) -> None:

@@ -257,16 +257,26 @@ def test_a_watch_ends_with_the_process() -> None:
     assert f"process {guest.pid} has ended" in err
 
 
+def loops_of(pid: int) -> list[int]:
+    """The main thread and the IOThreads, the monitor's too."""
+    names = {int(t.name): (t / "comm").read_text() for t in Path(f"/proc/{pid}/task").iterdir()}
+    return [pid, *(tid for tid, name in names.items() if name.startswith("IO "))]
+
+
+def polls(pid: int, tid: int) -> bool:
+    call = read_system_call(pid, tid)
+    return call is not None and syscall_name(call.number) in ("poll", "ppoll")
+
+
 def test_a_stopped_process_is_shown_and_left_stopped() -> None:
     with guest_with_sleeping_job(find_qemu(), "tcg") as guest:
         while True:
             os.kill(guest.pid, signal.SIGSTOP)
             while state(guest.pid) != "T":
                 time.sleep(0.001)
-            call = read_system_call(guest.pid, guest.pid)
-            if call is not None and syscall_name(call.number) == "ppoll":
+            if all(polls(guest.pid, tid) for tid in loops_of(guest.pid)):
                 break
-            # It was about to send the last answer: one look at that may show it as stuck.
+            # One was about to send the last answer: one look at that may show it as stuck.
             os.kill(guest.pid, signal.SIGCONT)
         status, document, _err = inspect("--pid", guest.pid)
         assert state(guest.pid) == "T"
