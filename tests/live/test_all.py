@@ -17,6 +17,7 @@ from qtrace.lab.block_load import bench_command, disk_image, nbd_url, storage_da
 from qtrace.lab.firmware import CHIP_BYTES, image
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.process.qmp_client import QmpClient
+from qtrace.record.all_events.all_program import RING_BYTES
 from qtrace.record.launch import launch
 from qtrace.record.recording_options import RecordingOptions
 from qtrace.record.start import start_recording
@@ -167,8 +168,9 @@ def test_after_sigkill_of_qtrace_convert_brings_back_what_was_recorded(tmp_path:
         with attached(guest.pid, "--all", "-o", trace) as attach:
             save(guest, 3)
             wait_for(lambda: raw.read_bytes().count(b'","run","') == 3)
-            # Of each block that is moved at once the file says when it is whole.
-            wait_for_rows(trace, (8 << 20) // RECORD_BYTES)
+            # Of each block that is moved at once the file says when it is whole, and one may be as
+            # large as a processor's ring.
+            wait_for_rows(trace, (RING_BYTES + (2 << 20)) // RECORD_BYTES)
             attach.process.kill()
             attach.process.wait()
         assert is_running(guest.pid)

@@ -12,7 +12,7 @@ import pytest
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.lab.guest import find_qemu
 from qtrace.record.ebpf.bpf_program import load_ahead
-from tests.live.support.benched import REQUESTS, frame_of, qtrace_run
+from tests.live.support.benched import REQUESTS, ended_well, frame_of, qtrace_run
 from tests.live.support.counted import own_copy, probed_with_counter
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
@@ -24,7 +24,8 @@ def test_a_wrapper_is_followed_to_the_qemu_program_that_it_becomes(tmp_path: Pat
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     command = bench_command(find_qemu("qemu-img"), disk_image(tmp_path), REQUESTS)
     status, report, _err = qtrace_run("--all", "-o", trace, "--", script, *command)
-    assert (status, report["traces"][0]["exit"]) == (0, {"status": 0})
+    assert ended_well(status, report)
+    assert report["traces"][0]["exit"] == {"status": 0}
     frame = frame_of(trace)
     runs = (frame["event"] == "run") & (frame["name"] == "thread_pool_completion_bh")
     assert runs.sum() > 0
@@ -37,7 +38,7 @@ def test_a_wrapper_that_starts_qemu_and_goes_on_is_followed_too(tmp_path: Path) 
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     command = bench_command(find_qemu("qemu-img"), disk_image(tmp_path), REQUESTS)
     status, report, said = qtrace_run("--all", "-o", trace, "--", script, *command)
-    assert status == 0, said
+    assert ended_well(status, report), said
     assert "wrapper exited with status 7" in said
     assert (tmp_path / "wrapper.done").exists()
     frame = frame_of(trace)

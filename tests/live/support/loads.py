@@ -24,6 +24,7 @@ from qtrace.lab.firmware import CHIP_BYTES, assemble
 from qtrace.process.qmp_client import QmpClient
 from tests.limits import TIMEOUT_S
 from tests.live.support.attached import wait_for
+from tests.live.support.benched import ended_well
 from tests.live.support.ptraced import children
 
 FIRMWARE = Path(__file__).with_name("virtio_blk.S")
@@ -157,8 +158,9 @@ def recorded(
         (pid,) = children(process.pid)
         yield pid
         out, err = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode == 0, err
-        report: dict[str, Any] = json.loads(out)
+        report: dict[str, Any] = json.loads(out) if out else {}
+        assert report, err
+        assert ended_well(process.returncode, report), err
         assert report["traces"][0]["exit"] == {end: value}
     finally:
         # The recorder sees that the program has ended.
