@@ -19,7 +19,8 @@ from pathlib import Path
 SYSCALL = {"x86_64": 321, "aarch64": 280}
 # linux/bpf.h
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_NEXT_KEY, PROG_LOAD, LINK_CREATE = 0, 1, 2, 4, 5, 28
-MAP_TYPE_RINGBUF, PROG_TYPE_KPROBE = 27, 2
+RAW_TRACEPOINT_OPEN = 17
+MAP_TYPE_RINGBUF, PROG_TYPE_KPROBE, PROG_TYPE_RAW_TRACEPOINT = 27, 2, 17
 TRACE_UPROBE_MULTI = 48
 # Zeros behind are the same as absent: what old and new kernels take.
 ATTRIBUTE_BYTES = 72
@@ -98,15 +99,18 @@ def has_seccomp_filter() -> bool:
     return match is not None and match[1] != "0"
 
 
-def load_program(code: bytes, name: str = "", attach_type: int = 0) -> int:
-    """Load a program for uprobes. ``attach_type`` is 0 for perf events. Raises OSError."""
+def load_program(
+    code: bytes, name: str = "", attach_type: int = 0, kind: int = PROG_TYPE_KPROBE
+) -> int:
+    """Load a program, for uprobes unless it is of another kind. ``attach_type`` is 0 for perf
+    events. Raises OSError."""
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
     return bpf(
         PROG_LOAD,
         struct.pack(
             "<IIQQIIQII16sII",
-            PROG_TYPE_KPROBE,
+            kind,
             len(code) // 8,
             ctypes.addressof(instructions),
             ctypes.addressof(licence),
@@ -143,6 +147,15 @@ def link_uprobes(program: int, path: bytes, offsets: Sequence[int], pid: int) ->
             pid,
         ),
     )
+
+
+def attach_raw_tracepoint(program: int, name: str) -> int:
+    """Run a program of PROG_TYPE_RAW_TRACEPOINT there, for as long as what is returned is open.
+
+    Raises OSError.
+    """
+    text = ctypes.create_string_buffer(name.encode())
+    return bpf(RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text), program))
 
 
 @cache

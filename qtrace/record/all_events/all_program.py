@@ -8,7 +8,8 @@ import numpy as np
 
 from qtrace.record.ebpf.bpf_image import PROBES
 from qtrace.record.ebpf.bpf_program import Program
-from qtrace.record.ebpf.rings import PAGE, possible_cpus
+from qtrace.record.ebpf.record_ring import PAGE
+from qtrace.record.ebpf.rings import possible_cpus
 from qtrace.sites.all_plan import AllPlan
 
 # All CPUs' buffers together: a third of a second of events at the highest rate seen.

@@ -9,7 +9,7 @@ from qtrace.process.hit import Hit
 from qtrace.process.stack import Unwinder
 from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.ebpf_recorder import HitReader
-from qtrace.record.ebpf.rings import PAGE, RecordRing
+from qtrace.record.ebpf.record_ring import PAGE, RecordRing
 from qtrace.record.hit_stacks import Stacks
 from qtrace.trace.schema import escape
 

@@ -16,7 +16,7 @@ from collections import deque
 
 from qtrace.host import privileges
 from qtrace.record.ebpf.bpf_program import Program
-from qtrace.record.ebpf.rings import PAGE, RecordRing
+from qtrace.record.ebpf.record_ring import PAGE, RecordRing
 
 # Hits of watched bottom halves: 9,000 of which little stack is needed, 420 with most.
 HITS_BYTES = 16 << 20

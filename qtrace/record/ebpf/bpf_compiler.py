@@ -34,7 +34,7 @@ LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
 MOVE_NUMBER, LOAD_WORD = 0xB7, 0x79
 # The ring buffers that are read record by record: what is read in blocks has a header of its own
 # to lay them out.
-RECORDS = ("events", "steps")
+RECORDS = ("events", "steps", "execs")
 # unshare(2): a working folder of one's own.
 CLONE_FS = 0x200
 

@@ -12,6 +12,8 @@ from mmap import PAGESIZE
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.bpf_syscall import (
     MAP_CREATE,
+    PROG_TYPE_KPROBE,
+    PROG_TYPE_RAW_TRACEPOINT,
     TRACE_UPROBE_MULTI,
     bpf,
     links_work,
@@ -21,7 +23,15 @@ from qtrace.host.bpf_syscall import (
 )
 from qtrace.host.capabilities import check_ring_buffer
 from qtrace.host.pid_namespace import own_namespace
-from qtrace.record.ebpf.bpf_image import NOTHING, PROGRAMS, Filling, Image, MapSpec, get_image
+from qtrace.record.ebpf.bpf_image import (
+    AT_TRACEPOINTS,
+    NOTHING,
+    PROGRAMS,
+    Filling,
+    Image,
+    MapSpec,
+    get_image,
+)
 
 ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
 INDEX, WORD = struct.Struct("<I"), struct.Struct("<Q")
@@ -64,7 +74,7 @@ class Program:
                 name: replace(spec, max_entries=sizes.get(name, spec.max_entries))
                 for name, spec in image.maps.items()
             }
-            self._load(image, functions)
+            self._load(image, functions, at_tracepoint=file in AT_TRACEPOINTS)
         except (OSError, RecorderUnavailable) as error:
             self.close()
             # Of a kernel without ring buffers neither clang nor bpf(2) says so.
@@ -78,16 +88,23 @@ class Program:
                 "qtrace doctor says what is missing",
             ) from error
 
-    def _load(self, image: Image, functions: Mapping[str, tuple[str, Filling]]) -> None:
+    def _load(
+        self,
+        image: Image,
+        functions: Mapping[str, tuple[str, Filling]],
+        *,
+        at_tracepoint: bool,
+    ) -> None:
         for name, spec in self.specs.items():
             # Its inner map is declared before it.
             inner = next(reversed(self.maps.values()), 0) if spec.type == ARRAY_OF_MAPS else 0
             self.maps[name] = self.create_map(name, spec, inner)
-        kind = TRACE_UPROBE_MULTI if links_work() else 0
+        kind = PROG_TYPE_RAW_TRACEPOINT if at_tracepoint else PROG_TYPE_KPROBE
+        attach_type = TRACE_UPROBE_MULTI if links_work() and not at_tracepoint else 0
         where = _pid_namespace()
         for name, (function, filling) in functions.items():
             code = image.functions[function].filled(self.maps, {**where, **filling})
-            self.functions[name] = load_program(code, name, kind)
+            self.functions[name] = load_program(code, name, attach_type, kind)
 
     def create_map(self, name: str, spec: MapSpec, inner: int = 0) -> int:
         """One more map, its file descriptor. Raises OSError."""
@@ -135,6 +152,12 @@ def _pid_namespace() -> Filling:
         # A move of a constant has a signed one.
         "NAMESPACE_INODE": own.inode - (own.inode >> 31 << 32),
     }
+
+
+def load_exec(pages: int = 4) -> Program:
+    """probes/exec.bpf.c, with a ring buffer of so many pages: 400 programs that start at once."""
+    sizes = {"execs": pages * PAGESIZE}
+    return Program("exec.bpf.c", {"on_exec": ("on_exec", NOTHING)}, sizes)
 
 
 # 16 MiB: some 10,000 hits of which little stack is needed, 420 with as much as is ever copied.

@@ -15,7 +15,7 @@ from qtrace.record.ebpf.bcc_module import find_bcc, load_bcc
 from qtrace.record.ebpf.bpf_image import NoImage, read_prebuilt
 from qtrace.record.ebpf.bpf_program import load_watch
 from qtrace.record.ebpf.kernel_headers import find_headers
-from qtrace.record.ebpf.rings import PAGE, RecordRing
+from qtrace.record.ebpf.record_ring import PAGE, RecordRing
 from qtrace.record.ebpf.uprobes import Uprobes
 
 COMPILE: tuple[Need, ...] = ("compile",)
