@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qtrace.knowledge import SNAPSHOT_JOBS
@@ -21,6 +22,9 @@ SENTENCES = {
     "not-seen": "{name} was not scheduled while the recording ran",
     "inconclusive": "what became of {name} is not certain",
 }
+# So many that were watched and not seen are named, of more (-b '*') the number is told.
+UNSEEN = 5
+DURING_STUCK = ", for a part of which the main loop or an IOThread was stuck"
 ROLES = {"vcpu": "vCPU thread", "iothread": "IOThread", "migration": "migration thread",
          "worker": "worker thread"}  # fmt: skip
 
@@ -51,10 +55,33 @@ def verdict_sentence(half: Any, stuck: bool) -> str:
         total=sum(counts.values()),
     )
     if verdict == "not-seen" and stuck:
-        sentence += ", for a part of which the main loop or an IOThread was stuck"
+        sentence += DURING_STUCK
     if verdict == "vcpu-poll" and half["name"] in SNAPSHOT_JOBS:
         sentence += " (QEMU issue 2111)"
     return sentence
+
+
+def not_seen_sentence(report: Mapping[str, Any]) -> str:
+    """One sentence for all bottom halves of a report in which none was scheduled."""
+    names = [half["name"] for half in report["bottom_halves"]]
+    during = "while the recording ran"
+    globs = sorted({glob for trace in report["traces"] for glob in trace["by_all"]})
+    if not names and globs:
+        text = f"no bottom half that matches {' or '.join(globs)} was scheduled {during}"
+    elif not names:
+        text = "no bottom half was watched: the program has none of those of the snapshot jobs"
+    elif len(names) > UNSEEN:
+        text = f"none of {len(names)} bottom halves was scheduled {during}"
+    elif len(names) == 1:
+        text = f"{names[0]} was not scheduled {during}"
+    else:
+        text = f"{', '.join(names[:-1])} and {names[-1]} were not scheduled {during}"
+    if names and report["stuck"]:
+        text += DURING_STUCK
+    called = {call["name"] for call in report["calls"]}
+    if called & {SNAPSHOT_JOBS[name] for name in names if name in SNAPSHOT_JOBS}:
+        text += ": the snapshots above had no job, as those of HMP's savevm and loadvm"
+    return text
 
 
 def times(count: int) -> str:

@@ -21,7 +21,7 @@ from qtrace.analysis.report import exit_status
 from qtrace.analysis.report_types import Report
 from qtrace.analysis.traces import Trace
 from qtrace.analysis.verdicts import SEVERITY
-from qtrace.analysis.wording import verdict_sentence
+from qtrace.analysis.wording import not_seen_sentence, verdict_sentence
 from qtrace.errors import OutputFailed
 from qtrace.export.drawing import Drawing, drawing_of
 from qtrace.export.output_file import check_suffix, replacing
@@ -92,12 +92,14 @@ def page_of(report: Report, drawings: Sequence[Drawing]) -> bytes:
 
 def _data(report: Report, drawings: Sequence[Drawing], runs: int) -> dict[str, Any]:
     halves = sorted(report["bottom_halves"], key=lambda half: SEVERITY.index(half["verdict"]))
-    seen = [half for half in halves if half["verdict"] != "not-seen"] or halves
+    seen = [half for half in halves if half["verdict"] != "not-seen"]
     words = [["stuck", inert(one["sentence"], 1000)] for one in report["stuck"]]
     words += [
         [half["verdict"], inert(verdict_sentence(half, bool(report["stuck"])), 1000)]
         for half in seen
     ]
+    if not seen:
+        words.append(["not-seen", inert(not_seen_sentence(report), 1000)])
     words += [["inconclusive", inert(note, 1000)] for note in report["notes"]]
     return {
         "version": __version__,

@@ -23,6 +23,7 @@ from qtrace.export import html, report_data
 from qtrace.export.drawing import drawing_of
 from tests.unit.called import Call, calling
 from tests.unit.event_rows import (
+    CALLBACK,
     NAME,
     attach,
     detach,
@@ -102,6 +103,19 @@ def trace(tmp_path: Path) -> Path:
     path = tmp_path / "trace.csv"
     recording(path, schedule(1_000), run_on_vcpu(2_000), lost(5_000, 6_000, 2))
     return path
+
+
+def test_what_was_not_seen_is_one_line(tmp_path: Path, report: Call) -> None:
+    watched = [
+        {"name": name, "callback": f"{CALLBACK + 16 * at:#x}", "call_sites": [], "context": "main"}
+        for at, name in enumerate([NAME, "job_exit"])
+    ]
+    trace = write(tmp_path / "idle.csv", [attach(watched=watched), detach()])
+    report(trace, "-o", tmp_path / "idle.html")
+    (words,) = data_of(tmp_path / "idle.html")["words"]
+    assert words == [
+        "not-seen", f"{NAME} and job_exit were not scheduled while the recording ran"
+    ]  # fmt: skip
 
 
 def test_it_says_what_analyze_says(report: Call, trace: Path) -> None:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qtrace.knowledge import SNAPSHOT_JOBS
 from qtrace.units import show
 
 # What ``judge`` returns, or a laboratory's outcome, which has more.
@@ -36,8 +35,6 @@ FRAMES = 30
 SCHEDULE_FRAMES = 6
 # So many that ran elsewhere than in their own loop are told.
 ELSEWHERE = 20
-# So many that were watched and not seen are named, of more (-b '*') the number is told.
-UNSEEN = 5
 
 
 def inert(value: object) -> str:
@@ -73,6 +70,9 @@ def print_warnings(console: Console, report: Report) -> None:
 
 def print_report(console: Console, report: Report) -> None:
     """Print a report of ``qtrace.analysis.judge``."""
+    # Here and not above: what shows a look at a process has no use for pandas.
+    from qtrace.analysis.wording import UNSEEN, not_seen_sentence
+
     for trace in report["traces"]:
         console.print(Text(_target(trace)))
     halves = report["bottom_halves"]
@@ -112,7 +112,8 @@ def print_report(console: Console, report: Report) -> None:
     for half in seen:
         console.print(_verdict(half, report))
     if not seen:
-        console.print(_not_seen(report))
+        sentence = inert(not_seen_sentence(report))
+        console.print(Text().append("not-seen: ", FINE).append(sentence))
 
 
 def _print_stuck(console: Console, stuck: dict[str, Any]) -> None:
@@ -315,7 +316,6 @@ def _exit(facts: dict[str, Any]) -> str:
 
 
 def _verdict(half: dict[str, Any], report: Report) -> Text:
-    # Here and not above: what shows a look at a process has no use for pandas.
     from qtrace.analysis.wording import verdict_sentence
 
     verdict = half["verdict"]
@@ -323,29 +323,6 @@ def _verdict(half: dict[str, Any], report: Report) -> Text:
     if verdict == "inconclusive":
         sentence += " (see above)"
     return Text().append(f"{verdict}: ", STYLES.get(verdict, FINE)).append(inert(sentence))
-
-
-def _not_seen(report: Report) -> Text:
-    """One line for all, when none of those that were watched was scheduled."""
-    names = [half["name"] for half in report["bottom_halves"]]
-    during = "while the recording ran"
-    globs = sorted({glob for trace in report["traces"] for glob in trace["by_all"]})
-    if not names and globs:
-        text = f"no bottom half that matches {' or '.join(globs)} was scheduled {during}"
-    elif not names:
-        text = "no bottom half was watched: the program has none of those of the snapshot jobs"
-    elif len(names) > UNSEEN:
-        text = f"none of {len(names)} bottom halves was scheduled {during}"
-    elif len(names) == 1:
-        text = f"{names[0]} was not scheduled {during}"
-    else:
-        text = f"{', '.join(names[:-1])} and {names[-1]} were not scheduled {during}"
-    if names and report["stuck"]:
-        text += ", for a part of which the main loop or an IOThread was stuck"
-    called = {call["name"] for call in report["calls"]}
-    if called & {SNAPSHOT_JOBS[name] for name in names if name in SNAPSHOT_JOBS}:
-        text += ": the snapshots above had no job, as those of HMP's savevm and loadvm"
-    return Text().append("not-seen: ", FINE).append(inert(text))
 
 
 def _times(count: int) -> str:

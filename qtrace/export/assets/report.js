@@ -16,6 +16,8 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const TONES = {
   'stuck': 'bad', 'request-stuck': 'bad', 'stranded': 'bad', 'vcpu-poll': 'bad', 'foreign-poll': 'bad',
   'inconclusive': 'warn', 'pending': 'warn',
+  // What did not happen is neither good nor bad.
+  'not-seen': 'none',
 };
 const tone = (verdict) => TONES[verdict] || 'good';
 const BAD = new Set(['vcpu-poll', 'foreign-poll', 'stranded']);
