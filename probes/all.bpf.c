@@ -5,6 +5,7 @@
  */
 #include <uapi/linux/ptrace.h>
 #include "all.h"
+#include "losses.h"
 #include "thread.h"
 #include "stack.h"
 
@@ -16,27 +17,10 @@
  * (rqspinlock) may give up: the reservation fails although there is room. */
 BPF_RINGBUF_OUTPUT(ring, 1);
 BPF_ARRAY_OF_MAPS(rings, "ring", 1);
-/* Failed reservations by site. */
-BPF_HASH(lost, u64, u64, 1024);
-/* 1 while the recording lasts. Probes come and go one after the other: what finds no room before
- * all are there, or when the first has gone, belongs to no recording. */
-BPF_ARRAY(recording, u32, 1);
 
 /* Whole stacks, and how many events each function has had. */
 BPF_RINGBUF_OUTPUT(events, 1);
 BPF_PERCPU_ARRAY(turns, u64, 32);
-
-static __always_inline void count_lost(struct pt_regs *regs)
-{
-    int first = 0;
-    u32 *on = recording.lookup(&first);
-    if (!on || !*on)
-        return;
-    u64 ip = regs->ip, zero = 0;
-    u64 *count = lost.lookup_or_try_init(&ip, &zero);
-    if (count)
-        __sync_fetch_and_add(count, 1);
-}
 
 static __always_inline struct all_event *begin(struct pt_regs *regs)
 {

@@ -35,6 +35,7 @@ MOVE_NUMBER, LOAD_WORD = 0xB7, 0x79
 # The ring buffers that are read record by record: what is read in blocks has a header of its own
 # to lay them out.
 RECORDS = ("events", "steps", "execs")
+INCLUDED = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 # unshare(2): a working folder of one's own.
 CLONE_FS = 0x200
 
@@ -63,7 +64,7 @@ def _compile(file: str) -> Image:
     # alone, or files would be opened, and programs started, there.
     ctypes.CDLL(None).unshare(CLONE_FS)
     try:
-        module = bcc.BPF(src_file=str(PROBES / file).encode(), cflags=[f"-I{PROBES}"])
+        module = bcc.BPF(text=_source(file).encode())
     except Exception as error:
         # bcc raises bare Exceptions; what clang said went to stderr.
         raise RecorderUnavailable(
@@ -85,6 +86,13 @@ def _compile(file: str) -> Image:
         return Image(compiled, maps, layouts)
     finally:
         module.cleanup()
+
+
+def _source(file: str) -> str:
+    """A source with its own headers in it: of a header that is included, bcc would leave the calls
+    on maps as they stand, and clang takes them for what cannot be reached and leaves them out."""
+    text = (PROBES / file).read_text()
+    return INCLUDED.sub(lambda header: _source(header[1]), text)
 
 
 def _holes() -> dict[tuple[int, int], str]:
