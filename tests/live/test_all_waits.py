@@ -64,8 +64,12 @@ def check_edges(one: Trace) -> None:
     every = one.detach["all"]
     own = probed["event"].isin(["schedule", "run", "return", "cancel", "delete", "co_schedule"])
     assert every["produced"] == every["written"] + every["lost"]
-    # The watched ones' schedules and runs are noted twice, and have one row each.
-    assert one.lost_events or every["written"] == own.sum()
+    # The watched ones' schedules and runs are noted twice, and have one row each. Where a probe of
+    # returns is passed by what was cancelled or deleted, too (Debian 13), such a hit has no row.
+    passed = every["written"] - own.sum()
+    shared = any(site["shared"] for site in one.header["all"])
+    most = probed["event"].isin(["cancel", "delete"]).sum() if shared else 0
+    assert one.lost_events or 0 <= passed <= most
     # Each thread has at most the runs open that were so when it ended.
     runs = one.runs
     open_still = runs[runs["end_ns"].isna().to_numpy()]
