@@ -33,7 +33,7 @@ from tests.left_behind import LeftBehind
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = (
     "bpf", "bcc", "gdb", "qemu", "kvm", "fuse", "node", "browser", "tmux", "cluster", "s3",
-    "prometheus", "builds",
+    "prometheus", "nspawn", "builds",
 )  # fmt: skip
 LIBRARIES = {"cluster": ("distributed",), "s3": ("s3fs", "moto")}
 REQUIRED = frozenset(filter(None, os.environ.get("QTRACE_REQUIRE", "").split(",")))
@@ -199,6 +199,12 @@ def missing(need: str) -> str:
     if need == "prometheus":
         there = (ROOT / ".cache/prometheus/usr/bin/prometheus").exists()
         return "" if there else "no Prometheus: tests/monitor/setup.sh"
+    if need == "nspawn":
+        places = (ROOT / ".cache/nspawn/usr/bin/systemd-nspawn", Path("/lib/systemd/systemd"))
+        if os.geteuid():
+            return "it boots a machine: run as root"
+        there = all(place.exists() for place in places)
+        return "" if there else "no systemd-nspawn, or no systemd: tests/monitor/setup.sh"
     if need in LIBRARIES:
         lacking = [name for name in LIBRARIES[need] if not importlib.util.find_spec(name)]
         return f"without {' and '.join(lacking)}: tests/fleet/setup.sh" if lacking else ""

@@ -120,17 +120,21 @@ def command(
 
 def _say(news: News, autopsy: Path | None, on_finding: str | None) -> None:
     from qtrace.cli.views.verdict_view import inert
+    from qtrace.monitor import journal
 
     sentence = inert(news.finding.sentence)
+    facts = {"VM": inert(news.vm), "PID": str(news.pid), "KIND": news.finding.kind,
+             "SENTENCE": sentence}  # fmt: skip
+    fields = {f"QTRACE_{key}": value for key, value in facts.items()}
     told = f"; autopsy: {autopsy}" if autopsy else ""
-    stderr().print(f"{inert(news.vm)} (pid {news.pid}): {news.finding.kind}: {sentence}{told}")
+    message = f"{facts['VM']} (pid {news.pid}): {news.finding.kind}: {sentence}{told}"
+    kept = {"QTRACE_AUTOPSY": str(autopsy)} if autopsy else {}
+    in_journal = {"MESSAGE_ID": journal.FINDING, **fields, **kept}
+    if not (journal.is_stderr() and journal.send(message, journal.ERROR, in_journal)):
+        stderr().print(message)
     if on_finding:
-        facts = {"VM": inert(news.vm), "PID": str(news.pid), "KIND": news.finding.kind,
-                 "SENTENCE": sentence}  # fmt: skip
         subprocess.Popen(
-            ["sh", "-c", on_finding],
-            env={**os.environ, **{f"QTRACE_{key}": value for key, value in facts.items()}},
-            stdin=subprocess.DEVNULL,
+            ["sh", "-c", on_finding], env={**os.environ, **fields}, stdin=subprocess.DEVNULL
         )
 
 
