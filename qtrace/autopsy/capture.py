@@ -28,6 +28,7 @@ from qtrace.autopsy.kept_memory import (
 )
 from qtrace.check.watching import Watching, load
 from qtrace.errors import NoSuchProcess, OutputFailed, QtraceError
+from qtrace.host.unanswered import join
 from qtrace.machine.thread_files import SystemCall, ThreadFiles, system_call
 from qtrace.process.live_source import LiveSource
 from qtrace.process.maps import read_maps
@@ -42,6 +43,8 @@ RESERVED_S, END_S = 1.5, 1.0
 # They take up to eight seconds of a QEMU that hangs, on a busy host longer; without them all the
 # rest says little.
 LOOKS_S = 15.0
+# What the kernel does not answer within this time it will not answer in ours.
+UNANSWERED_S = 2.0
 RECORD_S = 3.0
 NO_GUEST_RAM = "no guest RAM is in it; stacks and heap of QEMU are, and its command line is not"
 
@@ -115,24 +118,32 @@ def capture(
             if not writer.add(name, data):
                 found.missing.append(f"{name}: the file would be too large")
 
+    def with_its_memory(memory: NotedMemory) -> None:
+        found.said = part("looks", LOOKS_S, lambda: say(process))
+        if found.said is not None:
+            keep([("inspect.txt", found.said.text.encode("utf-8", "surrogateescape"))])
+            writer.add_json("inspect.json", found.said.document)
+        smaps = part("smaps", max(left(END_S), END_S), lambda: read_text(f"/proc/{pid}/smaps"))
+        if smaps:
+            keep([("proc/smaps", smaps.encode("utf-8", "surrogateescape"))])
+            seconds = max(left(END_S), END_S)
+            found.core = part("core", seconds, lambda: _core(process, memory, smaps, found.missing))
+        if found.core is not None:
+            keep([("core", found.core)])
+        seconds = min(RECORD_S, left(END_S) - END_S)
+        keep(part("recording", left(END_S), lambda: _record(pid, program, seconds, found.missing)))
+
     try:
         keep(part("process", left(RESERVED_S), lambda: list(evidence.of_process(pid))))
         keep(part("threads", left(RESERVED_S), lambda: list(evidence.of_threads(pid))))
         table = part("descriptors", 2 * END_S, lambda: evidence.of_descriptors(pid))
         keep([table] if table else [])
-        keep(part("maps", END_S, lambda: list(evidence.behind_the_lock(pid))))
+        keep(part("maps", left(RESERVED_S), lambda: list(evidence.behind_the_lock(pid))))
         memory = part("memory", left(RESERVED_S), lambda: _note_memory(process))
-        found.said = part("looks", LOOKS_S, lambda: say(process))
-        if found.said is not None:
-            keep([("inspect.txt", found.said.text.encode("utf-8", "surrogateescape"))])
-            writer.add_json("inspect.json", found.said.document)
         if memory is not None:
-            seconds = max(left(END_S), END_S)
-            found.core = part("core", seconds, lambda: _core(process, memory, found.missing))
-        if found.core is not None:
-            keep([("core", found.core)])
-        seconds = min(RECORD_S, left(END_S) - END_S)
-        keep(part("recording", left(END_S), lambda: _record(pid, program, seconds, found.missing)))
+            with_its_memory(memory)
+        else:
+            found.missing.append("looks, core, recording: its memory cannot be read")
         again = part("threads again", END_S, lambda: list(evidence.of_threads(pid)))
         keep((f"again/{name}", data) for name, data in again or ())
         found.took_s = time.monotonic() - began
@@ -159,7 +170,10 @@ def _about(process: Process, why: str) -> dict[str, Any]:
 
 def _within(seconds: float, take: Callable[[], T]) -> T:
     """What ``take`` returns or raises. One that does not end is left behind: it may wait for the
-    kernel, which only the end of this process ends."""
+    kernel, which only the end of this process ends.
+
+    Raises NoAnswer as soon as that shows.
+    """
     answers: list[T] = []
     errors: list[BaseException] = []
 
@@ -173,7 +187,7 @@ def _within(seconds: float, take: Callable[[], T]) -> T:
         raise _TooLong
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    join(thread, UNANSWERED_S, seconds)
     if errors:
         raise errors[0]
     if not answers:
@@ -184,13 +198,16 @@ def _within(seconds: float, take: Callable[[], T]) -> T:
 def _note_memory(process: Process) -> NotedMemory:
     """From here on it is noted which of its memory is read."""
     memory = NotedMemory(process.memory)
+    # Where the kernel does not answer this, all that comes after would wait in vain, too.
+    for first in read_maps(process.pid)[:1]:
+        memory.read(first.start, 1)
     process.__dict__["memory"] = memory
     return memory
 
 
-def _core(process: Process, memory: NotedMemory, missing: list[str]) -> bytes | None:
+def _core(process: Process, memory: NotedMemory, smaps: str, missing: list[str]) -> bytes | None:
     pid = process.pid
-    guest = guest_memory(read_text(f"/proc/{pid}/smaps"))
+    guest = guest_memory(smaps)
     if guest is None:
         missing.append("core: the kernel does not tell which memory is the guest's")
         return None
@@ -215,9 +232,10 @@ def _core(process: Process, memory: NotedMemory, missing: list[str]) -> bytes | 
     wanted.update(*(stack_pages(thread.stack_pointer) for thread in threads))
     pages, left_out = taken(memory, wanted, guest)
     if left_out:
-        missing.append(f"core: {left_out} pages, which are guest RAM, gone, or too many")
+        missing.append(f"core: {', '.join(left_out)}")
     if moved := [str(thread.tid) for thread in threads if call(thread.tid) != before[thread.tid]]:
-        missing.append(f"core: stacks of one moment, of threads that ran on: {', '.join(moved)}")
+        which = f"of threads that ran on meanwhile: {', '.join(moved)}"
+        missing.append(f"core: stacks that fit together, {which}")
     return core_file(pid, process.program, threads, mappings, pages, auxv)
 
 

@@ -1,7 +1,7 @@
 """What /proc tells of a process, as files of an autopsy; nothing of the target's is opened.
 
-In two parts: what the kernel answers in any case, and what it answers only to who gets the lock of
-the process's memory map, which a thread in uninterruptible sleep may hold.
+In two parts: what the kernel answers in any case, and what some kernels answer only to who gets the
+lock of the process's memory map, which a thread in uninterruptible sleep may hold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qtrace.host.descriptors import Descriptors
 
 OF_PROCESS = ("stat", "limits", "io", "cgroup", "mountinfo", "sched", "oom_score")
 OF_THREADS = ("comm", "stat", "wchan", "syscall", "schedstat", "stack", "status")
-BEHIND_THE_LOCK = ("maps", "status", "smaps_rollup", "numa_maps")
+BEHIND_THE_LOCK = ("maps", "status")
 # A QEMU has some dozen threads and descriptors; of a thousand the first tell enough.
 MOST_THREADS, MOST_DESCRIPTORS = 512, 1024
 MOST_BYTES = 1 << 20

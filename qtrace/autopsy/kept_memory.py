@@ -60,8 +60,8 @@ def guest_memory(smaps: str) -> list[tuple[int, int]] | None:
 
 def taken(
     memory: Memory, pages: Iterable[int], guest: Sequence[tuple[int, int]]
-) -> tuple[dict[int, bytes], int]:
-    """The contents of pages, by number, and how many were left out: guest RAM, gone, too many."""
+) -> tuple[dict[int, bytes], list[str]]:
+    """The contents of pages, by number, and what was left out, in words."""
     starts = [start for start, _end in guest]
 
     def is_guest(page: int) -> bool:
@@ -69,10 +69,15 @@ def taken(
         return at >= 0 and page * PAGE < guest[at][1]
 
     wanted = sorted(pages)
-    own = [page for page in wanted if not is_guest(page)][:MOST_PAGES]
-    read = ((page, memory.read(page * PAGE, PAGE)) for page in own)
+    own = [page for page in wanted if not is_guest(page)]
+    read = ((page, memory.read(page * PAGE, PAGE)) for page in own[:MOST_PAGES])
     found = {page: data for page, data in read if len(data) == PAGE}
-    return found, len(wanted) - len(found)
+    counts = {
+        "of guest RAM": len(wanted) - len(own),
+        f"beyond the first {MOST_PAGES:,}": len(own[MOST_PAGES:]),
+        "that are not there any more": len(own[:MOST_PAGES]) - len(found),
+    }
+    return found, [f"{count} pages {which}" for which, count in counts.items() if count]
 
 
 def stack_pages(stack_pointer: int) -> range:

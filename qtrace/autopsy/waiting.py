@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qtrace.errors import HasEnded, QmpFailed
 from qtrace.host.descriptors import Descriptors, describe
+from qtrace.host.unanswered import NoAnswer, ask
 from qtrace.inspection.inspector import Inspector
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
@@ -23,23 +24,28 @@ QUESTION = "query-status"
 
 
 def until_stuck(process: Process, for_s: float) -> str:
-    """Look again and again until something has been stuck for so long; in words.
+    """Look again and again until something has been stuck for so long, or the kernel has let
+    nobody look for so long; in words.
 
     Raises:
         QtraceError: it cannot be looked at, or has ended meanwhile.
     """
-    inspector = Inspector(Looker(LiveQemu(process)))
     since: float | None = None
-    while True:
-        began = time.monotonic()
-        findings = [f for f in inspector.ask().answer.findings if f.proof and f.kind != COMPUTES]
-        if not findings:
-            since = None
-        elif since is None:
-            since = began
-        elif time.monotonic() - since >= for_s:
-            return f"{findings[0].kind} for {time.monotonic() - since:.0f} s"
-        time.sleep(max(0.0, began + EVERY_S - time.monotonic()))
+    try:
+        inspector = ask(lambda: Inspector(Looker(LiveQemu(process))), for_s)
+        while True:
+            began = time.monotonic()
+            answer = ask(lambda: inspector.ask().answer, for_s)
+            findings = [f for f in answer.findings if f.proof and f.kind != COMPUTES]
+            if not findings:
+                since = None
+            elif since is None:
+                since = began
+            elif time.monotonic() - since >= for_s:
+                return f"{findings[0].kind} for {time.monotonic() - since:.0f} s"
+            time.sleep(max(0.0, began + EVERY_S - time.monotonic()))
+    except NoAnswer as error:
+        return error.message
 
 
 def until_silent(process: Process, path: Path, for_s: float) -> str:

@@ -8,6 +8,7 @@ Python never comes to see Ctrl-C.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import time
@@ -88,14 +89,18 @@ def ask(question: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
     return answers[0]
 
 
-def join(thread: threading.Thread, patience_s: float = PATIENCE_S) -> None:
-    """Until a thread of ours that asks such questions has ended. It must be a daemon.
+def join(
+    thread: threading.Thread, patience_s: float = PATIENCE_S, most_s: float = math.inf
+) -> None:
+    """Until a thread of ours that asks such questions has ended, or for ``most_s``. It must be a
+    daemon.
 
     Raises NoAnswer when it gets none.
     """
     wait = Wait(thread.native_id or 0)
-    while thread.is_alive():
-        thread.join(LOOK_EVERY_S)
+    until = time.monotonic() + most_s
+    while thread.is_alive() and (left := until - time.monotonic()) > 0:
+        thread.join(min(left, LOOK_EVERY_S))
         path, waited_s = wait.unanswered()
         if path and waited_s >= patience_s:
             raise NoAnswer(path, waited_s)

@@ -25,6 +25,7 @@ from qtrace.machine.memory import PAGE
 from qtrace.process.core_file import CoreFile
 from tests.faults.test_all_limits import small_disk
 from tests.limits import TIMEOUT_S
+from tests.live.support.dead_fuse import locked_memory_map
 from tests.live.support.gdb_cases import STRANDED, Hung
 from tests.live.support.gdb_session import core, gdb
 from tests.live.support.ptraced import until
@@ -180,6 +181,27 @@ def test_it_waits_until_qmp_is_silent(tmp_path: Path) -> None:
         assert own.qmp.command("query-status")["status"] == "running"
     assert (run.returncode, f"QMP at {name} has not answered for 1 s" in err) == (0, True), err
     assert Autopsy(path).about["why"] == f"QMP at {name} has not answered for 1 s"
+
+
+@pytest.mark.fuse
+def test_of_a_qemu_whose_memory_nobody_can_read_there_is_all_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "locked.autopsy"
+    with locked_memory_map(find_qemu(), tmp_path) as (own, _file):
+        run = qtrace("autopsy", "--pid", own.pid, "-o", path, "--when-stuck", "1s")
+    found = Autopsy(path)
+    assert run.returncode == 0
+    assert found.end is not None
+    assert "the kernel lets nobody read" in found.about["why"]
+    whose = f"/proc/{own.pid}/mem"
+    (why,) = [what for what in found.end["missing"] if what.startswith("memory: ")]
+    assert f"the kernel lets nobody read {whose}" in why
+    assert "sleeps uninterruptibly in munmap" in why
+    assert {"threads/stack", "again/threads/stat", "descriptors.json"} <= set(found.members)
+    # Only what needs its memory is left out, and nobody waits for that twice.
+    assert not {"inspect.json", "core", "trace.csv"} & set(found.members)
+    said = qtrace("inspect", "--autopsy", path)
+    assert (said.returncode, "inconclusive: there are no looks in it" in said.stdout) == (4, True)
+    assert why in said.stderr
 
 
 def test_silence_that_would_show_nothing_is_refused(guest: Guest, tmp_path: Path) -> None:

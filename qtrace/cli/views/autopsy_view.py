@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qtrace.autopsy.archive import Autopsy
 from qtrace.cli.output import print_json, print_page, stderr, stdout
-from qtrace.cli.views.look_view import NOTE, say
+from qtrace.cli.views.look_view import NOTE, say, tell
 from qtrace.cli.views.verdict_view import inert
 from qtrace.errors import AutopsyUnreadable, ExitStatus
 
@@ -26,9 +26,7 @@ def show(path: Path, output_format: str) -> int:
         from qtrace.export.look_page import look_page
 
         if document is None:
-            raise AutopsyUnreadable(
-                f"there are no looks in {path}", "see its members: tar --zstd -tvf"
-            )
+            raise AutopsyUnreadable(f"there are no looks in {path}", f"{_members(path)} it has")
         print_page(look_page(document, f"an autopsy, made {found.about.get('wall_clock')}"))
     else:
         console = stdout()
@@ -42,7 +40,8 @@ def show(path: Path, output_format: str) -> int:
         for line in text.splitlines():
             say(console, line)
         if not text:
-            say(console, "there are no looks in it", style=NOTE)
+            sentence = f"there are no looks in it: {_members(path)} it has"
+            tell(console, "inconclusive", NOTE, sentence)
     for what in (found.end or {}).get("missing", []):
         stderr().print(f"warning: not in it: {inert(what)}")
     if found.end is None:
@@ -52,6 +51,10 @@ def show(path: Path, output_format: str) -> int:
         status = _status_of(document)
     known = (ExitStatus.OK, ExitStatus.FINDING)
     return next((one for one in known if one == status), ExitStatus.INCONCLUSIVE)
+
+
+def _members(path: Path) -> str:
+    return f"tar --zstd -tvf {path} lists what"
 
 
 def _status_of(document: dict[str, object]) -> ExitStatus:
