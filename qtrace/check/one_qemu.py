@@ -26,6 +26,7 @@ from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_proof import RequestFinding, RequestWatch
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STRANDED, STUCK, Finding
+from qtrace.qemu.block.requests import count_in_flight
 from qtrace.units import show
 
 # A loop that is away for less may come back on a busy host: it is no finding of a check.
@@ -66,6 +67,8 @@ class Checked:
         commands: how many QMP commands were taken; None without a recording.
         slowest: name and nanoseconds, from taken to answered, of the one that took longest; None
             where none took 10 ms (such have no rows).
+        in_flight: how many block requests at most, and in how many looks; None where that was not
+            looked at, or cannot be told.
         deep: what a second of ``--all`` shows, where that was asked for.
     """
 
@@ -79,10 +82,16 @@ class Checked:
     unseen: list[str] = field(default_factory=list)
     commands: int | None = None
     slowest: tuple[str, int] | None = None
+    in_flight: tuple[int, int] | None = None
     deep: Deep | None = None
 
     def __post_init__(self) -> None:
         self.reasons = list(self.answer.reasons)
+
+    @property
+    def held(self) -> str:
+        """Why nothing in it can move (a signal, a tracer, its cgroup); empty while it can."""
+        return _held(self.answer)
 
     def add(self, noted: Iterable[Noted]) -> None:
         """What went wrong meanwhile."""
@@ -100,19 +109,31 @@ class Checked:
 
 
 class RequestsMeanwhile:
-    """The requests that are stuck between the first looks and the last ones."""
+    """The requests between the first looks and the last ones: how many, and those that are stuck.
+
+    Attributes:
+        most: in flight at once; None where that cannot be told.
+        looks: how often they were looked at.
+    """
 
     def __init__(self, inspector: Inspector) -> None:
         self._looker = inspector.looker
         self._watch = RequestWatch(inspector.requests)
         # By the first request of each.
         self._stuck: dict[tuple[int, ...], RequestFinding] = {}
+        self.most: int | None = 0
+        self.looks = 0
 
     def see(self) -> None:
         """Look at them if it is time to. Raises NoSuchProcess."""
-        if self._watch.due(time.monotonic_ns()):
-            for finding in self._watch.see(self._looker.look()).findings:
-                self._stuck[finding.requests[0].key] = finding
+        if not self._watch.due(time.monotonic_ns()):
+            return
+        proof = self._watch.see(self._looker.look())
+        for finding in proof.findings:
+            self._stuck[finding.requests[0].key] = finding
+        count = count_in_flight(proof.last.blocks)
+        self.looks += 1
+        self.most = None if self.most is None or count is None else max(self.most, count)
 
     def over(self, answer: Answer) -> list[Noted]:
         """Those that have gone on since, as an answer shows."""
@@ -161,7 +182,10 @@ def check(
         answer = inspector.ask(first).answer
         if _hangs(answer):
             answer = _lasting(inspector, sightings, time.sleep, answer, asked)
-        if _hangs(answer):
+        elif _held(answer):
+            _go_on(sightings, time.sleep, time.monotonic() + HUNG_S, asked)
+            answer = inspector.ask().answer
+        if _hangs(answer) or _held(answer):
             # A recording would add nothing.
             return Checked(process, looker, name, answer, sightings.ended())
         path = Path(folder, "check.csv")
@@ -178,6 +202,8 @@ def check(
             if watching.stop():
                 _read(found, path)
             found.add(requests.over(answer))
+            if requests.most is not None and requests.looks:
+                found.in_flight = requests.most, requests.looks
         found.unseen += [watching.unseen] if watching.unseen else []
         if deep and program is not None:
             _look_deep(found, Path(folder), asked)
@@ -198,6 +224,10 @@ def _look_deep(found: Checked, folder: Path, asked: Callable[[], bool]) -> None:
 def _hangs(answer: Answer) -> bool:
     """Whether looks find more than a thread that computes, which may come back."""
     return any(finding.kind != COMPUTES for finding in answer.findings)
+
+
+def _held(answer: Answer) -> str:
+    return answer.requests.look.held if answer.requests else ""
 
 
 def _lasting(

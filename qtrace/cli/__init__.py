@@ -112,7 +112,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     \b
     qtrace check --host                        what is wrong with the QEMUs here
     qtrace ps                                  find the QEMU processes here
-    qtrace attach --pid 1234 -o trace.csv      record until Ctrl-C, then the verdict
+    qtrace attach --pid 1234 -o trace.csv      record until Ctrl-C; the verdict
     qtrace analyze trace.csv                   the same verdict, on any machine
 
     \b

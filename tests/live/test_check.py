@@ -74,6 +74,8 @@ def test_a_healthy_qemu_is_told_so_with_the_numbers_that_show_it(
     assert 0 < main["away_at_most_ns"] <= document["watched_ns"]
     assert {loop["role"] for loop in others} <= {"iothread"}
     assert document["qmp"]["commands"] > 0
+    assert document["block_requests"]["most_in_flight"] == 0
+    assert document["block_requests"]["looks"] > 0
     assert document["processors"]["vcpu"]["threads"] == 1
     assert document["processors"]["main"]["ran_ns"] > 0
     assert document["next"].startswith("qtrace ") or "processors" in document["next"]
@@ -106,11 +108,15 @@ def test_without_the_right_to_record_looks_alone_tell_and_what_was_not_seen_is_n
 def test_a_stopped_qemu_is_neither_healthy_nor_wrong(guest: Guest) -> None:
     os.kill(guest.pid, signal.SIGSTOP)
     try:
-        status, document = answer("--pid", guest.pid, "--for", "1s", "--looks-only")
+        status, document = answer("--pid", guest.pid, "--for", "1h")
+        said = run_check("--pid", guest.pid, "--for", "1h").stdout
     finally:
         os.kill(guest.pid, signal.SIGCONT)
     assert (status, document["verdict"]) == (4, "inconclusive")
     assert "stopped by" in document["unclear"][0]
+    assert f"kill -CONT {guest.pid}" in document["next"]
+    # That its threads are where they sleep when all is well shows nothing.
+    assert "main loop" not in said
 
 
 def test_every_qemu_of_the_host_has_its_line_and_the_worst_comes_first(

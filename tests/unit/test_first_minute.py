@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from qtrace.cli import COMMANDS, cli
 from qtrace.cli.commands.convert import named
 from qtrace.trace.reader import read_trace
 
@@ -28,6 +30,13 @@ def test_without_a_command_it_says_what_to_do_first() -> None:
     assert (run.returncode, run.stdout) == (2, "")
     assert "qtrace check --host" in run.stderr
     assert max(map(len, run.stderr.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_terminal(command: str) -> None:
+    shown = CliRunner().invoke(cli, [command, "--help"] if command else ["--help"])
+    assert shown.exit_code == 0
+    assert [line for line in shown.output.splitlines() if len(line) > 80] == []
 
 
 def test_a_mistyped_command_is_guessed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,8 @@ from qtrace.units import show
 
 # Of so many findings the sentences are told, of more the number.
 TOLD, TOLD_OF_LINTS = 2, 2
+# More nobody reads at once.
+LINES = 10
 # A guest whose vCPUs wait for the host's processors for more of their time feels slow.
 CROWDED = 0.1
 
@@ -76,6 +78,10 @@ def checked_json(found: Checked) -> dict[str, Any]:
             if found.slowest
             else None,
         },
+        "block_requests": {
+            "most_in_flight": found.in_flight[0] if found.in_flight else None,
+            "looks": found.in_flight[1] if found.in_flight else 0,
+        },
         "processors": {
             role: {"threads": got.threads, "ran_ns": got.ran_ns, "waited_ns": got.waited_ns}
             if (got := sightings.processors(role))
@@ -87,43 +93,90 @@ def checked_json(found: Checked) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Line:
+    """Of an answer: ``need`` is 0 of what is always told, and the higher the sooner it goes."""
+
+    need: int
+    text: str
+    kind: str = ""
+    style: str = ""
+
+    def print(self, console: Console) -> None:
+        if self.kind:
+            tell(console, self.kind, self.style, self.text)
+        else:
+            say(console, self.text, self.style)
+
+
 def print_checked(console: Console, found: Checked) -> None:
-    """What is wrong, the worst first, or that nothing is; the numbers; what to type next."""
+    """What is wrong, the worst first, or that nothing is; the numbers; what to type next.
+
+    At most ``LINES``, and beside them those of ``--deep``.
+    """
+    next_line = Line(0, f"next: {next_step(found)}")
+    lines = [_head(found), *_wrong(found), *_what_else(found), next_line]
+    *above, below = fitting(lines, LINES)
+    for line in above:
+        line.print(console)
+    if found.deep is not None:
+        for text in _deep(found.deep):
+            say(console, f"  {text}")
+    below.print(console)
+
+
+def fitting(lines: Sequence[Line], most: int) -> list[Line]:
+    """So many of them, in their order: those that are needed least are left out, and of these the
+    later ones first; what is always told stays."""
+    by_need = sorted(range(len(lines)), key=lambda at: (lines[at].need, at))
+    kept = set(by_need[:most]) | {at for at in by_need if not lines[at].need}
+    return [line for at, line in enumerate(lines) if at in kept]
+
+
+def _head(found: Checked) -> Line:
     target = _target(found)
     guest = f", guest {found.name}" if found.name else ""
     seconds = f"{found.sightings.lasted_ns / 1e9:.1f} s"
     version = f" {target['version'].partition(' ')[0]}" if target["version"] else ""
-    say(console, f"{target['program']}{version}, pid {target['pid']}{guest}, watched for {seconds}")
+    text = f"{target['program']}{version}, pid {target['pid']}{guest}, watched for {seconds}"
+    return Line(0, text)
+
+
+def _wrong(found: Checked) -> Iterator[Line]:
+    """What is wrong, the worst first, and what cannot be told; else that it is healthy."""
     answer = found.answer
     for number in answer.told_apart[:TOLD]:
         finding = answer.findings[number]
-        tell(console, finding.kind, FINDING if finding.proof else NOTE, finding.sentence)
-        say(console, f"  {finding.proof or 'one look cannot show whether it stays so'}")
+        yield Line(0, finding.sentence, finding.kind, FINDING if finding.proof else NOTE)
+        yield Line(1, f"  {finding.proof or 'one look cannot show whether it stays so'}")
         below = answer.below.get(number)
         for text in below.lines[:TOLD] if below else ():
-            say(console, f"    which waits for: {text}")
+            yield Line(2, f"    which waits for: {text}")
     for noted in found.noted[:TOLD]:
-        tell(console, noted.verdict, FINDING, noted.sentence)
+        yield Line(0, noted.sentence, noted.verdict, FINDING)
     hidden = max(len(answer.told_apart) - TOLD, 0) + max(len(found.noted) - TOLD, 0)
     if hidden:
-        say(console, f"and {hidden} more findings: see --format json")
+        yield Line(0, f"and {hidden} more findings: see --format json")
     if found.reasons:
-        more = f" (and {len(found.reasons) - 1} more reasons)" if len(found.reasons) > 1 else ""
+        count = len(found.reasons) - 1
+        more = f" (and {count} more reason{'s' if count > 1 else ''})" if count else ""
         what = "anything else" if answer.findings or found.noted else "anything"
         sentence = f"it cannot be told whether {what} is wrong: {found.reasons[0]}{more}"
-        tell(console, INCONCLUSIVE, NOTE, sentence)
+        yield Line(0, sentence, INCONCLUSIVE, NOTE)
     elif not answer.findings and not found.noted:
-        tell(console, HEALTHY, "green", f"{clear_words(answer)}; every loop came back")
-    for remark in answer.remarks[:TOLD]:
-        say(console, f"  {remark}")
-    for line in _numbers(found) if found.noted or not found.answer.findings else []:
-        say(console, f"  {line}")
-    if found.deep is not None:
-        for text in _deep(found.deep):
-            say(console, f"  {text}")
+        yield Line(0, f"{clear_words(answer)}; every loop came back", HEALTHY, "green")
+
+
+def _what_else(found: Checked) -> Iterator[Line]:
+    """What is no finding, the numbers, and what was not seen."""
+    for remark in found.answer.remarks[:TOLD]:
+        yield Line(3, f"  {remark}")
+    # Of what is stopped they would say that all is well.
+    told = not found.held and (found.noted or not found.answer.findings)
+    for line in _numbers(found) if told else []:
+        yield Line(4, f"  {line}")
     for what in found.unseen:
-        say(console, f"  not seen: {what}", style=NOTE)
-    say(console, f"next: {next_step(found)}")
+        yield Line(0, f"  not seen: {what}", style=NOTE)
 
 
 def next_step(found: Checked) -> str:
@@ -134,8 +187,14 @@ def next_step(found: Checked) -> str:
         if crowded and crowded.waited_ns > CROWDED * found.sightings.lasted_ns * crowded.threads:
             return "find who else uses the host's processors (top): the guest waits for them"
         return f"qtrace attach --pid {pid} --all --duration 2s -o all.parquet, if it is slow now"
+    if verdict == INCONCLUSIVE and found.held:
+        return (
+            f"let it go on (kill -CONT {pid}, end its tracer, or thaw its cgroup), and check again"
+        )
     if verdict == INCONCLUSIVE:
-        return f"qtrace doctor --pid {pid} says what is missing"
+        if found.unseen:
+            return f"qtrace doctor --pid {pid} says what is missing"
+        return f"qtrace inspect --pid {pid} shows what is known of it"
     if verdict == COMPUTES:
         return f"qtrace inspect --pid {pid} --gdb shows where it computes"
     if verdict == SLOW:
@@ -189,6 +248,19 @@ def _numbers(found: Checked) -> list[str]:
     if found.looker.layout.bql != 0:
         longest = f"{show(wait.at_least_ns, 'ns')} ({wait.thread.label})" if wait.thread else "none"
         lines.append(f"longest wait for the BQL that was seen: {longest}")
+    if at_work := list(_at_work(found)):
+        lines.append("; ".join(at_work))
+    vcpus = sightings.processors("vcpu")
+    if vcpus is not None:
+        lines.append(_shares(vcpus, sightings.lasted_ns))
+    return lines
+
+
+def _at_work(found: Checked) -> Iterator[str]:
+    """What QEMU had to do."""
+    if found.in_flight is not None:
+        most, looks = found.in_flight
+        yield f"block requests in flight: {most} at most in {looks} looks"
     if found.commands is not None:
         slow = (
             f", the slowest {found.slowest[0]} {show(found.slowest[1], 'ns')}"
@@ -197,11 +269,7 @@ def _numbers(found: Checked) -> list[str]:
             if found.commands
             else ""
         )
-        lines.append(f"QMP commands: {found.commands}{slow}")
-    vcpus = sightings.processors("vcpu")
-    if vcpus is not None:
-        lines.append(_shares(vcpus, sightings.lasted_ns))
-    return lines
+        yield f"QMP commands: {found.commands}{slow}"
 
 
 def _deep(deep: Deep) -> Iterator[str]:

@@ -94,6 +94,15 @@ def in_flight(look: BlockLook) -> list[InFlight]:
     return [_with_job(one, look) for one in found]
 
 
+def count_in_flight(look: BlockLook) -> int | None:
+    """How many requests all backends together have in flight, as QEMU itself counts; None where
+    that cannot be read."""
+    if look.backends is None:
+        return None
+    counts = [backend.in_flight for backend in look.backends]
+    return None if None in counts else sum(count for count in counts if count)
+
+
 def _with_job(one: InFlight, look: BlockLook) -> InFlight:
     """The same, with the job whose it is: its coroutine is the job's or has the job in hand, or it
     begins at a node that the job works on, and comes from nobody else that shows."""
