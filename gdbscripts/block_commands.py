@@ -13,6 +13,7 @@ from qtrace.gdbscripts.gdb_stacks import code_name
 from qtrace.gdbscripts.gdb_target import PROOF, GdbProgram, is_core
 from qtrace.gdbscripts.tables import say, table, tell
 from qtrace.gdbscripts.target_files import NAMELESS
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.guarded import guarded_in
 from qtrace.machine.memory import PAGE, Pages
 from qtrace.qemu.aio.awake import Awake
@@ -48,6 +49,8 @@ def look() -> BlockLook:
 
 class _Source:
     """As ``qtrace.qemu.block.block_walk.BlockSource``."""
+
+    architecture = X86_64
 
     def __init__(self, qemu: Qemu) -> None:
         self._qemu = qemu

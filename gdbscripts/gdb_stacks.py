@@ -11,7 +11,7 @@ from qtrace.gdbscripts.coroutine_stack import presented
 from qtrace.gdbscripts.gdb_target import GdbMemory, register
 from qtrace.gdbscripts.static_names import static_names
 from qtrace.gdbscripts.target_files import files
-from qtrace.machine.arch_x86_64 import follows_a_call
+from qtrace.machine.arch_x86_64 import X86_64, follows_a_call
 from qtrace.qemu.aio.consistent_lists import Torn
 from qtrace.qemu.aio.jump_buffer import saved_registers
 from qtrace.qemu.aio.model import Poll
@@ -105,7 +105,7 @@ class Stacks:
         env = self._reader.layout.co_env
         if env is None or self._guard is None:
             return None
-        return saved_registers(self._memory, co, env, self._guard)
+        return saved_registers(self._memory, co, env, self._guard, X86_64)
 
     def _walk(self, frame: gdb.Frame | None) -> tuple[Stack, bool]:
         """The frames from one on, and whether they end at a coroutine's first function."""

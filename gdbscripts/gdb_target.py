@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import gdb
 
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.memory import PAGE
 from qtrace.qemu.aio.instructions import Instruction, parse_att
 
@@ -45,6 +46,8 @@ class GdbMemory:
 
 class GdbProgram:
     """The code of the program, by gdb's symbols and gdb's disassembler."""
+
+    architecture = X86_64
 
     def __init__(self) -> None:
         self._architecture = gdb.newest_frame().architecture()

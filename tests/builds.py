@@ -61,3 +61,20 @@ BUILDS = {
         Build("arm", _arm, _arm, "make qemus", "qemu-system-arm"),
     )
 }
+
+
+def _foreign(name: str) -> Build:
+    folder = ROOT / ".cache/qemus" / name / "root/usr/bin"
+    return Build(name, folder, folder, "make qemus", "qemu-system-aarch64")
+
+
+# For aarch64 hosts: read here, and started by an emulator of such programs alone.
+FOREIGN = {
+    build.name: build
+    for build in (
+        # Debian 12's 7.2.
+        _foreign("arm64"),
+        # Debian 13's 10.0: its return addresses are signed.
+        _foreign("arm64-signed"),
+    )
+}

@@ -27,7 +27,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from scripts.build_table import add_results
 from scripts.soak_table import add_rows
-from tests.builds import BUILDS, QEMU, Build
+from tests.builds import BUILDS, FOREIGN, QEMU, Build
 from tests.left_behind import LeftBehind
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,8 +167,8 @@ def absent(need: str, reason: str) -> None:
 
 
 def build(name: str) -> Build:
-    """One of ``BUILDS``. Skips the test where it is not here, or cannot be started."""
-    found = BUILDS[name]
+    """One of ``BUILDS`` or ``FOREIGN``. Skips the test where it is not here, or cannot start."""
+    found = (BUILDS | FOREIGN)[name]
     if not found.is_here:
         absent("builds", f"the build '{name}' is not here: {found.brings}")
     if found.starts != found.files and os.geteuid():

@@ -17,7 +17,6 @@ from elftools.dwarf.callframe import FDE, CallFrameInfo, RegisterRule
 from elftools.dwarf.structs import DWARFStructs
 
 from qtrace.binary.elf import Elf
-from qtrace.machine.arch_x86_64 import RETURN_ADDRESS
 
 # DW_EH_PE_*: the encodings that GNU ld, gold, lld and mold all write.
 PCREL_SDATA4, UDATA4, DATAREL_SDATA4 = 0x1B, 0x03, 0x3B
@@ -55,6 +54,7 @@ class CallFrames:
 
     def __init__(self, elf: Elf) -> None:
         self._elf = elf
+        self._return_address = elf.architecture.return_address
         self._starts, self._fdes = _search_table(elf)
         self._decoded: dict[int, _Decoded] = {}
 
@@ -111,11 +111,18 @@ class CallFrames:
         base = entry.header["initial_location"]
         rows = [start + row["pc"] - base for row in table]
         end = start + entry.header["address_range"]
-        return _Decoded(start, end, rows, [rule_of_row(row) for row in table])
+        return _Decoded(start, end, rows, [rule_of_row(row, self._return_address) for row in table])
 
 
-def rule_of_row(row: dict[object, object]) -> Rule | None:
-    """A row of pyelftools' decoded table as a rule; None when it needs an expression."""
+def rule_of_row(row: dict[object, object], return_address: int) -> Rule | None:
+    """A row of pyelftools' decoded table as a rule; None when it needs an expression.
+
+    Whether a return address is signed at a row (DW_CFA_AARCH64_negate_ra_state) is left out: taking
+    a signature off one that has none changes nothing.
+
+    Args:
+        return_address: the column that has it.
+    """
     cfa = row["cfa"]
     if getattr(cfa, "expr", None) is not None:
         return None
@@ -125,7 +132,7 @@ def rule_of_row(row: dict[object, object]) -> Rule | None:
             continue
         if rule.type == RegisterRule.OFFSET:
             saved.append((register, cast(int, rule.arg)))
-        elif rule.type == RegisterRule.UNDEFINED and register == RETURN_ADDRESS:
+        elif rule.type == RegisterRule.UNDEFINED and register == return_address:
             ends = True
         elif rule.type not in (RegisterRule.SAME_VALUE, RegisterRule.UNDEFINED):
             return None

@@ -1,7 +1,6 @@
 """One ELF file, read lazily: segments, build id, code, and where its unwind table lies.
 
-pyelftools parses the headers. Only x86-64 is accepted; what depends on that stands in
-``arch_x86_64``.
+pyelftools parses the headers. What depends on the processor stands in ``Elf.architecture``.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
 from qtrace.errors import TargetError, UnsupportedBinary
+from qtrace.machine.architecture import Architecture
+from qtrace.machine.architectures import ARCHITECTURES
 
 PF_X = 1
 # Bytes of a build id: SHA-1 makes 20, ld's --build-id=0x... whatever it is given.
@@ -64,9 +65,12 @@ class Elf:
     ``path`` is what is opened: /proc/PID/exe and /proc/PID/map_files/* reach deleted files
     and other mount namespaces. ``name`` is what people call it.
 
+    Attributes:
+        architecture: the processor that it is for.
+
     Raises:
         TargetError: the file cannot be read.
-        UnsupportedBinary: no ELF file, or not a 64-bit x86-64 one.
+        UnsupportedBinary: no ELF file, or not a 64-bit one of ``ARCHITECTURES``.
     """
 
     def __init__(self, path: Path | str, name: str | None = None) -> None:
@@ -95,11 +99,12 @@ class Elf:
             raise UnsupportedBinary(
                 f"{self.name} is not an ELF executable ({error})", "name a QEMU executable"
             ) from error
-        if (machine, bits) != ("EM_X86_64", 64):
+        if bits != 64 or not self._elf.little_endian or machine not in ARCHITECTURES:
             raise UnsupportedBinary(
-                f"{self.name} is a {bits}-bit {machine} binary; qtrace reads x86-64 hosts only",
-                "run qtrace on an x86-64 host, against an x86-64 QEMU",
+                f"{self.name} is a {bits}-bit {machine} binary, which qtrace does not read",
+                f"name a QEMU for {' or '.join(a.name for a in ARCHITECTURES.values())} hosts",
             )
+        self.architecture: Architecture = ARCHITECTURES[machine]
 
     def read(self, vaddr: int, size: int) -> bytes:
         """Up to ``size`` bytes of the file at a link-time address; shorter at a segment's end."""

@@ -7,16 +7,13 @@ function with the stack as it was at the entry (a tail call, such as to aio_co_w
 
 from __future__ import annotations
 
-from capstone import x86
-
-from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import Function, direct_target
+from qtrace.binary.cfi import CallFrames, Rule
+from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
-from qtrace.binary.emulated import past_endbr
-from qtrace.machine.arch_x86_64 import RSP
+from qtrace.binary.emulated import past_guard
+from qtrace.machine.architecture import Architecture
 
-# The canonical frame address lies so far above rsp while only the return address is pushed.
-ENTRY_OFFSET = 8
+WORD = 8
 
 
 def find_exits(elf: Elf, frames: CallFrames, start: int) -> tuple[int, ...]:
@@ -37,23 +34,32 @@ def find_exits(elf: Elf, frames: CallFrames, start: int) -> tuple[int, ...]:
         seen.add(extent[0])
         function = Function(elf, *extent)
         for address, instruction in function.instructions.items():
-            if instruction.group(x86.X86_GRP_RET):
+            if function.set.is_return(instruction):
                 exits.add(address)
                 continue
-            if not instruction.group(x86.X86_GRP_JUMP):
+            if not function.set.is_jump(instruction):
                 continue
-            target = direct_target(instruction)
+            target = function.set.target(instruction)
             if target is not None and extent[0] <= target < extent[1]:
                 continue
             rule = frames.rule(address)
             if rule is None:
                 return ()
-            if rule.cfa_register == RSP and rule.cfa_offset == ENTRY_OFFSET:
-                if instruction.id != x86.X86_INS_JMP:
+            if _is_as_entered(rule, elf.architecture):
+                if not function.set.always_jumps(instruction):
                     return ()
                 exits.add(address)
             elif target is not None:
                 # Its own unlikely part, which the compiler has put elsewhere.
                 work.append(target)
     # Left where it is entered: it does nothing of its own, and one site has one meaning.
-    return () if {start, past_endbr(elf, start)} & exits else tuple(sorted(exits))
+    return () if {start, past_guard(elf, start)} & exits else tuple(sorted(exits))
+
+
+def _is_as_entered(rule: Rule, machine: Architecture) -> bool:
+    """Whether stack pointer and return address are where they were at the function's entry."""
+    if machine.pushes_return_address:
+        offset, saved = WORD, True
+    else:
+        offset, saved = 0, machine.return_address not in dict(rule.saved)
+    return rule.cfa_register == machine.stack_pointer and rule.cfa_offset == offset and saved

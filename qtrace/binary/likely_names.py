@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from qtrace.binary.dataflow import displacements
+from qtrace.binary.code_x86_64 import displacements
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.binary.symbols import SYMBOL
 from qtrace.host.cache import load_json, store_json
+from qtrace.machine.arch_x86_64 import X86_64
 
 Addresses = npt.NDArray[np.int64]
 
@@ -44,8 +45,10 @@ RELA = np.dtype([("offset", "<u8"), ("info", "<u8"), ("addend", "<i8")])
 
 def likely_names(module: Module) -> dict[int, str]:
     """Names by the functions' link-time starts, those with symbols included; kept by build id and
-    a hash of the code. Empty where the code tells none."""
+    a hash of the code. Empty where the code tells none, and of other processors than x86-64."""
     elf = module.elf
+    if elf.architecture is not X86_64:
+        return {}
     file = f"likely-names-v{VERSION}-{elf.build_id or 'none'}-{elf.code_hash}.json"
     kept = load_json(file)
     if isinstance(kept, dict) and all(type(name) is str for name in kept.values()):

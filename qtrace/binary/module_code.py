@@ -5,7 +5,10 @@ from __future__ import annotations
 import capstone
 from capstone import x86
 
+from qtrace.binary.instruction_set import instruction_set
 from qtrace.binary.module import Module
+from qtrace.machine.arch_x86_64 import X86_64
+from qtrace.machine.architecture import Architecture
 from qtrace.qemu.aio.instructions import (
     Immediate,
     Instruction,
@@ -14,7 +17,6 @@ from qtrace.qemu.aio.instructions import (
     register_of,
 )
 
-LONGEST = 15
 _PREFIXES = ("lock ", "rep ", "repne ", "notrack ", "bnd ")
 
 
@@ -23,8 +25,13 @@ class ModuleDisassembly:
 
     def __init__(self, module: Module) -> None:
         self._module = module
-        self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-        self._decoder.detail = True
+        self._code = instruction_set(module.elf)
+        self._decoder = self._code.decoder()
+
+    @property
+    def architecture(self) -> Architecture:
+        """The processor that it is for."""
+        return self._module.elf.architecture
 
     def address(self, symbol: str) -> int | None:
         """A symbol's run-time address, None when there is none."""
@@ -33,8 +40,16 @@ class ModuleDisassembly:
 
     def instructions(self, address: int, count: int) -> list[Instruction]:
         """Up to ``count`` instructions from a run-time address on."""
-        code = self._module.elf.read(address - self._module.bias, LONGEST * count)
-        return [_convert(i) for i in self._decoder.disasm(code, address, count)]
+        code = self._read(address, self._code.longest * count)
+        shown = self._decoder.disasm(code, address, count)
+        if self.architecture is X86_64:
+            return [_convert(i) for i in shown]
+        from qtrace.binary.steps_aarch64 import steps
+
+        return [step for i in shown for step in steps(i, self._read)]
+
+    def _read(self, address: int, size: int) -> bytes:
+        return self._module.elf.read(address - self._module.bias, size)
 
 
 def _convert(instruction: capstone.CsInsn) -> Instruction:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from qtrace.inspection.layout_cache import block_layout
 from qtrace.inspection.looker import Looker
-from qtrace.machine.arch_x86_64 import DWARF_NUMBERS, RSP
 from qtrace.machine.memory import Pages
 from qtrace.process.stack import COROUTINE
 from qtrace.qemu.aio.awake import Awake
@@ -38,6 +37,7 @@ class _Source:
         self._looker = looker
         self.memory = looker.source.memory
         self.layout = looker.layout
+        self.architecture = looker.architecture
         self.pointer_guard = looker.source.pointer_guard
         self.guarded = looker.source.guarded
         self.name = looker.name
@@ -48,7 +48,9 @@ class _Source:
         return self._looker.awake()
 
     def unwound(self, co: int, registers: dict[str, int], memory: Pages) -> Unwound:
-        base, left_by = registers["rsp"], registers["rip"]
+        machine = self.architecture
+        stack_pointer = machine.stack_pointer
+        base, left_by = registers[machine.stack_pointer_name], registers[machine.pc_name]
         alike = self._known.setdefault(left_by, [])
         for places, unwound in alike:
             # A thousand coroutines wait in a handful of ways: the same functions called from the
@@ -56,15 +58,18 @@ class _Source:
             if all(memory.word(base + place) == pc for place, pc in places):
                 return unwound
         unwinder = self._looker.unwinder
-        known = {DWARF_NUMBERS[name]: value for name, value in registers.items()}
+        known = {machine.numbers[name]: value for name, value in registers.items()}
         chain = unwinder.unwind(known, memory.word)
         whole = chain.end == COROUTINE
         if whole and len(chain.frames) <= FREE_FRAMES:
             return Unwound((), True, True)
         names = unwinder.names(chain)
         unwound = Unwound(tuple(names[:-2] if whole else names), whole, False)
-        if whole and len(alike) < MOST_ALIKE:
+        # Elsewhere a return address lies at another place in each frame.
+        if whole and len(alike) < MOST_ALIKE and machine.pushes_return_address:
             frames = chain.frames[1:]
-            places = tuple((frame.registers[RSP] - WORD - base, frame.pc) for frame in frames)
+            places = tuple(
+                (frame.registers[stack_pointer] - WORD - base, frame.pc) for frame in frames
+            )
             alike.append((places, unwound))
         return unwound

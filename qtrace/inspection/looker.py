@@ -11,7 +11,6 @@ from qtrace.errors import NotQemu, QtraceError, ScanFailed
 from qtrace.host.freezer import TRAPS
 from qtrace.host.held_threads import may_be_held
 from qtrace.inspection.qemu import Qemu
-from qtrace.machine.arch_x86_64 import DWARF_NUMBERS, RETURN_ADDRESS, RSP
 from qtrace.machine.memory import Pages
 from qtrace.machine.syscalls import RUNNING_GUEST, restarted
 from qtrace.process.look_source import LookSource, State
@@ -56,6 +55,7 @@ class Looker:
         self.qemu = qemu
         self.source = source = qemu.source
         self.layout = qemu.layout
+        self.architecture = qemu.architecture
         if self.layout.main_variable is None and self.layout.ctx_bh_list is None:
             raise _no_code(source)
         self.reader = AioReader(source.memory, self.layout)
@@ -173,10 +173,11 @@ class Looker:
         """What registers and stack hold in frames that follow each other, from the leaf on: each
         word once."""
         words: list[int | None] = []
+        pointer = self.architecture.stack_pointer
         for frame, outer in itertools.pairwise(frames):
             words += frame.registers.values()
-            size = min(outer.registers[RSP] - frame.registers[RSP], LARGEST_FRAME)
-            words += [self._word(frame.registers[RSP] + at) for at in range(0, size, 8)]
+            size = min(outer.registers[pointer] - frame.registers[pointer], LARGEST_FRAME)
+            words += [self._word(frame.registers[pointer] + at) for at in range(0, size, 8)]
         return [word for word in dict.fromkeys(words) if word]
 
     def sampled(self, thread: Thread, sample: Sample) -> Thread:
@@ -204,13 +205,14 @@ class Looker:
         of ciphers): from the first word that is a return address and from which all of the rest
         unwinds to the thread's start."""
         (frame,) = leaf.frames
-        base = frame.registers[RSP]
+        pc, stack_pointer = self.architecture.pc, self.architecture.stack_pointer
+        base = frame.registers[stack_pointer]
         for place in range(base, base + LARGEST_LEAF, 8):
             back = word(place)
             if back is None:
                 break
             if self.unwinder.return_name(back):
-                chain = self._chain(tid, {RSP: place + 8, RETURN_ADDRESS: back}, word)
+                chain = self._chain(tid, {stack_pointer: place + 8, pc: back}, word)
                 if chain.end == COMPLETE:
                     return Chain([frame, *chain.frames], COMPLETE)
         return leaf
@@ -242,7 +244,7 @@ class Looker:
     ) -> Thread:
         frames = self.unwinder.names(chain)
         assert state.registers is not None
-        pc, stack_pointer = chain.frames[0].pc, state.registers[DWARF_NUMBERS["rsp"]]
+        pc, stack_pointer = chain.frames[0].pc, state.registers[self.architecture.stack_pointer]
         thread = Thread(
             tid=tid,
             name=name,
@@ -273,7 +275,7 @@ class Looker:
         self, tid: int, chain: Chain, frames: list[str], state: State | None = None
     ) -> tuple[Poll, ...]:
         """The aio_poll() frames of a thread; ``state`` is that of one that sleeps."""
-        register = DWARF_NUMBERS.get(self.layout.poll_register or "", -1)
+        register = self.architecture.numbers.get(self.layout.poll_register or "", -1)
         found: list[Poll] = []
         for number, frame in enumerate(frames):
             if frame.split("+0x")[0] == POLL:
@@ -348,10 +350,11 @@ class Looker:
             self._guard = self.source.pointer_guard()
         if self.layout.co_env is None or self._guard is None:
             return None
-        registers = saved_registers(self._stack, co, self.layout.co_env, self._guard)
+        machine = self.architecture
+        registers = saved_registers(self._stack, co, self.layout.co_env, self._guard, machine)
         if registers is None:
             return None
-        return {DWARF_NUMBERS[name]: value for name, value in registers.items()}
+        return {machine.numbers[name]: value for name, value in registers.items()}
 
     def awake(self) -> Awake:
         """Which coroutines the threads of the last look are in now."""

@@ -15,6 +15,7 @@ from qtrace.binary.likely_names import likely_names
 from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.errors import QtraceError
 from qtrace.inspection.context_names import ContextNames
+from qtrace.machine.architecture import Architecture
 from qtrace.machine.thread_files import SystemCall, read_system_call
 from qtrace.process.jit import read_jit_code
 from qtrace.process.live_source import LiveSource
@@ -51,6 +52,11 @@ class Qemu:
     @property
     def pid(self) -> int:
         return self.source.pid
+
+    @property
+    def architecture(self) -> Architecture:
+        """The processor that it runs on."""
+        return self.binary.elf.architecture
 
     @property
     def program(self) -> str:
@@ -92,7 +98,7 @@ class Qemu:
     def unwinder(self) -> Unwinder:
         """Of stacks that were copied: they are as they were, what is not mapped there is new."""
         self._name_static_functions()
-        unwinder = Unwinder(self.space)
+        unwinder = Unwinder(self.space, self.architecture)
         # Not by way of self: a QEMU in a circle would keep its files open until it is collected.
         memory, binary = self.memory, self.binary
         unwinder.learn_jit(lambda: read_jit_code(memory, binary))
@@ -103,7 +109,7 @@ class Qemu:
         """Of stacks that are read where they lie. Mostly what leads nowhere is garbage, of a
         thread that ran on while it was read."""
         self._name_static_functions()
-        unwinder = Unwinder(self.space, refreshing=False)
+        unwinder = Unwinder(self.space, self.architecture, refreshing=False)
         jit = read_jit_code(self.memory, self.binary)
         unwinder.learn_jit(lambda: jit)
         return unwinder

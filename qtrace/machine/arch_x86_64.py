@@ -1,9 +1,15 @@
-"""All that depends on the host's architecture: registers, argument order, call encodings.
+"""x86-64: registers, argument order, call encodings.
 
-Another architecture is one more file like this one.
+``X86_64`` is what everything takes that reads another architecture's QEMUs, too; the rest is for
+what works on this machine alone: records, stops a process or steps it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qtrace.machine.architecture import Architecture, Code, SystemCall
+from qtrace.machine.syscalls import NAMES, sleeps
 
 # DWARF register numbers (System V x86-64 psABI, figure 3.36).
 RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP = range(8)
@@ -133,3 +139,59 @@ def jump_slot(code: bytes, address: int) -> int | None:
         return None
     following = address + len(code) - len(jump) + 6
     return following + int.from_bytes(jump[2:6], "little", signed=True)
+
+
+def _called(code: bytes, end: int) -> int | None:
+    if code[-5:-4] != bytes([CALL_REL32]):
+        return None
+    return end + int.from_bytes(code[-4:], "little", signed=True)
+
+
+def _sleeps_in(registers: Mapping[str, int], code: Code) -> SystemCall | None:
+    number = registers["orig_rax"]
+    arguments = tuple(registers[name] for name in SYSCALL_ARGUMENTS)
+    size = len(SYSCALL_INSTRUCTION)
+    # Code that is not here cannot speak against the number.
+    if number >> 63 or code(registers["rip"] - size, size) not in (SYSCALL_INSTRUCTION, b""):
+        return None
+    return SystemCall(number, arguments) if sleeps(number, registers["rax"], arguments) else None
+
+
+def _demangle(value: int, guard: int) -> int:
+    """PTR_DEMANGLE of glibc: rotate right by 17, then xor with the guard."""
+    return ((value >> 17) | (value << 47)) & _WORD - 1 ^ guard
+
+
+X86_64 = Architecture(
+    name="x86-64",
+    elf_machine="EM_X86_64",
+    pc=RETURN_ADDRESS,
+    stack_pointer=RSP,
+    frame_pointer=RBP,
+    return_address=RETURN_ADDRESS,
+    callee_saved=CALLEE_SAVED,
+    numbers=DWARF_NUMBERS,
+    pc_name="rip",
+    stack_pointer_name="rsp",
+    thread_pointer_name="fs_base",
+    # tcbhead_t; variables lie below.
+    thread_header=0x2C0,
+    argument_names=tuple(REGISTER_NAMES[number] for number in ARGUMENTS),
+    result_name="rax",
+    callee_saved_names=CALLEE_SAVED_NAMES,
+    caller_saved_names=CALLER_SAVED_NAMES,
+    pushes_return_address=True,
+    prstatus=PRSTATUS_REGISTERS,
+    kept_thread_pointer="fs_base",
+    system_calls=NAMES,
+    sleeps_in=_sleeps_in,
+    call_size=7,
+    follows_a_call=follows_a_call,
+    called=_called,
+    stub_size=STUB_SIZE,
+    jump_slot=jump_slot,
+    code_address=lambda address: address,
+    jump_buffer=(*CALLEE_SAVED_NAMES, "rsp", "rip"),
+    mangled=frozenset({"rbp", "rsp", "rip"}),
+    demangle=_demangle,
+)

@@ -1,14 +1,13 @@
-"""Names of the system calls (x86-64 numbers).
+"""Names of the system calls, and which of them sleep (x86-64 numbers).
 
 Made by hand: seccomp's library, which knows them, is the distribution's, and no package of PyPI's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 KVM_RUN = 0xAE80
-IOCTL = 16
 # A vCPU thread in this one is not waiting: its guest runs, or is halted.
 RUNNING_GUEST = "ioctl(KVM_RUN)"
 
@@ -66,13 +65,61 @@ _FROM_424 = """
     listxattrat removexattrat open_tree_attr file_getattr file_setattr
 """
 NAMES = {**dict(enumerate(_FROM_0.split())), **dict(enumerate(_FROM_424.split(), 424))}
+# asm-generic/unistd.h, which aarch64 has: from 0 on, and from 260 on; the same ones from 424 on.
+_GENERIC_FROM_0 = """
+    io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr fsetxattr getxattr
+    lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr fremovexattr
+    getcwd lookup_dcookie eventfd2 epoll_create1 epoll_ctl epoll_pwait dup dup3 fcntl
+    inotify_init1 inotify_add_watch inotify_rm_watch ioctl ioprio_set ioprio_get flock mknodat
+    mkdirat unlinkat symlinkat linkat renameat umount2 mount pivot_root nfsservctl statfs
+    fstatfs truncate ftruncate fallocate faccessat chdir fchdir chroot fchmod fchmodat fchownat
+    fchown openat close vhangup pipe2 quotactl getdents64 lseek read write readv writev pread64
+    pwrite64 preadv pwritev sendfile pselect6 ppoll signalfd4 vmsplice splice tee readlinkat
+    newfstatat fstat sync fsync fdatasync sync_file_range timerfd_create timerfd_settime
+    timerfd_gettime utimensat acct capget capset personality exit exit_group waitid
+    set_tid_address unshare futex set_robust_list get_robust_list nanosleep getitimer setitimer
+    kexec_load init_module delete_module timer_create timer_gettime timer_getoverrun
+    timer_settime timer_delete clock_settime clock_gettime clock_getres clock_nanosleep syslog
+    ptrace sched_setparam sched_setscheduler sched_getscheduler sched_getparam
+    sched_setaffinity sched_getaffinity sched_yield sched_get_priority_max
+    sched_get_priority_min sched_rr_get_interval restart_syscall kill tkill tgkill sigaltstack
+    rt_sigsuspend rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigqueueinfo
+    rt_sigreturn setpriority getpriority reboot setregid setgid setreuid setuid setresuid
+    getresuid setresgid getresgid setfsuid setfsgid times setpgid getpgid getsid setsid
+    getgroups setgroups uname sethostname setdomainname getrlimit setrlimit getrusage umask
+    prctl getcpu gettimeofday settimeofday adjtimex getpid getppid getuid geteuid getgid getegid
+    gettid sysinfo mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr msgget
+    msgctl msgrcv msgsnd semget semctl semtimedop semop shmget shmctl shmat shmdt socket
+    socketpair bind listen accept connect getsockname getpeername sendto recvfrom setsockopt
+    getsockopt shutdown sendmsg recvmsg readahead brk munmap mremap add_key request_key keyctl
+    clone execve mmap fadvise64 swapon swapoff mprotect msync mlock munlock mlockall munlockall
+    mincore madvise remap_file_pages mbind get_mempolicy set_mempolicy migrate_pages move_pages
+    rt_tgsigqueueinfo perf_event_open accept4 recvmmsg
+"""
+_GENERIC_FROM_260 = """
+    wait4 prlimit64 fanotify_init fanotify_mark name_to_handle_at open_by_handle_at
+    clock_adjtime syncfs setns sendmmsg process_vm_readv process_vm_writev kcmp finit_module
+    sched_setattr sched_getattr renameat2 seccomp getrandom memfd_create bpf execveat
+    userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc
+    pkey_free statx io_pgetevents rseq kexec_file_load
+"""
+GENERIC_NAMES = {
+    **dict(enumerate(_GENERIC_FROM_0.split())),
+    **dict(enumerate(_GENERIC_FROM_260.split(), 260)),
+    **dict(enumerate(_FROM_424.split(), 424)),
+}
 
 
-def syscall_name(number: int, second_argument: int = 0) -> str:
-    """The call's name; ``syscall 600`` when it is newer than this table."""
-    if number == IOCTL and second_argument == KVM_RUN:
-        return RUNNING_GUEST
-    return NAMES.get(number, f"syscall {number}")
+def syscall_name(
+    number: int, second_argument: int = 0, names: Mapping[int, str] = NAMES
+) -> str:  # fmt: skip
+    """The call's name; ``syscall 600`` when it is newer than this table.
+
+    Args:
+        names: an architecture's (``Architecture.system_calls``).
+    """
+    name = names.get(number, f"syscall {number}")
+    return RUNNING_GUEST if name == "ioctl" and second_argument == KVM_RUN else name
 
 
 # What a system call that sleeps returns when a signal (a debugger's stop, the end of the process)

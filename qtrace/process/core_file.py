@@ -25,13 +25,15 @@ from elftools.elf.notes import iter_notes
 from qtrace.binary.elf import Elf
 from qtrace.errors import QtraceError, TargetError, UnsupportedBinary
 from qtrace.machine.abort_message import FATAL, SENT
+from qtrace.machine.architecture import Architecture
+from qtrace.machine.architectures import ARCHITECTURES
 from qtrace.qemu.aio.model import Ending
 
 PF_W = 2
+NT_ARM_TLS = "NT_ARM_TLS"
 AT_PHDR = 3
-# struct elf_prstatus: pid, then the registers of user_regs_struct.
+# struct elf_prstatus: pid, then the registers (``Architecture.prstatus``).
 PRSTATUS_SIGNAL, PRSTATUS_PID, PRSTATUS_REGS = 12, 32, 112
-PRSTATUS_SIZE = PRSTATUS_REGS + 27 * 8
 # Of a program header.
 ENTRY_SIZE = 56
 # siginfo_t: si_signo, si_errno, si_code; then, of a signal that somebody sent, si_pid.
@@ -71,6 +73,7 @@ class CoreFile:
 
     Attributes:
         size: how long its headers say that it is, in bytes.
+        architecture: the processor of the process.
 
     Raises:
         TargetError: not a core file, one without its notes, or not readable.
@@ -111,11 +114,13 @@ class CoreFile:
             raise no_core(self.path, "it is no ELF file")
         # pyelftools only reads and seeks, which an mmap does as well as a file.
         elf = ELFFile(cast(IO[bytes], data))
-        if (elf.elfclass, elf["e_machine"]) != (64, "EM_X86_64"):
+        if elf.elfclass != 64 or not elf.little_endian or elf["e_machine"] not in ARCHITECTURES:
+            known = [one.name for one in ARCHITECTURES.values()]
             raise UnsupportedBinary(
-                f"{self.path} is the core of another machine than x86-64",
-                "run qtrace on a core of an x86-64 QEMU",
+                f"{self.path} is the core of another machine than {' or '.join(known)}",
+                f"name a core of a QEMU on one of these: {', '.join(known)}",
             )
+        self.architecture: Architecture = ARCHITECTURES[elf["e_machine"]]
         if elf["e_type"] != "ET_CORE":
             raise no_core(self.path, "it is a program or a library")
         if elf["e_phentsize"] != ENTRY_SIZE:
@@ -156,13 +161,32 @@ class CoreFile:
 
     @cached_property
     def registers(self) -> dict[int, tuple[int, ...]]:
-        """user_regs_struct by tid."""
+        """Registers by tid, in the order of ``Architecture.prstatus``."""
         found = {}
+        layout = struct.Struct(f"<{len(self.architecture.prstatus)}Q")
         for raw in self.notes("NT_PRSTATUS"):
-            if len(raw) < PRSTATUS_SIZE:
+            if len(raw) < PRSTATUS_REGS + layout.size:
                 continue
             (tid,) = struct.unpack_from("<i", raw, PRSTATUS_PID)
-            found[tid] = struct.unpack_from("<27Q", raw, PRSTATUS_REGS)
+            found[tid] = layout.unpack_from(raw, PRSTATUS_REGS)
+        return found
+
+    @cached_property
+    def thread_pointers(self) -> dict[int, int]:
+        """By tid, as far as the core tells them."""
+        kept = self.architecture.kept_thread_pointer
+        if kept:
+            index = self.architecture.prstatus.index(kept)
+            return {tid: values[index] for tid, values in self.registers.items()}
+        found: dict[int, int] = {}
+        tid = 0
+        # A thread's other notes follow its NT_PRSTATUS.
+        for note in self._notes:
+            raw = note["n_descdata"]
+            if note["n_type"] == "NT_PRSTATUS" and len(raw) >= PRSTATUS_REGS:
+                (tid,) = struct.unpack_from("<i", raw, PRSTATUS_PID)
+            elif note["n_type"] == NT_ARM_TLS and len(raw) >= 8:
+                (found[tid],) = struct.unpack_from("<Q", raw)
         return found
 
     @cached_property
@@ -183,7 +207,7 @@ class CoreFile:
         """
         first = next(iter(self.notes("NT_PRSTATUS")), b"")
         about = next(iter(self.notes("NT_SIGINFO")), b"")
-        if len(first) < PRSTATUS_SIZE or len(about) < SIGINFO.size:
+        if len(first) < PRSTATUS_REGS or len(about) < SIGINFO.size:
             return None
         # The kernel writes the thread first that the signal hit.
         (number,) = struct.unpack_from("<h", first, PRSTATUS_SIGNAL)

@@ -9,14 +9,8 @@ from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.errors import QtraceError, TargetError
 from qtrace.machine.abort_message import ABORT_MESSAGE, read_abort_message
-from qtrace.machine.arch_x86_64 import (
-    DWARF_NUMBERS,
-    PRSTATUS_REGISTERS,
-    SYSCALL_ARGUMENTS,
-    SYSCALL_INSTRUCTION,
-)
 from qtrace.machine.memory import PAGE
-from qtrace.machine.syscalls import sleeps, syscall_name
+from qtrace.machine.syscalls import syscall_name
 from qtrace.process.build_ids import build_id_at, headers_at
 from qtrace.process.core_file import CoreFile, no_core
 from qtrace.process.look_source import State
@@ -85,19 +79,17 @@ class CoreSource:
 
     def state(self, tid: int) -> State:
         """A thread's registers, and the system call they show it in."""
-        values = dict(zip(PRSTATUS_REGISTERS, self._core.registers[tid], strict=True))
-        known = {number: values[name] for name, number in DWARF_NUMBERS.items()}
-        if not values["rip"]:
+        machine = self._core.architecture
+        values = dict(zip(machine.prstatus, self._core.registers[tid], strict=True))
+        known = {number: values[name] for name, number in machine.numbers.items()}
+        if not values[machine.pc_name]:
             # A kernel thread that bears the process's id (KVM's, vhost's).
             return State("", None, kernel=True)
-        call = values["orig_rax"]
-        arguments = tuple(values[name] for name in SYSCALL_ARGUMENTS)
-        # Code that is not here cannot speak against the number.
-        code = self._code(values["rip"] - 2, 2)
-        in_call = call < 1 << 63 and code in (SYSCALL_INSTRUCTION, b"")
-        if not in_call or not sleeps(call, values["rax"], arguments):
+        call = machine.sleeps_in(values, self._code)
+        if call is None:
             return State("", known)
-        return State(syscall_name(call, values["rsi"]), known, arguments=arguments)
+        name = syscall_name(call.number, call.arguments[1], machine.system_calls)
+        return State(name, known, arguments=call.arguments)
 
     def _code(self, address: int, size: int) -> bytes:
         """Code as the core has it, else as the file that was mapped there."""
@@ -120,7 +112,8 @@ class CoreSource:
         if registers is None:
             return ""
         # abort() raises the signal itself: the thread that it hit is in the C library.
-        found = self.space.find(dict(zip(PRSTATUS_REGISTERS, registers, strict=True))["rip"])
+        pc = registers[self._core.architecture.prstatus.index(self._core.architecture.pc_name)]
+        found = self.space.find(pc)
         module = found[0] if found else None
         variable = module.symbols.address(ABORT_MESSAGE) if module else None
         if module is None or variable is None:
@@ -128,8 +121,7 @@ class CoreSource:
         return read_abort_message(self.memory, variable + module.bias)
 
     def thread_pointers(self) -> dict[int, int]:
-        index = PRSTATUS_REGISTERS.index("fs_base")
-        return {tid: registers[index] for tid, registers in self._core.registers.items()}
+        return self._core.thread_pointers
 
     def pointer_guard(self) -> int | None:
         return guard_of_auxv(self.memory, self._core.auxv)

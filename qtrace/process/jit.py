@@ -41,6 +41,7 @@ def read_jit_code(memory: Memory, module: Module) -> list[JitCode]:
     if len(raw) < 24:
         return []
     _version, _action, _relevant, entry = struct.unpack("<IIQQ", raw)
+    return_address = module.elf.architecture.return_address
     found: list[JitCode] = []
     for _ in range(MAX_ENTRIES):
         raw = memory.read(entry, 32) if entry else b""
@@ -48,11 +49,11 @@ def read_jit_code(memory: Memory, module: Module) -> list[JitCode]:
             break
         entry, _previous, image, size = struct.unpack("<QQQQ", raw)
         if size <= MAX_IMAGE:
-            found += _of_image(memory.read(image, size))
+            found += _of_image(memory.read(image, size), return_address)
     return found
 
 
-def _of_image(image: bytes) -> list[JitCode]:
+def _of_image(image: bytes, return_address: int) -> list[JitCode]:
     try:
         dwarf = ELFFile(io.BytesIO(image)).get_dwarf_info()
         entries = dwarf.CFI_entries() if dwarf.has_CFI() else []
@@ -60,7 +61,7 @@ def _of_image(image: bytes) -> list[JitCode]:
         found = []
         for frame in frames:
             # One row: the prologue is no part of the description, the body has one layout.
-            rule = rule_of_row(frame.get_decoded().table[-1])
+            rule = rule_of_row(frame.get_decoded().table[-1], return_address)
             start = frame.header["initial_location"]
             if rule is not None:
                 found.append(JitCode(start, start + frame.header["address_range"], rule))

@@ -13,6 +13,7 @@ from typing import Protocol
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.errors import NoSuchProcess, PermissionMissing, QtraceError
+from qtrace.machine.architectures import HOST
 from qtrace.machine.guarded import guarded_in
 
 # Memory that bears a path: guests' memory, translated code.
@@ -150,7 +151,10 @@ class _MappedFile:
         except QtraceError:
             return None
         vaddr = elf.vaddr_of(mapping.offset)
-        return None if vaddr is None else Module(elf, mapping.start - vaddr)
+        # What an emulator has mapped of another processor's programs is no code of its own.
+        if vaddr is None or elf.architecture is not HOST:
+            return None
+        return Module(elf, mapping.start - vaddr)
 
 
 def _open(mapping: Mapping, pid: int) -> int:

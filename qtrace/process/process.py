@@ -19,8 +19,11 @@ from qtrace.errors import (
     NotQemu,
     PermissionMissing,
     QtraceError,
+    UnsupportedBinary,
 )
 from qtrace.host.pid_namespace import require_proc
+from qtrace.machine.arch_x86_64 import X86_64
+from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import ProcessMemory
 from qtrace.machine.stat_file import STARTCODE, STARTSTACK, STARTTIME, stat_fields, state_letter
 from qtrace.process.maps import AddressSpace
@@ -115,12 +118,21 @@ class Process:
 
     @cached_property
     def binary(self) -> Module:
-        """The executable's module. Raises NotQemu when it is no ELF program of its own."""
+        """The executable's module.
+
+        Raises:
+            NotQemu: it is no ELF program of its own.
+            UnsupportedBinary: it is for another processor than x86-64.
+        """
         module = self.space.module_of(self.exe)
         if module is None:
             # Read it for the sake of its own error (a 32-bit binary, say).
-            Elf(self.exe, self.program)
+            elf = Elf(self.exe, self.program)
+            if elf.architecture is not HOST:
+                raise _of_another_processor(self.pid, elf)
             raise NotQemu(f"process {self.pid} ({self.program})")
+        if module.elf.architecture is not X86_64:
+            raise _of_another_processor(self.pid, module.elf)
         return module
 
     @cached_property
@@ -185,6 +197,15 @@ def name_among(arguments: Sequence[bytes]) -> str:
             first = value.split(b",")[0]
             return first.removeprefix(b"guest=").decode("utf-8", "backslashreplace")
     return ""
+
+
+def _of_another_processor(pid: int, elf: Elf) -> UnsupportedBinary:
+    """No live process of one was ever tried: nothing is done to it."""
+    return UnsupportedBinary(
+        f"process {pid} runs {elf.name}, an {elf.architecture.name} program: live processes are "
+        "recorded and looked at on x86-64 alone",
+        f"take a core (gcore {pid}) for qtrace inspect --core; qtrace scan reads the binary",
+    )
 
 
 def _not_here(pid: int) -> QtraceError:

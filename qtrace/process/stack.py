@@ -9,22 +9,12 @@ from dataclasses import dataclass
 
 from qtrace.binary.cfi import Rule
 from qtrace.binary.module import Module
-from qtrace.machine.arch_x86_64 import (
-    CALL_REL32,
-    CALLEE_SAVED,
-    RBP,
-    RETURN_ADDRESS,
-    RSP,
-    STUB_SIZE,
-    follows_a_call,
-    jump_slot,
-)
+from qtrace.machine.architecture import Architecture
 from qtrace.process.jit import NAME as JIT_NAME
 from qtrace.process.jit import JitCode
 from qtrace.process.maps import Space
 
 MAX_FRAMES = 256
-CALL = bytes([CALL_REL32])
 # Locals of one function, in bytes, that are searched for where its frame ends.
 LARGEST_FRAME = 1 << 14
 # How often a process without translated code is asked whether it has some by now.
@@ -74,13 +64,16 @@ class CopiedStack:
 class Unwinder:
     """Unwinds by .eh_frame, and names what it finds."""
 
-    def __init__(self, space: Space, *, refreshing: bool = True) -> None:
+    def __init__(
+        self, space: Space, architecture: Architecture, *, refreshing: bool = True
+    ) -> None:  # fmt: skip
         """
         Args:
             refreshing: read the mappings again when a pc lies in none. For stacks that may have
                 changed while they were read, that is the caller's to decide.
         """
         self._space = space
+        self._architecture = architecture
         self._refreshing = refreshing
         self._jit: list[JitCode] = []
         self._read_jit: Callable[[], list[JitCode]] = list
@@ -103,14 +96,16 @@ class Unwinder:
         """The call chain from a set of registers.
 
         Args:
-            registers: by DWARF number, as far as they are known: the pc
-                (``RETURN_ADDRESS``) and the stack pointer at least.
+            registers: by DWARF number, as far as they are known: pc and stack pointer at least.
             word: reads 8 bytes of the target's memory, None where there are none.
         """
+        machine = self._architecture
+        counter, stack, base = machine.pc, machine.stack_pointer, machine.frame_pointer
+        column, kept = machine.return_address, machine.callee_saved
         known = dict(registers)
-        frames = [Frame(known[RETURN_ADDRESS], known)]
+        frames = [Frame(known[counter], known)]
         while len(frames) < MAX_FRAMES:
-            pc = known[RETURN_ADDRESS]
+            pc = known[counter]
             leaf = len(frames) == 1
             rule, trampoline = self._rule(pc, leaf)
             if trampoline:
@@ -119,25 +114,31 @@ class Unwinder:
                 return Chain(frames, UNREADABLE)
             if rule.ends:
                 return Chain(frames, COMPLETE)
-            if rule.cfa_register == RBP and RBP not in known:
+            if rule.cfa_register == base and base not in known:
                 # Of a thread that was not stopped only pc and stack pointer are known.
-                pointer = self._frame_pointer(pc, known[RSP], word) if RSP in known else None
-                known |= {} if pointer is None else {RBP: pointer}
+                pointer = self._frame_pointer(pc, known[stack], word) if stack in known else None
+                known |= {} if pointer is None else {base: pointer}
             if rule.cfa_register not in known:
                 return Chain(frames, UNREADABLE)
             cfa = known[rule.cfa_register] + rule.cfa_offset
             # What a callee may clobber is not known in the caller.
-            caller = {r: known[r] for r in CALLEE_SAVED if r in known}
+            caller = {r: known[r] for r in kept if r in known}
+            if leaf and column != counter and column in known:
+                # Nothing was called yet that could have changed it.
+                caller[column] = known[column]
             for register, offset in rule.saved:
                 value = word(cfa + offset)
                 if value is None:
                     return Chain(frames, TRUNCATED)
                 caller[register] = value
-            caller[RSP] = cfa
-            if not caller.get(RETURN_ADDRESS):
+            caller[stack] = cfa
+            if column not in caller:
+                return Chain(frames, UNREADABLE)
+            caller[counter] = machine.code_address(caller[column])
+            if not caller[counter]:
                 return Chain(frames, COMPLETE)
             known = caller
-            frames.append(Frame(known[RETURN_ADDRESS], known))
+            frames.append(Frame(known[counter], known))
         return Chain(frames, TRUNCATED)
 
     def names(self, chain: Chain) -> list[str]:
@@ -158,7 +159,7 @@ class Unwinder:
         if module is None:
             return ""
         vaddr = pc - module.bias
-        called = follows_a_call(module.elf.read(vaddr - 7, 7))
+        called = _follows_a_call(module, vaddr)
         return self.name(pc, leaf=False) if called else ""
 
     def _name(self, pc: int, back: int) -> str:
@@ -194,7 +195,7 @@ class Unwinder:
         return self._rules[key]
 
     def _frame_pointer(self, pc: int, stack_pointer: int, word: ReadWord) -> int | None:
-        """The rbp of a function that keeps a frame pointer, None where it does not show.
+        """The frame pointer of a function that keeps one, None where it does not show.
 
         It points to the caller's, beside the return address: that of a call to this function,
         or of an indirect one.
@@ -209,7 +210,7 @@ class Unwinder:
             back = word(place + 8)
             if back is None:
                 return None
-            if self._returns_from(back, start, word):
+            if self._returns_from(self._architecture.code_address(back), start, word):
                 return place
         return None
 
@@ -220,12 +221,15 @@ class Unwinder:
         module = found[0] if found else None
         if module is None:
             return False
-        code = module.elf.read(back - module.bias - 7, 7)
-        if code[-5:-4] == CALL:
-            called = back + int.from_bytes(code[-4:], "little", signed=True)
-            slot = jump_slot(module.elf.read(called - module.bias, STUB_SIZE), called)
-            return called == start or (slot is not None and word(slot) == start)
-        return follows_a_call(code)
+        machine = self._architecture
+        size = machine.call_size
+        code = module.elf.read(back - module.bias - size, size)
+        called = machine.called(code, back)
+        if called is None:
+            return machine.follows_a_call(code)
+        stub = module.elf.read(called - module.bias, machine.stub_size)
+        slot = machine.jump_slot(stub, called)
+        return called == start or (slot is not None and word(slot) == start)
 
     def _jit_code(self, pc: int) -> JitCode | None:
         if not self._jit and time.monotonic() >= self._next_read:
@@ -244,8 +248,9 @@ class Unwinder:
 
 def _is_trampoline(module: Module, vaddr: int) -> bool:
     function = module.frames.function(vaddr)
-    return (
-        function is not None
-        and function[0] == vaddr
-        and not follows_a_call(module.elf.read(vaddr - 7, 7))
-    )
+    return function is not None and function[0] == vaddr and not _follows_a_call(module, vaddr)
+
+
+def _follows_a_call(module: Module, vaddr: int) -> bool:
+    machine = module.elf.architecture
+    return machine.follows_a_call(module.elf.read(vaddr - machine.call_size, machine.call_size))

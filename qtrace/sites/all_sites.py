@@ -13,27 +13,20 @@ from dataclasses import replace
 import numpy as np
 from capstone import x86
 
-from qtrace.binary.dataflow import (
-    Function,
-    callers_of,
-    direct_target,
-    full_register,
-    writes,
-)
+from qtrace.binary.code_x86_64 import direct_target, full_register, writes
+from qtrace.binary.dataflow import Function, callers_of
 from qtrace.binary.elf import Elf
 from qtrace.binary.emulated import (
-    emulated,
     ends_block,
     first_emulated,
     is_joined,
     is_written,
-    moves_stack,
-    past_endbr,
+    past_guard,
     runs_once,
 )
 from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, pt_regs_offset
+from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, X86_64, pt_regs_offset
 from qtrace.sites.all_plan import AllPlan, AllSite
 from qtrace.sites.bh_layout import BottomHalfLayout, calibrate_bottom_half
 from qtrace.sites.caller_places import Place, Registers
@@ -58,6 +51,12 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
 
     Raises ScanFailed with the reason when this binary cannot be recorded so.
     """
+    if module.elf.architecture is not X86_64:
+        raise ScanFailed(
+            f"{module.name} cannot be recorded with --all: what is sought in the code is known of "
+            f"x86-64 only, and it is an {module.elf.architecture.name} program",
+            "record without --all",
+        )
     if module.symbols.address("aio_bh_poll") is None:
         raise ScanFailed(
             f"{module.name} cannot be recorded with --all: it exports no functions (as one built "
@@ -228,7 +227,7 @@ class _Chooser:
             site = called_end
         if bh not in CALLEE_SAVED_NAMES or is_written(poll, called_end, site, bh):
             bh = ""
-        if any(moves_stack(i) for at, i in poll.instructions.items() if called_end <= at < site):
+        if is_written(poll, called_end, site, poll.stack_pointer):
             raise self._refuse("aio_bh_poll() moves its stack pointer after aio_bh_call()")
         self.programs["ended"] = ("ended", {
             "BH": pt_regs_offset(bh or "rax"), "BH_IS_KNOWN": int(bool(bh)),
@@ -283,13 +282,13 @@ class _Chooser:
         """The first emulated instruction of a function, its arguments still in registers."""
         function = self._named(symbol)
         address = function.start
-        site = past_endbr(self._elf, address)
+        site = past_guard(self._elf, address)
         for at in sorted(function.instructions):
             instruction = function.instructions[at]
-            if emulated(instruction) and runs_once(function, address, at):
+            if function.set.is_simulated(instruction) and runs_once(function, address, at):
                 site = at
                 break
-            if ends_block(instruction) or writes(instruction) & set(arguments):
+            if ends_block(function, instruction) or writes(instruction) & set(arguments):
                 break
         return self._site(kind, function, site, kind)
 
@@ -337,7 +336,7 @@ class _Chooser:
             and (named is None or named[0] not in OWN)
             and function.start not in self._shared
         )
-        is_cheap = emulated(instruction)
+        is_cheap = function.set.is_simulated(instruction)
         return AllSite(kind, where, vaddr, program, text, is_cheap, new_flags, inlined)
 
     def _refuse(self, why: str) -> ScanFailed:
@@ -352,7 +351,7 @@ def _skipping(function: Function, call: int) -> int | None:
         instruction = function.instructions[at]
         if is_joined(function, at + instruction.size):
             return None
-        if ends_block(instruction):
+        if ends_block(function, instruction):
             skips = direct_target(instruction)
             alone = instruction.id == x86.X86_INS_JNE and skips not in range(at, call + 1)
             return at if alone else None

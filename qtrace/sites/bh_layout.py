@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import capstone
 from capstone import x86
 
-from qtrace.binary.dataflow import Argument, Fresh, Function, State, after, full_register
+from qtrace.binary.code_x86_64 import after, full_register
+from qtrace.binary.dataflow import Function
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
+from qtrace.binary.values import Argument, Fresh, State
 from qtrace.errors import ScanFailed
 from qtrace.qemu.aio.calibration import bottom_halves
 

@@ -8,7 +8,7 @@ from capstone import x86
 
 from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
-from qtrace.binary.emulated import BAD_PREFIXES, first_emulated, is_joined, is_written, runs_once
+from qtrace.binary.emulated import first_emulated, is_joined, is_written, runs_once
 from qtrace.knowledge import SCHEDULED
 
 
@@ -48,6 +48,6 @@ def behind(function: Function, address: int) -> tuple[int, str] | None:
     if is_written(function, begin, site, bh):
         site = begin
     instruction = function.instructions.get(site)
-    if instruction is None or bytes(instruction.bytes)[0] in BAD_PREFIXES:
+    if instruction is None or not function.set.takes_probe(instruction):
         return None
     return site, bh

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from capstone import x86
 
-from qtrace.binary.dataflow import Function, direct_target, full_register, writes
+from qtrace.binary.code_x86_64 import direct_target, full_register, writes
+from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
 from qtrace.binary.emulated import first_emulated, is_written, runs_once
 from qtrace.knowledge import PENDING

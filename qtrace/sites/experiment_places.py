@@ -15,9 +15,11 @@ from typing import Any
 import capstone
 from capstone import x86
 
-from qtrace.binary.dataflow import Constant, Fresh, Function, Returned, direct_target
-from qtrace.binary.emulated import past_endbr
+from qtrace.binary.code_x86_64 import direct_target
+from qtrace.binary.dataflow import Function
+from qtrace.binary.emulated import past_guard
 from qtrace.binary.module import Module
+from qtrace.binary.values import Constant, Fresh, Returned
 from qtrace.errors import ScanFailed
 from qtrace.sites.inlined import FreshMemory, stored
 from qtrace.sites.scan import BottomHalf, CallSite
@@ -172,7 +174,7 @@ def just_entered(module: Module, callback: int) -> Entered:
     """
     function = _function(module, callback)
     if function is not None:
-        begin = past_endbr(module.elf, callback)
+        begin = past_guard(module.elf, callback)
         first = function.instructions.get(begin)
         second = begin + (first.size if first is not None else 0)
         if (

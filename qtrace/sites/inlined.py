@@ -19,20 +19,12 @@ import capstone
 from capstone import x86
 
 from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import (
-    Constant,
-    Fresh,
-    Function,
-    Loaded,
-    Pair,
-    Returned,
-    State,
-    Value,
-    after,
-    full_register,
-)
+from qtrace.binary.code_x86_64 import after, full_register
+from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
+from qtrace.binary.values import Constant, Fresh, Loaded, Pair, Returned, State, Step, Value
 from qtrace.knowledge import ONESHOT, SCHEDULED
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.sites.bh_layout import stored_by
 
 SCHEDULED_ONESHOT = SCHEDULED | ONESHOT
@@ -67,7 +59,7 @@ def find_enqueue(elf: Elf, frames: CallFrames, scheduler: int, named: bool) -> E
         named: it has a name argument.
     """
     extent = frames.function(scheduler)
-    if extent is None:
+    if extent is None or elf.architecture is not X86_64:
         return None
     function = Function(elf, *extent)
     stored = stored_by(function, named)
@@ -80,6 +72,12 @@ def find_enqueue(elf: Elf, frames: CallFrames, scheduler: int, named: bool) -> E
             name = stored.get("name", -1)
             return Enqueue(callee, size, stored["ctx"], stored["callback"], stored["opaque"], name)
     return None
+
+
+def memory_step(elf: Elf) -> Step | None:
+    """What follows all memory that calls return; None where nothing here reads the code: of other
+    processors' only calls of the function itself are found."""
+    return FreshMemory() if elf.architecture is X86_64 else None
 
 
 def enqueues(state: State) -> bool:

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import Constant, Function, Loaded, Returned, Value
+from qtrace.binary.dataflow import Function, arguments
 from qtrace.binary.elf import Elf
 from qtrace.binary.exits import find_exits
 from qtrace.binary.module import Module
 from qtrace.binary.symbols import SymbolTable
+from qtrace.binary.values import Constant, Loaded, Returned, Value
 from qtrace.errors import ScanFailed
 from qtrace.sites.qmp_sites import DISPATCH_BH, QmpSite, find_qmp_sites
 from qtrace.sites.scheduler import SCHEDULERS
@@ -141,12 +142,14 @@ def scan_binary(module: Module, version: str) -> Scan:
         if (variable := _loaded_first(elf, frames, address)) is not None
     }
     variables |= {c: v.address for v, c in chosen.items() if isinstance(v, Loaded)}
+    targets = {one.address: _callback(elf, one) for one in schedules.found}
+    # A name that does not show at one schedule may show at another of the same callback.
+    names = {targets[s.address]: s.name for s in schedules.found if isinstance(s.name, Constant)}
     found: dict[tuple[str, int], list[CallSite]] = {}
     for schedule in schedules.found:
-        callback = schedule.callback
-        target = callback.value if isinstance(callback, Constant) else 0
-        target = target if elf.is_code(target) else 0
-        name = _name(elf, symbols, schedule.name, target)
+        target = targets[schedule.address]
+        given = schedule.name or (names.get(target) if target else None)
+        name = _name(elf, symbols, given, target)
         context = _context(schedule.context, symbols, getters, variables)
         code = schedule.function.instructions[schedule.address].bytes.hex()
         site = CallSite(schedule.address, code, context, schedule.callee, schedule.fields)
@@ -175,6 +178,13 @@ def scan_binary(module: Module, version: str) -> Scan:
     )  # fmt: skip
 
 
+def _callback(elf: Elf, schedule: Schedule) -> int:
+    """The function that a schedule names, 0 where it is a variable."""
+    callback = schedule.callback
+    target = callback.value if isinstance(callback, Constant) else 0
+    return target if elf.is_code(target) else 0
+
+
 def _threads(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> dict[str, int]:
     """The functions that threads of known names begin with; and the IOThreads', whose names are
     made at run time: theirs is the only such function that polls.
@@ -182,7 +192,7 @@ def _threads(elf: Elf, symbols: SymbolTable, frames: CallFrames) -> dict[str, in
     found: dict[str, int] = {}
     create, poll = symbols.address(CREATE_THREAD), symbols.address("aio_poll")
     for _address, _function, state in calls_to(elf, frames, () if create is None else (create,)):
-        name, start = state.get("rsi"), state.get("rdx")
+        _thread, name, start, *_more = arguments(elf, state)
         if not isinstance(start, Constant) or not elf.is_code(start.value):
             continue
         if isinstance(name, Constant):
@@ -251,9 +261,9 @@ def _context(
 
 
 def _loaded_first(elf: Elf, frames: CallFrames, function: int) -> int | None:
-    """The static variable that a getter loads into rax first."""
+    """The static variable that a getter loads first, to return it."""
     extent = frames.function(function) or (function, function + 32)
     for _address, state in sorted(Function(elf, *extent).states().items()):
-        if isinstance(value := state.get("rax"), Loaded):
+        if isinstance(value := state.get(elf.architecture.result_name), Loaded):
             return value.address
     return None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import Constant, Function, State, callers_of, displacements
+from qtrace.binary.dataflow import Function, arguments, callers_of
 from qtrace.binary.elf import Elf
+from qtrace.binary.instruction_set import instruction_set
 from qtrace.binary.symbols import SymbolTable
+from qtrace.binary.values import Constant, State
 from qtrace.errors import NotQemu, ScanFailed
 from qtrace.knowledge import SNAPSHOT_JOBS
 from qtrace.process.process import read_version
-from qtrace.sites.inlined import FreshMemory, enqueues, find_enqueue, slots
+from qtrace.sites.inlined import enqueues, find_enqueue, memory_step, slots
 
 # The newer of them has a name argument.
 NAMED = "aio_bh_schedule_oneshot_full"
@@ -57,9 +57,10 @@ def _scheduler_by_names(elf: Elf, frames: CallFrames) -> int | None:
     enqueues_of: dict[int, set[str]] = {}
     for name in WELL_KNOWN_NAMES:
         for text in _strings(elf, name):
-            for extent in {frames.function(at) for at in _lea_references(elf, text)} - {None}:
+            loads = instruction_set(elf).loads_of(elf, text)
+            for extent in {frames.function(at) for at in loads} - {None}:
                 function = Function(elf, *(extent or (0, 0)))
-                for address, state in function.states(FreshMemory()).items():
+                for address, state in function.states(memory_step(elf)).items():
                     callee = function.callee(address)
                     if callee is None:
                         continue
@@ -82,9 +83,9 @@ def _scheduler_by_names(elf: Elf, frames: CallFrames) -> int | None:
 
 def _schedules(elf: Elf, state: State, text: int) -> bool:
     """Whether the arguments are a callback's and its name; __assert_fail() gets such a name too."""
-    callback = state.get("rsi")
+    _context, callback, _opaque, name = arguments(elf, state)[:4]
     is_code = isinstance(callback, Constant) and elf.is_code(callback.value)
-    return is_code and state.get("rcx") == Constant(text)
+    return is_code and name == Constant(text)
 
 
 def _is_body(elf: Elf, frames: CallFrames, function: int, enqueue: int) -> bool:
@@ -113,14 +114,3 @@ def _strings(elf: Elf, text: str) -> list[int]:
             found.append(vaddr)
         at = elf.data.find(needle, at + 1)
     return found
-
-
-def _lea_references(elf: Elf, target: int) -> list[int]:
-    """Addresses of `lea r64, [rip + target]`: 48 or 4c, 8d, the register, the displacement."""
-    hits = []
-    for start, code in elf.code_bytes():
-        wide, lea, relative = code[:-6] & 0xFB == 0x48, code[1:-5] == 0x8D, code[2:-4] & 0xC7 == 5
-        at = np.flatnonzero(wide & lea & relative)
-        loads = start + at + 7 + displacements(code, at + 3)
-        hits += [int(start + a) for a in at[loads == target]]
-    return hits

@@ -10,9 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import Constant, Function, State, Step, Value, callers_of
+from qtrace.binary.dataflow import Function, arguments, callers_of
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
+from qtrace.binary.values import Constant, State, Step, Value
 from qtrace.sites.inlined import SCHEDULED_ONESHOT, Enqueue, FreshMemory, find_enqueue, slot
 from qtrace.sites.scheduler import NAMED, find_scheduler
 
@@ -52,10 +53,10 @@ def find_schedules(module: Module) -> Schedules:
     is_named = found_by == "names" or symbols.address(NAMED) == scheduler
     found = [
         Schedule(
-            address, function, scheduler, (), state.get("rdi"), state.get("rsi"),
-            state.get("rcx") if is_named else None,
+            address, function, scheduler, (), context, callback, name if is_named else None
         )
         for address, function, state in calls_to(elf, frames, {scheduler})
+        for context, callback, _opaque, name, *_more in [arguments(elf, state)]
     ]  # fmt: skip
     enqueue = find_enqueue(elf, frames, scheduler, is_named)
     if enqueue is not None:

@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import capstone
-from capstone import x86
 
-from qtrace.binary.dataflow import Function, direct_target
-from qtrace.binary.emulated import is_joined, past_endbr
+from qtrace.binary.dataflow import Function
+from qtrace.binary.emulated import is_joined, past_guard
+from qtrace.binary.instruction_set import InstructionSet, instruction_set
 from qtrace.binary.module import Module
 from qtrace.errors import NoMatch, ScanFailed
 from qtrace.event_kinds import STEPS
@@ -148,7 +148,7 @@ def plan_watch(
 
 def _entry(module: Module, kind: SiteKind, name: str, function: int) -> Site:
     """A site at the start of a function: its first instruction that is no endbr64."""
-    vaddr = past_endbr(module.elf, function)
+    vaddr = past_guard(module.elf, function)
     extent = module.frames.function(function)
     if extent is None or is_joined(Function(module.elf, *extent), vaddr):
         vaddr = function
@@ -200,22 +200,24 @@ def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> 
 
     Raises CodeMismatch.
     """
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    decoder.detail = True
+    code = instruction_set(module.elf)
+    decoder = code.decoder()
     for site in plan.sites:
         same = runs_as_in_file(module, memory, site.vaddr)
         instruction = next(
             decoder.disasm(module.elf.read(site.vaddr, COMPARED), site.vaddr, 1), None
         )
-        if not (same and instruction is not None and _is_expected(site, instruction, module)):
+        if not (same and instruction is not None and _is_expected(site, instruction, code, module)):
             says = "scan found" if same else "file says"
             raise code_mismatch(module, site.vaddr, site.label, says)
 
 
-def _is_expected(site: Site, instruction: capstone.CsInsn, module: Module) -> bool:
+def _is_expected(
+    site: Site, instruction: capstone.CsInsn, code: InstructionSet, module: Module
+) -> bool:
     if site.callee:
-        return direct_target(instruction) == site.callee
+        return code.target(instruction) == site.callee
     if site.leaves:
-        return bool(instruction.group(x86.X86_GRP_RET)) or instruction.id == x86.X86_INS_JMP
+        return code.is_return(instruction) or code.always_jumps(instruction)
     function = module.frames.function(site.vaddr)
     return function is not None and function[0] == site.vaddr - site.past

@@ -22,6 +22,7 @@ from qtrace.errors import QtraceError
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import Qemu
 from qtrace.lab.guest import find_qemu
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.thread_pointer import thread_pointer
 from qtrace.process.core_file import CoreFile
 from qtrace.process.core_source import CoreSource
@@ -134,7 +135,7 @@ def check_senseless(seed: int) -> None:
         if isinstance(found, list):
             assert len({item.address for item in found}) == len(found)
     assert LAYOUT.co_env is not None
-    saved_registers(memory, 0x2000, LAYOUT.co_env, 0x1234)
+    saved_registers(memory, 0x2000, LAYOUT.co_env, 0x1234, X86_64)
 
 
 class Mangled(ModuleDisassembly):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.errors import QtraceError
-from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP
+from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP, X86_64
 from qtrace.process.maps import AddressSpace
 from qtrace.process.stack import MAX_FRAMES, CopiedStack, Unwinder
 from qtrace.sites.scan import scan_binary
@@ -70,7 +70,7 @@ def test_a_damaged_binary_is_read_or_refused(
 def test_a_senseless_stack_ends_and_is_named(
     stack: list[int], offset: int, module: int, frame_pointer: int
 ) -> None:
-    unwinder = Unwinder(SPACE)
+    unwinder = Unwinder(SPACE, X86_64)
     start = SPACE._starts[module % len(SPACE._starts)]
     memory = CopiedStack(0x1000, struct.pack(f"<{len(stack)}Q", *stack))
     chain = unwinder.unwind(

@@ -13,6 +13,7 @@ import pytest
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.instructions import (
     Immediate,
@@ -126,6 +127,8 @@ def test_gnu_syntax_is_understood(text: str, mnemonic: str, operands: tuple[Oper
 
 
 class _Nothing:
+    architecture = X86_64
+
     def address(self, symbol: str) -> int | None:
         return None
 
@@ -137,6 +140,7 @@ class _Without:
     def __init__(self, program: ModuleDisassembly, symbol: str) -> None:
         self._program, self._symbol = program, symbol
         self.instructions = program.instructions
+        self.architecture = program.architecture
 
     def address(self, symbol: str) -> int | None:
         return None if symbol == self._symbol else self._program.address(symbol)
@@ -147,6 +151,8 @@ class _Recorded:
 
     A line ``symbol: address`` each, then a line per instruction, and its end.
     """
+
+    architecture = X86_64
 
     def __init__(self, file: Path) -> None:
         self._symbols: dict[str, int] = {}
@@ -175,6 +181,7 @@ class _Recorded:
 class _Gdb:
     """Code as gdb prints it."""
 
+    architecture = X86_64
     LINE = re.compile(r"\s*0x([0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
 
     def __init__(self, binary: Path, program: ModuleDisassembly) -> None:

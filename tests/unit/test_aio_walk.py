@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.thread_pointer import thread_pointer
 from qtrace.qemu.aio.consistent_lists import Torn
 from qtrace.qemu.aio.gather import Gathering
-from qtrace.qemu.aio.jump_buffer import demangle, guard_of_auxv, saved_registers
+from qtrace.qemu.aio.jump_buffer import guard_of_auxv, saved_registers
 from qtrace.qemu.aio.layout import Layout
 from qtrace.qemu.aio.walk import AioReader, Missing
 
@@ -255,10 +256,10 @@ def test_a_jmp_buf_is_demangled(memory: Bytes) -> None:
         return (value << 17 | value >> 47) & (1 << 64) - 1
 
     memory.words(0x9000 + 0x68, 1, mangle(2), 3, 4, 5, 6, mangle(0x7FFD), mangle(0x401000))
-    registers = saved_registers(memory, 0x9000, 0x68, guard)
+    registers = saved_registers(memory, 0x9000, 0x68, guard, X86_64)
     assert registers == {"rbx": 1, "rbp": 2, "r12": 3, "r13": 4, "r14": 5, "r15": 6,
                          "rsp": 0x7FFD, "rip": 0x401000}  # fmt: skip
-    assert demangle(mangle(0x1234), guard) == 0x1234
+    assert X86_64.demangle(mangle(0x1234), guard) == 0x1234
     memory.words(0x1000, 1, guard)
     assert guard_of_auxv(memory, struct.pack("<6Q", 3, 0x40, 25, 0x1000, 0, 0)) == guard
     assert guard_of_auxv(memory, b"") is None

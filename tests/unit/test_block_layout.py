@@ -11,6 +11,7 @@ import pytest
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.qemu.aio.consistent_lists import Torn
 from qtrace.qemu.aio.instructions import Instruction
 from qtrace.qemu.block.block_calibration import calibrate
@@ -108,6 +109,8 @@ class _Memory:
 
 
 class _Nothing:
+    architecture = X86_64
+
     def address(self, symbol: str) -> int | None:
         return None
 

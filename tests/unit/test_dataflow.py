@@ -9,16 +9,12 @@ from pathlib import Path
 import pytest
 
 from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import (
-    Argument,
-    Constant,
-    Function,
-    Returned,
-    references_to,
-)
+from qtrace.binary.code_x86_64 import CodeX86
+from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
 from qtrace.binary.emulated import is_joined
 from qtrace.binary.symbols import SymbolTable, load_symbols
+from qtrace.binary.values import Argument, Constant, Returned
 from qtrace.sites.enqueue import enqueue_site
 
 pytestmark = pytest.mark.skipif(
@@ -67,7 +63,7 @@ def state_at_call(folder: Path, body: str) -> tuple[Elf, dict[str, object]]:
     assert callee is not None
     assert extent is not None
     function = Function(elf, *extent)
-    (site,) = [a for a in references_to(elf, [callee]) if extent[0] <= a < extent[1]]
+    (site,) = [a for a in CodeX86().references_to(elf, [callee]) if extent[0] <= a < extent[1]]
     return elf, dict(function.states()[site])
 
 
@@ -100,7 +96,7 @@ def test_a_call_clobbers_what_the_callee_may_and_returns_in_rax(tmp_path: Path) 
     assert callee is not None
     assert extent is not None
     function = Function(elf, *extent)
-    first, tail = sorted(a for a in references_to(elf, [callee]) if a >= extent[0])
+    first, tail = sorted(a for a in CodeX86().references_to(elf, [callee]) if a >= extent[0])
     assert "rcx" in function.states()[first]
     assert "rcx" not in function.states()[tail]
     assert function.states()[tail]["rdi"] == Returned(callee)
@@ -121,7 +117,9 @@ def test_an_argument_is_followed_until_something_else_takes_its_register(tmp_pat
     assert states[store.address] == {
         "rbx": Argument("rdi"), "r12": Argument("rsi"),
     }  # fmt: skip
-    (site,) = [a for a in references_to(elf, [symbols.address("callee") or 0]) if a >= extent[0]]
+    (site,) = [
+        a for a in CodeX86().references_to(elf, [symbols.address("callee") or 0]) if a >= extent[0]
+    ]
     assert states[site] == {"rbx": Argument("rdi")}
     assert "rbx" not in function.states()[site]
 
@@ -162,7 +160,7 @@ def test_bytes_that_only_look_like_a_call_are_not_instructions(tmp_path: Path) -
     assert callee is not None
     assert extent is not None
     function = Function(elf, *extent)
-    real = [a for a in references_to(elf, [callee]) if a in function.instructions]
+    real = [a for a in CodeX86().references_to(elf, [callee]) if a in function.instructions]
     assert len(real) == 1
 
 

@@ -34,9 +34,9 @@ FACTS = {
         "qtrace/machine/stat_file.py",
     ),
     "where the code's bytes lie in a file": (r"\.offset \+ s\.filesz", "qtrace/binary/elf.py"),
-    "who may call a function": (r"\breferences_to\(", "qtrace/binary/dataflow.py"),
+    "who may call a function": (r"\.references_to\(", "qtrace/binary/dataflow.py"),
     "what a function calls": (
-        r"X86_INS_CALL\b[^\n]*\n?[^\n]*direct_target",
+        r"is_call\(\w+\)\n?[^\n]*\n?[^\n]*target\(",
         "qtrace/binary/dataflow.py",
     ),
     "who is believed": (r"(?i)debug info is\s+believed", "qtrace/qemu/aio/debug_facts.py"),

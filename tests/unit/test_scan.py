@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from qtrace.binary.cfi import CallFrames
-from qtrace.binary.dataflow import Function, direct_target
+from qtrace.binary.code_x86_64 import direct_target
+from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.binary.symbols import SymbolTable, load_symbols

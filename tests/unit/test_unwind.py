@@ -25,7 +25,7 @@ def test_rules_on_demand_equal_pyelftools_full_decode() -> None:
             if not isinstance(entry, FDE):
                 continue
             for row in entry.get_decoded().table:
-                assert frames.rule(row["pc"]) == rule_of_row(row)
+                assert frames.rule(row["pc"]) == rule_of_row(row, RETURN_ADDRESS)
                 checked += 1
     assert checked > 1000
 

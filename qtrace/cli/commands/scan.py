@@ -30,9 +30,11 @@ def command(binary: Path, patterns: tuple[str, ...], output_format: str) -> int:
     from qtrace.binary.elf import Elf
     from qtrace.binary.module import Module
     from qtrace.errors import NoMatch
+    from qtrace.machine.arch_x86_64 import X86_64
     from qtrace.sites.scan_cache import scan_module
 
-    scan = scan_module(Module(Elf(binary), 0))
+    elf = Elf(binary)
+    scan = scan_module(Module(elf, 0))
     halves = [
         half
         for half in scan.bottom_halves
@@ -49,6 +51,7 @@ def command(binary: Path, patterns: tuple[str, ...], output_format: str) -> int:
                 "binary": str(binary),
                 "version": scan.version,
                 "build_id": scan.build_id,
+                "architecture": elf.architecture.name,
                 "scheduler": {"address": f"{scan.scheduler:#x}", "found_by": scan.found_by},
                 "bottom_halves": [
                     {
@@ -69,7 +72,9 @@ def command(binary: Path, patterns: tuple[str, ...], output_format: str) -> int:
     from rich.text import Text
 
     console = stdout()
-    console.print(f"{binary.name} {scan.version}, build id {scan.build_id or 'none'}")
+    of = f"{binary.name} {scan.version}, build id {scan.build_id or 'none'}"
+    foreign = elf.architecture is not X86_64
+    console.print(f"{of}, for {elf.architecture.name} hosts" if foreign else of)
     how = "by its symbol" if scan.found_by == "symbol" else "by the names it is called with"
     console.print(f"scheduling function at {scan.scheduler:#x}, found {how}\n")
     table = Table(box=None, pad_edge=False)

@@ -27,8 +27,9 @@ Python. Nothing here writes to a target or stops it.
     ``ChangingMemory``: reads a list again until two readings agree, else raises ``Torn``
     (``.what``). Of a stopped target only what a core lacks is torn.
 ``jump_buffer``
-    ``saved_registers(memory, co, layout.co_env, guard)`` of a sleeping coroutine (names as in
-    gdb: rbx rbp r12-r15 rsp rip); ``guard_of_thread(memory, fs_base)``, ``guard_of_auxv()``.
+    ``saved_registers(memory, co, layout.co_env, guard, architecture)`` of a sleeping coroutine
+    (names as in gdb: rbx rbp r12-r15 rsp rip); ``guard_of_thread(memory, fs_base)``,
+    ``guard_of_auxv()``.
 ``debug_facts``
     ``MEMBERS``, ``VARIABLES``: which facts debug info tells; ``believed(layout, told)``.
 ``model``

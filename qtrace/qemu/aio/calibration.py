@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES
+from qtrace.machine.architecture import Architecture
 from qtrace.qemu.aio.flow import (
+    STACK,
+    THREAD,
     WORD,
-    Entry,
+    Argument,
     Loaded,
     Returned,
     Root,
     Step,
     Value,
-    entry,
+    argument,
     follow,
+    follow_from,
 )
 from qtrace.qemu.aio.instructions import Disassembly, Instruction
 from qtrace.qemu.aio.layout import Layout
 
-ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 # The first argument of what takes an AioContext.
-CONTEXT = Entry("rdi")
+CONTEXT = Argument(0)
 # Longest way, in instructions, from a function's start to what is looked for in it.
-FAR, NEAR = 220, 24
+FAR, NEAR, NEXT = 220, 24, 8
+# What changes a word that others change, too, by whichever operation.
+ATOMIC = ("cmpxchg", "atomic")
 
 
 def calibrate(program: Disassembly) -> Layout:
@@ -50,10 +54,10 @@ def _main_contexts(program: Disassembly) -> dict[str, int]:
         ("main_variable", "qemu_get_aio_context"),
         ("iohandler_variable", "iohandler_get_aio_context"),
     ):
-        for i in _function(program, symbol, 4):
-            place = i.place(1)
-            if i.mnemonic == "mov" and place and place.absolute:
-                found[fact] = place.absolute
+        for step in follow(program, symbol, NEXT):
+            place = _source(step)
+            if place is not None and place.root is None:
+                found[fact] = place.offset
                 break
     return found
 
@@ -71,7 +75,7 @@ def bottom_halves(program: Disassembly) -> dict[str, int]:
             continue
         if step.instruction.mnemonic == "xchg" and place.root == CONTEXT:
             found.setdefault("ctx_bh_list", place.offset)
-        elif step.instruction.mnemonic == "cmpxchg" and isinstance(place.root, Loaded):
+        elif step.instruction.mnemonic in ATOMIC and isinstance(place.root, Loaded):
             found.setdefault("bh_flags", place.offset)
     # The slices' head lies beside bh_list (include/block/aio.h); the code must read it there.
     if "ctx_bh_list" in found and any(_loads(step, found["ctx_bh_list"] + 8) for step in steps):
@@ -88,9 +92,9 @@ def _callback(program: Disassembly) -> dict[str, int]:
     """aio_bh_call(): ``bh->cb(bh->opaque)``, both loaded from one and the same structure."""
     for step in follow(program, "aio_bh_call", 60) or follow(program, "aio_bh_poll", FAR):
         callee = step.value(0) if _is_indirect_call(step) else None
-        argument = step.registers.get("rdi")
+        given = step.registers.get(program.architecture.argument_names[0])
         cb = None if callee is None else callee.loaded_from
-        opaque = None if argument is None else argument.loaded_from
+        opaque = None if given is None else given.loaded_from
         if cb is not None and opaque is not None and cb.root is not None and cb.root == opaque.root:
             return {"bh_cb": cb.offset, "bh_opaque": opaque.offset}
     return {}
@@ -106,28 +110,25 @@ def _handlers(program: Disassembly) -> dict[str, int]:
     """aio_set_fd_handler(ctx, fd, ...) looks for the fd's node, and makes a new one."""
     steps = follow(program, "aio_set_fd_handler", FAR)
     found: dict[str, int] = {}
-    node, register = None, ""
+    node = None
     for step in steps:
-        compares = step.instruction.mnemonic == "cmp"
-        place = step.address(0) or step.address(1) if compares else None
+        place = _compared(step)
         if place is not None and node is None:
             # The first member is the fd; the first node comes from the list's head.
             head = place.loaded_from
             if head is not None and head.root == CONTEXT and head.offset:
                 node = place
-                operand = step.instruction.place(0) or step.instruction.place(1)
-                register = operand.base if operand else ""
                 found["ctx_aio_handlers"] = head.offset
         elif place is not None and node is not None and place.root == node.root and place.offset:
             found.setdefault("handler_deleted", place.offset)
-        elif node is not None and _is_move_to(step, register):
+        elif node is not None and _is_step_on(step):
             following = _source(step)
             if following is not None and following.root == node.root:
                 found.setdefault("handler_next", following.offset)
-    return found | _new_handler(steps)
+    return found | _new_handler(steps, program.architecture)
 
 
-def _new_handler(steps: Iterable[Step]) -> dict[str, int]:
+def _new_handler(steps: Iterable[Step], machine: Architecture) -> dict[str, int]:
     """The new node is what g_malloc0() returned, filled with io_read, io_write, ..., opaque:
     arguments that follow one another, the last of all."""
     nodes: dict[Root, dict[int, int]] = {}
@@ -135,13 +136,14 @@ def _new_handler(steps: Iterable[Step]) -> dict[str, int]:
         place, value = step.address(0), step.value(1)
         if step.instruction.mnemonic != "mov" or place is None or value is None:
             continue
-        position = _position(value)
+        position = _position(value, machine)
         if position is not None and isinstance(place.root, Returned):
             nodes.setdefault(place.root, {})[place.offset] = position
     for stored in nodes.values():
         offsets = sorted(stored)
         last = max(offsets, key=lambda offset: stored[offset])
-        if len(offsets) < 3 or stored[last] < len(ARGUMENTS):
+        # ctx, fd, io_read, io_write, io_poll, io_poll_ready, opaque: at least.
+        if len(offsets) < 3 or stored[last] < 6:
             continue
         read, write = offsets[:2]
         if write == read + WORD and stored[write] == stored[read] + 1:
@@ -149,15 +151,16 @@ def _new_handler(steps: Iterable[Step]) -> dict[str, int]:
     return {}
 
 
-def _position(value: Value) -> int | None:
+def _position(value: Value, machine: Architecture) -> int | None:
     """Which argument a value is, from 0 on; None when it is none."""
-    if isinstance(value.root, Entry) and not value.offset and value.root.register in ARGUMENTS:
-        return ARGUMENTS.index(value.root.register)
+    if isinstance(value.root, Argument) and not value.offset:
+        return value.root.number
     place = value.loaded_from
-    if place is None or place.root != Entry("rsp") or place.offset < WORD:
+    # The return address comes first, where a call pushes it.
+    first = WORD if machine.pushes_return_address else 0
+    if place is None or place.root != STACK or place.offset < first:
         return None
-    # The return address comes first.
-    return len(ARGUMENTS) + place.offset // WORD - 1
+    return len(machine.argument_names) + (place.offset - first) // WORD
 
 
 def _scheduled(program: Disassembly) -> dict[str, int]:
@@ -168,9 +171,9 @@ def _scheduled(program: Disassembly) -> dict[str, int]:
         if place is None or value is None:
             continue
         head = value.loaded_from
-        if step.instruction.mnemonic == "mov" and place.root == Entry("rsi") and head is not None:
+        if step.instruction.mnemonic == "mov" and place.root == Argument(1) and head is not None:
             following[head] = place.offset
-        if step.instruction.mnemonic == "cmpxchg" and value == entry("rsi") and place in following:
+        if step.instruction.mnemonic == "cmpxchg" and value == argument(1) and place in following:
             return {
                 "ctx_scheduled_coroutines": place.offset, "co_scheduled_next": following[place],
             }  # fmt: skip
@@ -180,19 +183,15 @@ def _scheduled(program: Disassembly) -> dict[str, int]:
 def _coroutines(program: Disassembly) -> dict[str, int]:
     """co->ctx from aio_co_wake(), ->caller from qemu_coroutine_entered(), ->env before setjmp."""
     found = {}
-    for i in _function(program, "aio_co_wake", 6):
-        place = i.place(1)
-        if i.mnemonic == "mov" and place and place.base == "rdi":
-            found["co_ctx"] = place.offset
-            break
-    for i in _function(program, "qemu_coroutine_entered", 3):
-        place = i.place(0) if i.mnemonic == "cmp" else i.place(1)
-        if place and place.base == "rdi":
-            found["co_caller"] = place.offset
-            break
+    for fact, symbol in (("co_ctx", "aio_co_wake"), ("co_caller", "qemu_coroutine_entered")):
+        for step in follow(program, symbol, NEXT):
+            place = _source(step) or _compared(step)
+            if place is not None and place.root == Argument(0):
+                found[fact] = place.offset
+                break
     for step in follow(program, "qemu_coroutine_switch", 40):
         # sigsetjmp(co->env), in the C library.
-        buffer = step.registers.get("rdi")
+        buffer = step.registers.get(program.architecture.argument_names[0])
         if step.instruction.is_call and buffer and buffer.root is not None and buffer.offset:
             found["co_env"] = buffer.offset
             break
@@ -206,7 +205,7 @@ def _thread_local(program: Disassembly) -> dict[str, int]:
         ("context_tls", "qemu_get_current_aio_context"),
         ("coroutine_tls", "qemu_coroutine_self"),
     ):
-        offset, member = _thread_local_of(program, _function(program, symbol, 8))
+        offset, member = _thread_local_of(program, follow(program, symbol, NEXT))
         if offset is not None:
             found[fact] = offset
             if member and fact == "context_tls":
@@ -214,19 +213,21 @@ def _thread_local(program: Disassembly) -> dict[str, int]:
     return found
 
 
-def _thread_local_of(program: Disassembly, code: list[Instruction]) -> tuple[int | None, int]:
-    """The first variable that the code, or the first function it calls, loads from fs; and the
-    member that is loaded of what it points to, 0 for none."""
-    for i in code:
-        if i.is_call and i.target:
-            code = program.instructions(i.target, 4)
+def _thread_local_of(program: Disassembly, steps: list[Step]) -> tuple[int | None, int]:
+    """The first thread-local variable that the code, or the first function it calls, loads; and
+    the member that is loaded of what it points to, 0 for none."""
+    for step in steps:
+        if step.instruction.is_call and step.instruction.target:
+            steps = follow_from(program, step.instruction.target, NEXT)
             break
-    for n, i in enumerate(code):
-        place = i.place(1)
-        # fs:0 and above is glibc's own (the canary at fs:0x28).
-        if i.mnemonic == "mov" and place and place.segment == "fs" and place.offset < 0:
-            loads = [later.place(1) for later in code[n + 1 :] if later.mnemonic == "mov"]
-            members = [p.offset for p in loads if p and p.base == i.register(0) and not p.segment]
+    for n, step in enumerate(steps):
+        place = _source(step)
+        # The canary is glibc's own, for one.
+        if place is None or place.root != THREAD:
+            continue
+        if not 0 <= place.offset < program.architecture.thread_header:
+            loads = [_source(later) for later in steps[n + 1 :]]
+            members = [p.offset for p in loads if p is not None and p.root == Loaded(place)]
             return place.offset, members[0] if members else 0
     return None, 0
 
@@ -234,28 +235,25 @@ def _thread_local_of(program: Disassembly, code: list[Instruction]) -> tuple[int
 def _jobs(program: Disassembly) -> dict[str, int]:
     """job_next_locked(job), job_start() and the small getters."""
     found: dict[str, int] = {}
-    code = _function(program, "job_next_locked", NEAR) or _function(program, "job_next", NEAR)
-    for i in code:
-        place = i.place(1)
-        if i.mnemonic == "mov" and i.register(0) == "rax" and place:
-            if place.absolute:
-                found.setdefault("jobs", place.absolute)
-            elif place.base == "rdi":
-                found.setdefault("job_next", place.offset)
-        if len(found) == 2:
-            break
+    steps = follow(program, "job_next_locked", NEAR) or follow(program, "job_next", NEAR)
+    for step in steps:
+        place = _source(step)
+        if place is not None and place.root is None:
+            found.setdefault("jobs", place.offset)
+        elif place is not None and place.root == Argument(0):
+            found.setdefault("job_next", place.offset)
     for step in follow(program, "job_start", NEAR):
-        member = step.address(0)
-        if step.instruction.mnemonic == "cmp" and member and member.root == Entry("rdi"):
+        member = _compared(step)
+        if member is not None and member.root == Argument(0):
             found["job_co"] = member.offset
             break
-    loads = [i.place(1) for i in _function(program, "job_type", 3) if i.mnemonic == "mov"]
-    if len(loads) >= 2 and loads[0] and loads[1]:
+    loads = [place for step in follow(program, "job_type", NEXT) if (place := _source(step))]
+    if len(loads) >= 2 and loads[0].root == Argument(0) and loads[1].root == Loaded(loads[0]):
         found["job_driver"], found["driver_type"] = loads[0].offset, loads[1].offset
-    code = _function(program, "job_is_completed_locked", 3)
-    for i in code or _function(program, "job_is_completed", 3):
-        place = i.place(1)
-        if i.mnemonic == "mov" and place and place.base == "rdi":
+    steps = follow(program, "job_is_completed_locked", NEXT)
+    for step in steps or follow(program, "job_is_completed", NEXT):
+        place = _source(step)
+        if place is not None and place.root == Argument(0):
             found["job_status"] = place.offset
             break
     return found
@@ -270,11 +268,11 @@ def _big_lock(program: Disassembly) -> dict[str, int]:
     steps = follow(program, "bql_lock_impl", 40)
     steps = steps or follow(program, "qemu_mutex_lock_iothread_impl", 40)
     mnemonics = [step.instruction.mnemonic for step in steps]
-    if mnemonics in (["ret"], ["endbr64", "ret"]):
+    if mnemonics[-1:] == ["ret"] and set(mnemonics[:-1]) <= {"endbr64", "nop"}:
         # The stub of programs that have no such lock (stubs/iothread-lock.c).
         return {"bql": 0}
     for step in steps:
-        mutex = step.registers.get("rdi")
+        mutex = step.registers.get(program.architecture.argument_names[0])
         if _is_indirect_call(step) and mutex is not None and mutex.root is None:
             return {"bql": mutex.offset}
     return {}
@@ -286,9 +284,11 @@ def _poll_register(program: Disassembly) -> dict[str, str]:
     It must not be written again, or the frame would show something else.
     """
     code = _function(program, "aio_poll", 60)
+    machine = program.architecture
     for n, i in enumerate(code):
         register = i.register(0)
-        if i.mnemonic == "mov" and i.register(1) == "rdi" and register in CALLEE_SAVED_NAMES:
+        copies = i.mnemonic == "mov" and i.register(1) == machine.argument_names[0]
+        if copies and register in machine.callee_saved_names:
             again = any(_writes(later, register) for later in code[n + 1 :])
             return {} if again else {"poll_register": register}
     return {}
@@ -296,13 +296,24 @@ def _poll_register(program: Disassembly) -> dict[str, str]:
 
 def _writes(instruction: Instruction, register: str) -> bool:
     return (
-        instruction.mnemonic in ("mov", "lea", "xor", "add", "sub", "and", "or")
+        instruction.mnemonic in ("mov", "lea", "xor", "add", "sub", "and", "or", "other")
         and instruction.register(0) == register
     )
 
 
-def _is_move_to(step: Step, register: str) -> bool:
-    return step.instruction.mnemonic == "mov" and step.instruction.register(0) == register
+def _is_step_on(step: Step) -> bool:
+    """Whether a register is loaded from what it points to: the way along a list."""
+    place = step.instruction.place(1)
+    return place is not None and place.base != "" and place.base == step.instruction.register(0)
+
+
+def _compared(step: Step) -> Value | None:
+    """Where that lies which a comparison is about: in memory, or loaded before."""
+    if step.instruction.mnemonic != "cmp":
+        return None
+    values = [value for value in (step.value(0), step.value(1)) if value is not None]
+    places = (step.address(0), step.address(1), *(value.loaded_from for value in values))
+    return next((place for place in places if place is not None), None)
 
 
 def _source(step: Step) -> Value | None:

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, CALLER_SAVED_NAMES
+from qtrace.machine.architecture import Architecture
 from qtrace.qemu.aio.instructions import Disassembly, Instruction, Operand, Place
 
-REGISTERS = (*CALLER_SAVED_NAMES, *CALLEE_SAVED_NAMES, "rsp")
 WORD = 8
 
 Key = TypeVar("Key", int, str)
@@ -36,10 +35,21 @@ READ_ONLY = frozenset({"cmp", "test", "push", "nop", "bt", "endbr64", "prefetcht
 
 
 @dataclass(frozen=True)
+class Argument:
+    """One of those that are passed in registers, from 0 on."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Entry:
-    """What a register held when the function was entered: an argument, for some of them."""
+    """What any other register held when the function was entered."""
 
     register: str
+
+
+STACK = Entry("stack pointer")
+THREAD = Entry("thread pointer")
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Returned:
     call: int
 
 
-Root = Entry | Loaded | Returned
+Root = Argument | Entry | Loaded | Returned
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,9 @@ class Value:
         return self.root.address if isinstance(self.root, Loaded) and not self.offset else None
 
 
-def entry(register: str) -> Value:
-    """What a register held at the entry."""
-    return Value(Entry(register))
+def argument(number: int) -> Value:
+    """What the function was given."""
+    return Value(Argument(number))
 
 
 def loaded(address: Value) -> Value:
@@ -116,10 +126,17 @@ class Step:
         return loaded(address)
 
     def _address(self, place: Place) -> Value | None:
-        if place.index or place.segment:
+        if place.index:
             return None
         if not place.base:
-            return Value(None, place.offset)
+            thread_local = place.segment == "fs"
+            return (
+                None
+                if place.segment and not thread_local
+                else Value(THREAD if thread_local else None, place.offset)
+            )
+        if place.segment:
+            return None
         base = self.registers.get(place.base)
         return None if base is None else base.plus(place.offset)
 
@@ -134,14 +151,29 @@ def follow(program: Disassembly, symbol: str, count: int) -> list[Step]:
         count: how many instructions from its start on belong to it at most.
     """
     start = program.address(symbol)
-    return [] if start is None else list(_steps(program.instructions(start, count)))
+    return [] if start is None else follow_from(program, start, count)
 
 
-def _steps(code: list[Instruction]) -> Iterator[Step]:
+def follow_from(program: Disassembly, start: int, count: int) -> list[Step]:
+    """The same of a function that begins at an address."""
+    return list(_steps(program.instructions(start, count), program.architecture))
+
+
+def _at_entry(machine: Architecture) -> dict[str, Value]:
+    others = (*machine.callee_saved_names, *machine.caller_saved_names)
+    return {
+        **{name: Value(Entry(name)) for name in others},
+        **{name: argument(number) for number, name in enumerate(machine.argument_names)},
+        machine.stack_pointer_name: Value(STACK),
+        machine.thread_pointer_name: Value(THREAD),
+    }
+
+
+def _steps(code: list[Instruction], machine: Architecture) -> Iterator[Step]:
     by_address = {i.address: i for i in code}
     todo: list[tuple[int, dict[str, Value], dict[int, Value]]] = []
     if code:
-        todo.append((code[0].address, {name: entry(name) for name in REGISTERS}, {}))
+        todo.append((code[0].address, _at_entry(machine), {}))
     while todo:
         at, registers, stack = todo.pop()
         # Each step has its own copy.
@@ -156,20 +188,20 @@ def _steps(code: list[Instruction]) -> Iterator[Step]:
             elif instruction.mnemonic.startswith(("ret", "ud2", "hlt")):
                 break
             else:
-                registers, stack = _after(step)
+                registers, stack = _after(step, machine)
             at += instruction.size
 
 
-def _after(step: Step) -> tuple[dict[str, Value], dict[int, Value]]:
+def _after(step: Step, machine: Architecture) -> tuple[dict[str, Value], dict[int, Value]]:
     """What is known after an instruction that goes on to the next one."""
     instruction = step.instruction
     registers, stack = dict(step.registers), dict(step.stack)
     mnemonic = instruction.mnemonic
-    pointer = registers.get("rsp")
+    pointer = registers.get(machine.stack_pointer_name)
     if instruction.is_call:
-        for name in CALLER_SAVED_NAMES:
+        for name in machine.caller_saved_names:
             registers.pop(name, None)
-        registers["rax"] = Value(Returned(instruction.address))
+        registers[machine.result_name] = Value(Returned(instruction.address))
         return registers, stack
     if mnemonic in ("push", "pop") and pointer is not None:
         moved = pointer.plus(-WORD if mnemonic == "push" else WORD)
@@ -228,7 +260,7 @@ def _result(step: Step) -> Value | None:
 
 def _slot(address: Value) -> int | None:
     """The place in the function's own frame or above, None for any other address."""
-    return address.offset if address.root == Entry("rsp") else None
+    return address.offset if address.root == STACK else None
 
 
 def _keep(where: dict[Key, Value], key: Key | None, value: Value | None) -> None:

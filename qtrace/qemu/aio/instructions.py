@@ -3,6 +3,9 @@
 Outside gdb capstone serves them (``qtrace.binary.module_code``), inside gdb its own
 ``architecture().disassemble()``, whose text ``parse_att()`` reads. Operands stand in Intel's
 order: the destination first.
+
+The words are x86-64's: they can say what other processors do, in several steps where it takes them
+(``qtrace.binary.steps_aarch64``).
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from qtrace.machine.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Place:
 
     ``base`` and ``index`` are registers or empty. An address relative to rip is absolute
     here: no base, and ``offset`` is the address. ``segment`` is ``fs`` for thread-local data
-    (then ``offset`` is signed), else empty.
+    (then ``offset`` is signed, from the thread pointer on), else empty.
     """
 
     base: str
@@ -90,6 +95,10 @@ class Instruction:
 
 class Disassembly(Protocol):
     """The code of one QEMU. All addresses are run-time ones."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The processor that it is for."""
 
     def address(self, symbol: str) -> int | None:
         """The address of a function or variable, None when it has no symbol."""

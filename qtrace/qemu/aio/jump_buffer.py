@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import struct
 
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES
+from qtrace.machine.architecture import Architecture
 from qtrace.machine.memory import Memory, read_word
 
-# glibc's jmp_buf on x86-64: the last two and rbp are mangled (PTR_MANGLE).
-JMP_BUF = struct.Struct("<8Q")
-ORDER = (*CALLEE_SAVED_NAMES, "rsp", "rip")
-MANGLED = frozenset({"rbp", "rsp", "rip"})
 AT_RANDOM = 25
 GUARD_TLS = 0x30
 
 
-def saved_registers(memory: Memory, co: int, env: int, guard: int) -> dict[str, int] | None:
+def saved_registers(
+    memory: Memory, co: int, env: int, guard: int, architecture: Architecture
+) -> dict[str, int] | None:
     """A sleeping coroutine's registers by name, None when they cannot be read.
 
     Args:
@@ -23,23 +21,20 @@ def saved_registers(memory: Memory, co: int, env: int, guard: int) -> dict[str, 
         env: ``Layout.co_env``.
         guard: the process's pointer guard.
     """
-    raw = memory.read(co + env, JMP_BUF.size)
-    if len(raw) != JMP_BUF.size:
+    names, mangled = architecture.jump_buffer, architecture.mangled
+    raw = memory.read(co + env, 8 * len(names))
+    if len(raw) != 8 * len(names):
         return None
-    values = JMP_BUF.unpack(raw)
+    values = struct.unpack(f"<{len(names)}Q", raw)
     return {
-        name: demangle(values[n], guard) if name in MANGLED else values[n]
-        for n, name in enumerate(ORDER)
+        name: architecture.demangle(values[n], guard) if name in mangled else values[n]
+        for n, name in enumerate(names)
+        if name
     }
 
 
-def demangle(value: int, guard: int) -> int:
-    """PTR_DEMANGLE: rotate right by 17, then xor with the guard."""
-    return ((value >> 17) | (value << 47)) & 0xFFFFFFFFFFFFFFFF ^ guard
-
-
 def guard_of_thread(memory: Memory, thread_pointer: int) -> int | None:
-    """The pointer guard as each thread has it, at fs:0x30."""
+    """The pointer guard as each thread of an x86-64 process has it, at fs:0x30."""
     return read_word(memory, thread_pointer + GUARD_TLS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from qtrace.machine.memory import Memory
-from qtrace.qemu.aio.flow import entry, follow
+from qtrace.qemu.aio.flow import Argument, argument, follow
 from qtrace.qemu.aio.instructions import Disassembly
 
 # Of aio_context_set_poll_params(ctx, max_ns, grow, shrink, ...), at most.
@@ -19,10 +19,10 @@ def longest_poll_offset(program: Disassembly) -> int | None:
     """
     for step in follow(program, "aio_context_set_poll_params", INSTRUCTIONS):
         place = step.address(0)
-        if step.instruction.mnemonic == "mov" and place is not None:
-            own = place.root == entry("rdi").root
-            if own and step.value(1) == entry("rsi"):
-                return place.offset
+        if step.instruction.mnemonic != "mov" or place is None or place.root != Argument(0):
+            continue
+        if step.value(1) == argument(1):
+            return place.offset
     return None
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from qtrace.qemu.aio.flow import Entry, Loaded, Root, Step, Value, follow
+from qtrace.machine.arch_x86_64 import X86_64
+from qtrace.qemu.aio.flow import Argument, Loaded, Root, Step, Value, follow
 from qtrace.qemu.aio.instructions import Disassembly
 from qtrace.qemu.block.block_layout import BlockLayout
 
 # The function's first argument.
-ARGUMENT = Entry("rdi")
+ARGUMENT = Argument(0)
 # Instructions from a function's start that belong to it, at most.
 SHORT, LONG = 24, 60
 # BdrvTrackedRequest (include/block/block_int-common.h, as since 2.12): what lies before `list`.
@@ -20,9 +21,10 @@ REQUEST_NEXT, REQUEST_CO = 0x30, 0x40
 
 
 def calibrate(program: Disassembly) -> BlockLayout:
-    """Read every fact that the program's code shows."""
+    """Read every fact that the program's code shows; none of other processors' than x86-64, of
+    which what is known here of compilers' habits is not true."""
     found: dict[str, int] = {}
-    for part in _PARTS:
+    for part in _PARTS if program.architecture is X86_64 else ():
         found.update(part(program))
     has_graph_lock = program.address("bdrv_graph_wrlock") is not None
     return BlockLayout(has_graph_lock=has_graph_lock, **found)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from qtrace.machine.architecture import Architecture
 from qtrace.machine.memory import Memory, Pages
 from qtrace.qemu.aio.awake import Awake
 from qtrace.qemu.aio.jump_buffer import saved_registers
@@ -44,6 +45,9 @@ IDLE_WORKER = frozenset({"futex", "ppoll", "poll"})
 
 class BlockSource(Protocol):
     """A QEMU whose coroutines are looked at: live, in a core, before gdb."""
+
+    @property
+    def architecture(self) -> Architecture: ...
 
     @property
     def memory(self) -> Memory: ...
@@ -89,6 +93,8 @@ class BlockReader:
         self._stacks = CoroutineStacks(self._memory, source.layout)
         self._stack = Pages(self._memory)
         self._guard = source.pointer_guard()
+        self._stack_pointer = source.architecture.stack_pointer_name
+        self._pc = source.architecture.pc_name
         # How deep a free coroutine's stack pointer lies, and where it left by.
         self._free: set[tuple[int, int]] = set()
 
@@ -206,16 +212,17 @@ class BlockReader:
         name = self._source.name(found.entry)
         if found.address in awake.running or (found.caller and tid is None):
             return Coroutine(found.address, name, RUNS, tid or 0, stack=stack)
-        if registers is None or not found.low <= registers["rsp"] < found.high:
+        stack_pointer, pc = self._stack_pointer, self._pc
+        if registers is None or not found.low <= registers[stack_pointer] < found.high:
             return Coroutine(found.address, name, ASLEEP, stack=stack)
-        left_by = (found.high - registers["rsp"], registers["rip"])
+        left_by = (found.high - registers[stack_pointer], registers[pc])
         if left_by in self._free and tid is None:
             return None
         unwound = self._source.unwound(found.address, registers, self._stack)
         if unwound.free and tid is None:
             self._free.add(left_by)
             return None
-        base = registers["rsp"]
+        base = registers[stack_pointer]
         words = [*registers.values(), *self._words(base, min(found.high - base, SEARCHED))]
         return Coroutine(
             found.address,
@@ -224,7 +231,7 @@ class BlockReader:
             tid or 0,
             frames=unwound.frames,
             whole=unwound.whole,
-            sleeps_at=(base, registers["rip"]),
+            sleeps_at=(base, registers[pc]),
             stack=stack,
             fds=wanted.fds(words),
             group=wanted.group(words),
@@ -237,7 +244,7 @@ class BlockReader:
         env, guard = self._source.layout.co_env, self._guard
         assert env is not None
         assert guard is not None
-        return saved_registers(self._stack, co, env, guard)
+        return saved_registers(self._stack, co, env, guard, self._source.architecture)
 
     def _words(self, address: int, size: int) -> tuple[int, ...]:
         raw = self._memory.read(address, size)

@@ -63,7 +63,7 @@ def functions_of_main_thread(pid: int) -> list[str]:
     blocked = read_system_call(pid, pid)
     if blocked is None:
         return []
-    unwinder = Unwinder(process.space)
+    unwinder = Unwinder(process.space, process.binary.elf.architecture)
     chain = unwinder.unwind(
         {RSP: blocked.stack_pointer, RETURN_ADDRESS: blocked.pc},
         lambda address: read_word(process.memory, address),

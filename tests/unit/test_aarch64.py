@@ -1,0 +1,227 @@
+"""QEMUs for aarch64 hosts, read on another machine: Debian's packages, and single instructions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from qtrace.binary.elf import Elf
+from qtrace.binary.instruction_set import instruction_set
+from qtrace.binary.module import Module
+from qtrace.binary.module_code import ModuleDisassembly
+from qtrace.binary.symbols import SymbolTable
+from qtrace.errors import ScanFailed
+from qtrace.machine.arch_aarch64 import AARCH64
+from qtrace.machine.architecture import SystemCall
+from qtrace.machine.syscalls import GENERIC_NAMES
+from qtrace.qemu.aio.calibration import calibrate
+from qtrace.qemu.aio.layout import Layout
+from qtrace.sites.all_sites import plan_all
+from qtrace.sites.scan import Scan, scan_binary
+from qtrace.sites.watch import plan_watch
+from tests.builds import FOREIGN
+from tests.conftest import build
+
+JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
+# How many schedules objdump's listing of each has, and where their code keeps what: in the order of
+# the layout's fields, from the second context to the last of JobDriver. glibc's mutex is 8 bytes
+# longer than on x86-64, and so is what lies behind one.
+SCHEDULES = {"arm64": 18, "arm64-signed": 41}
+FACTS = {
+    "arm64": Layout(
+        0x166E310, 0x166E328, 0x128, 0x158, 0x166B818, 0x163BA30, "x19", 0xB0, 0xB8, 0x98, 0xD8,
+        0x28, 0x20, 0x10, 0x18, 0x40, 0x68, 8, 0x10, 0x38, 0x28, 0x10, 0x50, 0x68, 0xF8, 8, 0x10,
+        0x84, 8,
+    ),
+    "arm64-signed": Layout(
+        0x2140B10, 0x2140B28, 0x190, 0x1B8, 0x213DAF8, 0x210FD30, "x19", 0xB8, 0xC0, 0xA0, 0xE0,
+        0x28, 0x20, 0x10, 0x18, 0x40, 0x68, 8, 0x10, 0x38, 0x28, 0x10, 0x50, 0x68, 0xF8, 8, 0x10,
+        0x84, 8,
+    ),
+}  # fmt: skip
+# Of both builds, by the version that they were taken from.
+VERSIONS = {"arm64": b"7.2.22", "arm64-signed": b"10.0.13"}
+
+
+def program(name: str) -> Path:
+    found = build(name)
+    return found.files / found.system
+
+
+@cache
+def scan_of(path: Path, *, symbols: bool = True) -> Scan:
+    module = Module(Elf(path), 0)
+    if not symbols:
+        module.symbols = SymbolTable([])
+    return scan_binary(module, "")
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", FOREIGN)
+def test_every_schedule_is_read_and_all_but_variables_are_named(name: str) -> None:
+    scan = scan_of(program(name))
+    assert sum(len(half.sites) for half in scan.bottom_halves) == SCHEDULES[name]
+    unnamed = [(half.name, len(half.sites)) for half in scan.bottom_halves if not half.watchable]
+    assert unnamed == [("cb", 1)]
+    assert not [half.name for half in scan.bottom_halves if half.name.startswith("bh@")]
+    found = {half.name: half for half in scan.bottom_halves}
+    assert [[site.context for site in found[job].sites] for job in JOBS] == [["main"]] * 3
+    assert [site.context for site in found["do_qmp_dispatch_bh"].sites] == ["iohandler"]
+    assert all(len(found[job].exits) == 1 for job in JOBS)
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", FOREIGN)
+def test_without_symbols_the_names_lead_to_the_same_schedules(name: str) -> None:
+    known, blind = scan_of(program(name)), scan_of(program(name), symbols=False)
+    assert (blind.found_by, blind.scheduler) == ("names", known.scheduler)
+    assert [(h.name, h.callback) for h in blind.bottom_halves] == [
+        (h.name, h.callback) for h in known.bottom_halves
+    ]
+    assert blind.context_variables == known.context_variables
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", FOREIGN)
+def test_every_fact_of_event_loops_is_found(name: str) -> None:
+    elf = Elf(program(name))
+    layout = calibrate(ModuleDisassembly(Module(elf, 0)))
+    assert layout.missing() == []
+    if elf.data.find(VERSIONS[name]) >= 0:
+        assert layout == FACTS[name]
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", FOREIGN)
+def test_each_watched_place_takes_a_probe_and_a_call_costs_one_trap(name: str) -> None:
+    module = Module(Elf(program(name)), 0)
+    code = instruction_set(module.elf)
+    for site in plan_watch(scan_of(program(name)), module).sites:
+        raw = module.elf.read(site.vaddr, 4)
+        (instruction,) = code.decoder().disasm(raw, site.vaddr)
+        assert code.takes_probe(instruction), site.label
+        assert code.is_simulated(instruction) or not site.callee, site.label
+
+
+@pytest.mark.builds
+def test_what_is_known_of_x86_64_alone_is_refused_in_one_line() -> None:
+    with pytest.raises(ScanFailed, match="known of x86-64 only, and it is an aarch64 program"):
+        plan_all(Module(Elf(program("arm64")), 0))
+
+
+@pytest.mark.builds
+def test_the_command_says_for_which_hosts_a_binary_is() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "scan", str(program("arm64")), "-b", "snapshot_*"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "for aarch64 hosts" in run.stdout
+    assert run.stdout.count("main") == len(JOBS)
+
+
+@pytest.mark.parametrize(
+    ("word", "is_call"),
+    [
+        (0x97FFFB5E, True),  # bl
+        (0xD63F0020, True),  # blr x1
+        (0xD73F0820, True),  # blraa x1, x0
+        (0x14000010, False),  # b
+        (0xD61F0200, False),  # br x16
+        (0xD65F03C0, False),  # ret
+        (0xD503201F, False),  # nop
+    ],
+)
+def test_a_return_address_is_told_by_the_call_before_it(word: int, is_call: bool) -> None:
+    assert AARCH64.follows_a_call(word.to_bytes(4, "little")) is is_call
+    assert AARCH64.follows_a_call(b"") is False
+
+
+def test_a_direct_call_and_a_stub_tell_where_they_lead() -> None:
+    assert AARCH64.called((0x97FFFFFF).to_bytes(4, "little"), 0x1004) == 0x0FFC
+    assert AARCH64.called((0xD63F0020).to_bytes(4, "little"), 0x1004) is None
+    # adrp x16, 0x20000; ldr x17, [x16, #0xfe8]
+    stub = bytes.fromhex("f0000090 11f647f9".replace(" ", ""))
+    assert AARCH64.jump_slot(stub, 0x4010) == 0x20FE8
+    assert AARCH64.jump_slot(bytes.fromhex("5f2403d5") + stub, 0x4010) == 0x20FE8
+    assert AARCH64.jump_slot(bytes(8), 0x4010) is None
+
+
+def test_a_signature_is_taken_off_a_return_address() -> None:
+    assert AARCH64.code_address(0x0023_AAAA_BBBB_CCCC) == 0xAAAA_BBBB_CCCC
+    assert AARCH64.code_address(0xAAAA_BBBB_CCCC) == 0xAAAA_BBBB_CCCC
+
+
+@pytest.mark.parametrize(
+    ("word", "simulated", "takes"),
+    [
+        (0x97FFFB5E, True, True),  # bl
+        (0x54000684, True, True),  # b.mi
+        (0xB4000694, True, True),  # cbz
+        (0x37000375, True, True),  # tbnz
+        (0xD63F0020, True, True),  # blr x1
+        (0xD65F03C0, True, True),  # ret
+        (0x90002C40, True, True),  # adrp
+        (0x58000040, True, True),  # ldr x0, literal
+        (0xA9BE7BFD, False, True),  # stp x29, x30, [sp, #-32]!
+        (0xD503233F, False, True),  # paciasp
+        (0xD503245F, False, True),  # bti c
+        (0xF9401A74, False, True),  # ldr x20, [x19, #0x30]
+        (0xC85FFC20, False, False),  # ldaxr x0, [x1]
+        (0xC811FC22, False, False),  # stlxr w17, x2, [x1]
+        (0xD4000001, False, False),  # svc #0
+        (0xD4200000, False, False),  # brk #0
+        (0xD65F0BFF, False, False),  # retaa
+        (0x1C000040, False, False),  # ldr s0, literal
+        (0xD51BD040, False, False),  # msr tpidr_el0, x0
+    ],
+)
+def test_what_the_kernel_simulates_and_refuses_under_a_probe(
+    word: int, simulated: bool, takes: bool
+) -> None:
+    from qtrace.binary.code_aarch64 import CodeAarch64
+
+    code = CodeAarch64()
+    (instruction,) = code.decoder().disasm(word.to_bytes(4, "little"), 0x1000)
+    assert (code.is_simulated(instruction), code.takes_probe(instruction)) == (simulated, takes)
+
+
+def registers(**values: int) -> dict[str, int]:
+    return {**dict.fromkeys(AARCH64.prstatus, 0), **values}
+
+
+def test_a_thread_of_a_core_sleeps_where_the_kernel_has_set_it_back_to_its_call() -> None:
+    svc = b"\x01\x00\x00\xd4"
+
+    def code(address: int, size: int) -> bytes:
+        return svc if address == 0x1000 else bytes(size)
+
+    asleep = AARCH64.sleeps_in(registers(pc=0x1000, x8=73, x0=5, x1=7), code)
+    assert asleep == SystemCall(73, (5, 7, 0, 0, 0, 0))
+    assert AARCH64.system_calls[73] == "ppoll"
+    interrupted = registers(pc=0x1004, x8=73, x0=(1 << 64) - 4, x1=7)
+    assert AARCH64.sleeps_in(interrupted, code) == SystemCall(73, (0, 7, 0, 0, 0, 0))
+    # It has come back, with a result; or is elsewhere.
+    assert AARCH64.sleeps_in(registers(pc=0x1004, x8=73, x0=1), code) is None
+    assert AARCH64.sleeps_in(registers(pc=0x2000, x8=73), code) is None
+
+
+def test_names_of_system_calls_are_the_headers() -> None:
+    header = Path("/usr/include/asm-generic/unistd.h")
+    if not header.exists():
+        pytest.skip("no asm-generic/unistd.h: apt-get install linux-libc-dev")
+    defined = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)\n", header.read_text())
+    other = {"fstatat": "newfstatat", "fadvise64": "fadvise64", "sync_file_range2": ""}
+    known = {int(number): other.get(name, name) for name, number in defined}
+    wrong = {
+        number: (GENERIC_NAMES.get(number), name)
+        for number, name in known.items()
+        # From 403 to 423 are those of 32-bit processors with times of 64 bits.
+        if name not in ("", "syscalls", "arch_specific_syscall") and number not in range(403, 424)
+        if GENERIC_NAMES.get(number) != name
+    }
+    assert wrong == {}
