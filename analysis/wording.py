@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtrace.knowledge import SNAPSHOT_JOBS
@@ -75,13 +75,20 @@ def not_seen_sentence(report: Mapping[str, Any]) -> str:
     elif len(names) == 1:
         text = f"{names[0]} was not scheduled {during}"
     else:
-        text = f"{', '.join(names[:-1])} and {names[-1]} were not scheduled {during}"
+        text = f"{listed(names)} were not scheduled {during}"
     if names and report["stuck"]:
         text += DURING_STUCK
     called = {call["name"] for call in report["calls"]}
     if called & {SNAPSHOT_JOBS[name] for name in names if name in SNAPSHOT_JOBS}:
         text += ": the snapshots above had no job, as those of HMP's savevm and loadvm"
     return text
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``; of many their number."""
+    if len(names) > UNSEEN:
+        return f"{len(names)} bottom halves"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def times(count: int) -> str:

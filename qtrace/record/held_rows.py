@@ -43,8 +43,9 @@ class Holds:
         self._until_ns = look.time_ns
         if look.time_ns - self._since_ns < self._apart_ns or (self._told and not at_end):
             return []
+        if not self._told:
+            self._say(f"the target is {why}: nothing in it can move")
         self._told = True
-        self._say(f"the target is {why}: nothing in it can move")
         detail = {"why": why, "since_ns": self._since_ns} | ({"end": True} if at_end else {})
         return [Event(look.time_ns, "held", detail=detail)]
 

@@ -21,9 +21,7 @@ LONGEST_S = 60
 
 
 @pytest.mark.parametrize("threads", [300, pytest.param(1900, marks=pytest.mark.soak)])
-def test_every_thread_is_shown_with_few_files(
-    threads: int, soak_row: Callable[..., None]
-) -> None:
+def test_every_thread_is_shown_with_few_files(threads: int, soak_row: Callable[..., None]) -> None:
     iothreads = [part for n in range(threads) for part in ("-object", f"iothread,id=i{n}")]
     with Guest(find_qemu(), "tcg", "idle", extra_args=iothreads) as guest:
         began = time.monotonic()

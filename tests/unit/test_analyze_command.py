@@ -256,6 +256,20 @@ def test_what_was_not_seen_takes_one_line(
     )
 
 
+def test_what_one_reason_hides_of_several_takes_one_line(
+    analyze: Analyze, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [{"name": f"snapshot_{job}_job_bh"} for job in ("save", "load", "delete")]
+    why = {"why": "stopped by a signal (SIGSTOP)", "since_ns": 10}
+    path = tmp_path / "held.csv"
+    write(path, [attach(watched=jobs), Event(2_000_000_010, "held", detail=why), detach()])
+    assert analyze(path) == 4
+    said = capsys.readouterr().out.splitlines()
+    names = "snapshot_save_job_bh, snapshot_load_job_bh and snapshot_delete_job_bh"
+    assert [line.partition(":")[0] for line in said if names in line] == [names, "inconclusive"]
+    assert sum("stopped by a signal" in line for line in said) == 2
+
+
 @pytest.mark.parametrize(
     ("call", "watched", "said"),
     [

@@ -109,7 +109,7 @@ def print_report(console: Console, report: Report) -> None:
             console.print(
                 Text().append("inconclusive: ", STYLES["inconclusive"]).append(inert(note))
             )
-    for half in seen:
+    for half in _told_together(seen):
         console.print(_verdict(half, report))
     if not seen:
         sentence = inert(not_seen_sentence(report))
@@ -301,9 +301,24 @@ def _gaps(report: Report) -> list[Text]:
     for trace in report["traces"]:
         if trace["exit"] is not None:
             lines.append(f"the target {_exit(trace['exit'])}")
-    for half in report["bottom_halves"]:
+    for half in _told_together(report["bottom_halves"]):
         lines += [inert(f"{half['name']}: {note}") for note in half["notes"]]
     return [Text(line, style="yellow") for line in lines]
+
+
+def _told_together(halves: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same, but those of which nothing was recorded, for the same reason, are one with the
+    names of all."""
+    from qtrace.analysis.wording import listed
+
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for half in halves:
+        key = (half["name"],) if half["verdicts"] else (half["verdict"], *half["notes"])
+        alike.setdefault(key, []).append(half["name"])
+    by_first = {names[0]: names for names in alike.values()}
+    for half in halves:
+        if names := by_first.get(half["name"]):
+            yield {**half, "name": listed(names)}
 
 
 def _exit(facts: dict[str, Any]) -> str:
