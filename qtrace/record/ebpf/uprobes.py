@@ -1,8 +1,12 @@
 """Arming sites of one executable, for one process; everything is gone with ``close``.
 
-Where the kernel has it (Linux 6.6), one link holds all sites of a BPF function. A perf event
-for each site, the older way, belongs to the process's main thread: the kernel takes all of them
-off and on at each of its context switches, which is far more than the probes themselves cost.
+Where the kernel has it (qtrace/host/uprobe_links.py), one link holds all sites of a BPF function;
+else each site takes a perf event.
+
+An event belongs to the process's main thread: at each of its context switches the kernel takes
+those that are on off and on again, which took up to a third of a storage daemon's rate. So they are
+never switched on: for the breakpoint and its BPF program it is enough that they are there
+(__uprobe_perf_func() in kernel/trace/trace_uprobe.c).
 """
 
 from __future__ import annotations
@@ -12,8 +16,11 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from qtrace.errors import CodeMismatch
 from qtrace.host.bpf_syscall import link_uprobes as link
@@ -21,11 +28,13 @@ from qtrace.host.bpf_syscall import links_work
 from qtrace.host.capabilities import UPROBE_PMU
 from qtrace.host.locked_maps import refuse_while_locked
 from qtrace.machine.arch_x86_64 import PERF_EVENT_OPEN
+from qtrace.record.ebpf import close_later
 
 # linux/perf_event.h
 ATTRIBUTE_BYTES = 72  # PERF_ATTR_SIZE_VER1: up to config2
+DISABLED = 1  # the first of the flags
 FLAG_FD_CLOEXEC = 8
-IOC_ENABLE, IOC_SET_BPF = 0x2400, 0x40042408
+IOC_SET_BPF = 0x40042408
 _libc = ctypes.CDLL(None, use_errno=True)
 REMEDY = "qtrace doctor --pid says what is missing"
 
@@ -72,23 +81,25 @@ class Uprobes:
             raise _refused(error.errno or 0, label) from error
 
     def close(self) -> None:
-        """Disarm all of them."""
+        """Disarm all of them; perf events go a little later."""
         # The kernel waits 0.1 s for each to be out of use: let it wait for all at once.
-        if self._links or self._events:
-            with ThreadPoolExecutor(len(self._links) + len(self._events)) as pool:
-                list(pool.map(os.close, [*self._links, *self._events]))
+        if self._links:
+            with ThreadPoolExecutor(len(self._links)) as pool:
+                list(pool.map(os.close, self._links))
+        if self._events:
+            _close_elsewhere(self._events)
         self._links.clear()
         self._events.clear()
 
 
 def open_event(function: int, path: bytes, offset: int, pid: int) -> int:
-    """A perf event that runs a BPF function at a place of a file, in one process: its file
-    descriptor. Raises OSError."""
+    """A perf event that runs a BPF function at a place of a file, in one process, although it is
+    off: its file descriptor. Raises OSError."""
     name = ctypes.create_string_buffer(path)
     # type, size, config, sample_period, sample_type, read_format, flags, wakeup_events, bp_type,
     # then the path and the offset.
     attributes = struct.pack(
-        "<IIQQQQQIIQQ", int(UPROBE_PMU.read_text()), ATTRIBUTE_BYTES, 0, 1, *(0, 0, 0), 0, 0,
+        "<IIQQQQQIIQQ", int(UPROBE_PMU.read_text()), ATTRIBUTE_BYTES, 0, 1, 0, 0, DISABLED, 0, 0,
         ctypes.addressof(name), offset,
     )  # fmt: skip
     buffer = ctypes.create_string_buffer(attributes, ATTRIBUTE_BYTES)
@@ -101,11 +112,24 @@ def open_event(function: int, path: bytes, offset: int, pid: int) -> int:
         raise OSError(number, os.strerror(number))
     try:
         fcntl.ioctl(fd, IOC_SET_BPF, function)
-        fcntl.ioctl(fd, IOC_ENABLE, 0)
     except OSError:
         os.close(fd)
         raise
     return int(fd)
+
+
+def _close_elsewhere(events: Sequence[int]) -> None:
+    """Let another process be the last to have them: it takes seconds, and what a probe tells
+    meanwhile is no part of the recording."""
+    reads, until = os.pipe()
+    with suppress(OSError):
+        subprocess.run(
+            [sys.executable, "-I", "-S", close_later.__file__, *map(str, (reads, *events))],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=(reads, *events), start_new_session=True,
+        )  # fmt: skip
+    for fd in (reads, *events, until):
+        os.close(fd)
 
 
 def _refused(number: int, where: str) -> CodeMismatch:
