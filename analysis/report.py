@@ -98,6 +98,9 @@ def judge_opened(
     stuck, computing, notes = _threads(traces)
     held = [one for trace in traces for one in _held(trace)]
     found = [half["verdict"] for half in halves]
+    if worst(found) == NOT_SEEN and any(trace.losses["count"].sum() for trace in loaded):
+        # What each bottom half lost is said of it; what was lost of others has nobody to say it.
+        notes.append("events were lost, and none of any bottom half was recorded")
     if notes or (held and worst(found) == NOT_SEEN):
         found.append("inconclusive")
     told = [lint.name for lint in asked]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,7 +17,7 @@ from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.record.plans import make_plans
 from qtrace.record.recording import Recording
 from qtrace.record.recording_options import RecordingOptions
-from qtrace.record.start import arm, open_writer
+from qtrace.record.start import arm, open_writer, set_probes
 from qtrace.sites.scan_cache import scan_module
 
 # Without a context nothing is scheduled, so that nothing is lost meanwhile.
@@ -62,11 +61,7 @@ def launch(
         uprobes = Uprobes(child.pid, exe, module.elf.offset_of)
         probes = EbpfProbes(uprobes, program.result(), child.pid)
         try:
-            probes.attach(plans.watch.sites)
-            if every is not None:
-                every.attach()
-            probes.count_losses(True)
-            armed_ns = time.monotonic_ns()
+            armed_ns = set_probes(qemu, plans, probes, every)
             contexts = qemu.contexts
             child.go()
             # Its contexts' names can only be read while it lives: qemu-img may not for long.

@@ -175,7 +175,8 @@ class Recording:
         try:
             taken_out = []
             if self._until_ns == NEVER:
-                taken_out = self._losses.taken_out(self.qemu, self.header.time_ns)
+                sites = every.plan.sites if every is not None and every.armed else ()
+                taken_out = self._losses.taken_out(self.qemu, self.header.time_ns, sites)
             self._disarm()
             self._write([*self._take(self._probes.drain()), *self._commands.show()])
             self._write([*self._losses.rows(), *taken_out])

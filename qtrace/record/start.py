@@ -23,6 +23,7 @@ from qtrace.record.recording_options import RecordingOptions
 from qtrace.record.stall import Stalls
 from qtrace.roles import Role
 from qtrace.sites.all_plan import modules_cancel
+from qtrace.sites.running_code import check_in_place
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
 
@@ -106,11 +107,7 @@ def arm(
             from_start=armed_ns is not None,
         )  # fmt: skip
         if armed_ns is None:
-            probes.attach(plans.watch.sites)
-            if everything is not None:
-                everything.attach()
-            probes.count_losses(True)
-            armed_ns = time.monotonic_ns()
+            armed_ns = set_probes(qemu, plans, probes, everything)
         if confined:
             privileges.give_up(options.keep)
         recording.begin(attach_row(armed_ns, probes.name, qemu, plans, everything, stall_after_ns))
@@ -125,6 +122,20 @@ def arm(
         raise
     give_back()
     return recording
+
+
+def set_probes(qemu: LiveQemu, plans: Plans, probes: Probes, everything: AllRecorder | None) -> int:
+    """Set them all; since when they are. Raises QtraceError when one is not."""
+    probes.attach(plans.watch.sites)
+    labels = {site.vaddr: site.label for site in plans.watch.sites}
+    if everything is not None:
+        everything.attach()
+        labels |= {site.vaddr: f"--all {site.kind}" for site in everything.plan.sites}
+    if probes.name == "ebpf":
+        # gdb says itself what it could not set, and takes each out for whoever steps over it.
+        check_in_place(qemu.binary, qemu.memory, labels)
+    probes.count_losses(True)
+    return time.monotonic_ns()
 
 
 def _can_look(qemu: LiveQemu) -> bool:

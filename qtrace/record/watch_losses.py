@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from qtrace.inspection.qemu import Qemu
 from qtrace.record.probes import Probes
-from qtrace.sites.running_code import with_breakpoint
+from qtrace.sites.all_plan import AllSite
+from qtrace.sites.running_code import without_probe
 from qtrace.sites.watch import Site
 from qtrace.trace.schema import Event
 
@@ -65,26 +66,29 @@ class Losses:
         self._checked_ns = self._probes.counted_ns(begin)
         return rows
 
-    def taken_out(self, qemu: Qemu, since_ns: int) -> list[Event]:
+    def taken_out(self, qemu: Qemu, since_ns: int, every: Sequence[AllSite] = ()) -> list[Event]:
         """A row for each probe that is not in the code any more, while all should be.
 
         A debugger that had its breakpoint at the same place has taken both out at its end.
 
         Args:
             since_ns: when they were set; they may be missing since then.
+            every: those of `--all`, as long as they are set.
         """
-        module, memory = qemu.binary, qemu.memory
-        sites = {a - module.bias: site for a, site in self._sites.items() if not site.is_step}
-        if not all(memory.read(a + module.bias, 1) for a in sites):
-            return []  # it has ended
-        missing = sites.keys() - with_breakpoint(module, memory, sites)
+        bias = qemu.binary.bias
+        sites = {a - bias: site for a, site in self._sites.items() if not site.is_step}
+        of_all = {site.vaddr: f"--all {site.kind}" for site in every}
         now, rows = time.monotonic_ns(), []
-        for site in (sites[a] for a in sorted(missing)):
+        for vaddr in without_probe(qemu.binary, qemu.memory, [*sites, *of_all]):
+            own = sites.get(vaddr)
+            label = own.label if own else of_all[vaddr]
             self.problems.append(
-                f"somebody has taken out the probe '{site.label}': what it has missed is not known"
+                f"somebody has taken out the probe '{label}': what it has missed is not known"
             )
-            detail = {"count": 1, "since_ns": since_ns, "site": site.label}
-            rows.append(Event(now, "lost", name=site.name, detail=detail))
+            detail = {"count": 1, "since_ns": since_ns, "site": label}
+            if vaddr in of_all:
+                detail["probes"] = "all"
+            rows.append(Event(now, "lost", name=own.name if own else "", detail=detail))
         self._taken_out += len(rows)
         return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from qtrace.binary.module import Module
 from qtrace.errors import CodeMismatch, TargetError
@@ -26,6 +26,34 @@ def with_breakpoint(module: Module, memory: Memory, vaddrs: Iterable[int]) -> se
     """At which of these link-time addresses a probe, or a debugger's breakpoint, is now."""
     breakpoint = bytes([BREAKPOINT])
     return {a for a in vaddrs if memory.read(a + module.bias, 1) == breakpoint}
+
+
+def without_probe(module: Module, memory: Memory, vaddrs: Iterable[int]) -> list[int]:
+    """At which of these link-time addresses no probe is, while one should be at each; empty where
+    the process has ended."""
+    all_of_them = sorted(set(vaddrs))
+    if not all(memory.read(a + module.bias, 1) for a in all_of_them):
+        return []
+    there = with_breakpoint(module, memory, all_of_them)
+    return [a for a in all_of_them if a not in there]
+
+
+def check_in_place(module: Module, memory: Memory, labels: Mapping[int, str]) -> None:
+    """Whether what the kernel has taken is in the code that the process runs: else nothing would
+    come, and nothing would be lost.
+
+    Args:
+        labels: by link-time address.
+
+    Raises CodeMismatch.
+    """
+    if missing := without_probe(module, memory, labels):
+        raise CodeMismatch(
+            f"the kernel has taken a probe at {module.name}@{missing[0]:#x} ({labels[missing[0]]}),"
+            " but it is not in the code that the process runs",
+            "nothing can be recorded of it this way; qtrace doctor says whether a probe of its own "
+            "is hit",
+        )
 
 
 def refuse_breakpoints(process: Process, vaddrs: Iterable[int]) -> None:

@@ -88,6 +88,9 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFi
         frame = frame[~late].reset_index(drop=True)
     if not facts.complete:
         warnings.append("it was cut off: there is no detach row; what came later is not known")
+    if facts.detach.get("all", {}).get("produced") == 0:
+        probes = len(facts.header.get("all", []))
+        warnings.append(f"not one event came of the {probes} probes of --all")
     return TraceFile(
         path=path,
         frame=frame,

@@ -28,6 +28,7 @@ from tests.live.support.attached import (
     wait_for,
     watched_half,
 )
+from tests.live.support.older_kernel import take_perf_events
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 
@@ -186,12 +187,7 @@ def test_after_sigkill_of_qtrace_the_trace_is_readable_and_the_guest_untouched(
 def test_kernels_without_links_for_uprobes_take_perf_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (
-        "qtrace.record.ebpf.uprobes",
-        "qtrace.record.ebpf.bpf_program",
-        "qtrace.host.capabilities",
-    ):
-        monkeypatch.setattr(f"{module}.links_work", lambda: False)
+    take_perf_events(monkeypatch)
     trace = tmp_path / "trace.csv"
     with (
         Guest(find_qemu(), firmware="idle") as guest,

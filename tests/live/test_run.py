@@ -48,6 +48,15 @@ def test_a_wrapper_that_starts_qemu_and_goes_on_is_followed_too(tmp_path: Path) 
     assert report["traces"][0]["exit"] in ({"status": 0}, {})
 
 
+def test_a_program_that_ends_before_its_event_loop_runs_is_told(tmp_path: Path) -> None:
+    """It has been taken for a recording that was silent."""
+    command = bench_command(find_qemu("qemu-img"), tmp_path / "none.raw", REQUESTS)
+    status, report, said = qtrace_run("--all", "--", *command)
+    assert (status, report["verdict"], report["lost_events"]) == (0, "not-seen", 0)
+    assert report["traces"][0]["exit"] == {"status": 1}
+    assert "not one event came of the 14 probes of --all" in said
+
+
 def test_what_never_becomes_one_has_run_and_is_refused(tmp_path: Path) -> None:
     made = tmp_path / "made"
     command = ("--", "env", "touch", made)
