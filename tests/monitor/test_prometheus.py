@@ -1,13 +1,17 @@
-"""A real Prometheus scrapes ``qtrace monitor``, and the shipped rules fire during a real hang."""
+"""A real Prometheus scrapes ``qtrace monitor``: the shipped rules fire during real hangs, and the
+shipped dashboard has something to show."""
 
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,15 @@ import pytest
 
 from qtrace.lab.guest import find_qemu
 from tests.limits import TIMEOUT_S
-from tests.live.support.hung import hung_guest
+from tests.live.support.dead_fuse import locked_memory_map
 from tests.live.support.monitored import monitor, scrape, until
+from tests.monitor.hung_host import hung_host
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".cache/prometheus/usr/bin"
-RULES = ROOT / "qtrace/monitor/assets/alerts.yml"
+ASSETS = ROOT / "qtrace/monitor/assets"
+RULES = ASSETS / "alerts.yml"
+DASHBOARD = ASSETS / "dashboard.json"
 CONFIG = """\
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: ["{rules}"]
@@ -28,7 +35,44 @@ scrape_configs:
   - job_name: qtrace
     static_configs: [{{targets: ["{target}"]}}]
 """
-pytestmark = [pytest.mark.qemu, pytest.mark.prometheus]
+pytestmark = [pytest.mark.qemu, pytest.mark.fuse, pytest.mark.prometheus]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A host with hung QEMUs, its monitor, and the Prometheus that scrapes it."""
+
+    pids: dict[str, int]
+    monitor: subprocess.Popen[str]
+    metrics: str
+    server: str
+
+    def ask(self, what: str, **query: str) -> Any:
+        """The data of an answer of Prometheus's."""
+        address = f"{self.server}/api/v1/{what}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
+            said = json.load(answer)
+        assert said["status"] == "success", said
+        return said["data"]
+
+    def firing(self) -> dict[str, list[dict[str, Any]]]:
+        """Alerts that fire, by name."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for alert in self.ask("alerts")["alerts"]:
+            if alert["state"] == "firing":
+                found.setdefault(alert["labels"]["alertname"], []).append(alert)
+        return found
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("hung")
+    with (
+        hung_host(folder) as pids,
+        monitor() as (process, metrics),
+        prometheus(metrics.split("/")[2], folder) as server,
+    ):
+        yield Observed(pids, process, metrics, server)
 
 
 def promtool(*arguments: object, text: str = "") -> str:
@@ -55,46 +99,78 @@ def prometheus(target: str, folder: Path) -> Iterator[str]:
             stdout=log, stderr=log,
         )  # fmt: skip
     try:
+        until(lambda: "up" if is_ready(address) else "", "Prometheus")
         yield f"http://{address}"
     finally:
         process.terminate()
         process.wait(TIMEOUT_S)
 
 
-def alerts(url: str) -> list[dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(f"{url}/api/v1/alerts", timeout=TIMEOUT_S) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["data"]["alerts"]
-    except OSError:
-        return []  # it has not begun to listen
-    return found
+def is_ready(address: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as said:
+        return bool(said.status == 200)
+    return False
 
 
-def test_promtool_has_nothing_to_say_of_the_rules_and_of_the_metrics() -> None:
+def test_promtool_has_nothing_to_say_of_the_rules_and_of_the_metrics(observed: Observed) -> None:
     assert "7 rules found" in promtool("check", "rules", RULES)
-    with hung_guest(find_qemu(), "tcg"), monitor() as (_, url):
-        text = until(lambda: t if "qtrace_loop_stuck_seconds{" in (t := scrape(url)) else "", "it")
+    text = until(
+        lambda: t if "qtrace_loop_stuck_seconds{" in (t := scrape(observed.metrics)) else "", "it"
+    )
     assert promtool("check", "metrics", text=text) == ""
 
 
-def test_the_alert_of_a_main_loop_fires_while_it_is_stuck(tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    act = f'echo "$QTRACE_PID|$QTRACE_VM" >> {told}'
-    with (
-        hung_guest(find_qemu(), "tcg") as guest,
-        monitor("--on-finding", act) as (_, url),
-        prometheus(url.split("/")[2], tmp_path) as server,
-    ):
+@pytest.mark.parametrize(
+    ("alert", "said"),
+    [
+        ("QemuMainLoopStuck", "The main loop of qtrace-lab"),
+        ("QemuIoThreadStuck", "(iothread:iot0) has not come back for "),
+        ("QemuBqlConvoy", "Somebody in hangs has waited for the BQL for "),
+        ("QemuRequestStuck", "Block requests of asks-for-ever at a nbd node are stuck"),
+        ("QemuHeld", "is stopped by a signal or a tracer, or frozen"),
+    ],
+)
+def test_each_rule_fires_during_a_real_hang(observed: Observed, alert: str, said: str) -> None:
+    assert alert in observed.pids
 
-        def fired() -> str:
-            lines = told.read_text().splitlines() if told.exists() else []
-            vms = {line.split("|", 1)[1] for line in lines if line.startswith(f"{guest.pid}|")}
-            firing = [one for one in alerts(server) if one["state"] == "firing"]
-            summaries = [
-                str(one["annotations"]["summary"])
-                for one in firing
-                if one["labels"]["alertname"] == "QemuMainLoopStuck" and one["labels"]["vm"] in vms
-            ]
-            return summaries[0] if summaries else ""
+    def summary() -> str:
+        fired = observed.firing().get(alert, ())
+        summaries = [str(one["annotations"]["summary"]) for one in fired]
+        return next((text for text in summaries if said in text), "")
 
-        assert " has not come back for " in until(fired, "the alert")
+    assert until(summary, alert)
+
+
+def test_each_query_of_the_dashboard_has_an_answer(observed: Observed) -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = {
+        target["expr"]: panel["title"]
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    }
+    assert len(queries) >= len(dashboard["panels"])
+    for expression, title in queries.items():
+        # As Grafana does for "All".
+        query = expression.replace("$vm", ".*")
+        assert until(lambda query=query: observed.ask("query", query=query)["result"], title)
+    (variable,) = (v for v in dashboard["templating"]["list"] if v["type"] == "query")
+    metric = variable["query"]["query"].removeprefix("label_values(").split(",")[0]
+    assert observed.ask("query", query=metric)["result"]
+
+
+def test_a_guest_about_which_not_even_the_kernel_answers_is_told(
+    observed: Observed, tmp_path: Path
+) -> None:
+    with locked_memory_map(find_qemu(), tmp_path):
+        assert until(lambda: "fires" if "QemuUnreadable" in observed.firing() else "", "the alert")
+
+
+def test_a_monitor_that_looks_no_more_is_told(observed: Observed) -> None:
+    """Last: it does not look again."""
+    observed.monitor.send_signal(signal.SIGSTOP)
+    try:
+        assert until(
+            lambda: "fires" if "QtraceMonitorBlind" in observed.firing() else "", "the alert"
+        )
+    finally:
+        observed.monitor.send_signal(signal.SIGCONT)

@@ -91,8 +91,17 @@ def test_a_state_is_the_same_behind_its_line() -> None:
     assert HostState.load(state.dump()) == state
 
 
-def test_each_rule_is_about_metrics_that_there_are() -> None:
-    text = (resources.files("qtrace.monitor") / "assets/alerts.yml").read_text()
-    named = set(re.findall(r"\bqtrace_\w+", "\n".join(re.findall(r"expr: (.*)", text))))
+@pytest.mark.parametrize(
+    ("asset", "queries"),
+    [("alerts.yml", r"expr: (.*)"), ("dashboard.json", r'"(?:expr|query)": "(.*)"')],
+)
+def test_each_rule_and_each_query_is_about_metrics_that_there_are(asset: str, queries: str) -> None:
+    text = (resources.files("qtrace.monitor") / "assets" / asset).read_text()
+    named = set(re.findall(r"\bqtrace_\w+", "\n".join(re.findall(queries, text))))
     assert named
-    assert named <= set(metrics(host(HUNG)))
+    assert named <= {sample for one in metrics(host(HUNG)).values() for sample in names(one)}
+
+
+def names(metric: Metric) -> set[str]:
+    ends = {"counter": ("_total",), "info": ("_info",), "histogram": ("_bucket", "_sum", "_count")}
+    return {metric.name + end for end in ends.get(metric.type, ("",))}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PORT = 9911
 ONCE_LIMIT_S = 15.0
-ASSETS = {"alerts": "alerts.yml", "unit": "qtrace-monitor.service"}
+ASSETS = {"alerts": "alerts.yml", "dashboard": "dashboard.json", "unit": "qtrace-monitor.service"}
 EXAMPLES = """\b
 Examples:
   qtrace monitor                             http://127.0.0.1:9911/metrics
