@@ -156,6 +156,8 @@ def _threads(
                 computing.append(_away(one, trace))
             if why := doubt(one, told):
                 notes.append(why)
+        if looks := sum(gap.looks for gap in trace.file.gaps):
+            notes.append(f"looks are missing with files of the chain: {looks:,} of their rows")
     return stuck, computing, notes
 
 
@@ -224,12 +226,16 @@ def _bottom_half(
     for part, trace in zip(own, files, strict=True):
         _count(counts, part["verdict"])
         _count(reasons, part.loc[part["reason"] != "", "reason"])
+        watched = _is_watched(name, trace)
+        if gone := sum(gap.of_bottom_half(name, watched) for gap in trace.gaps):
+            notes.append(f"up to {gone:,} rows of it are missing with files of the chain")
+            verdicts.append("inconclusive")
         scheduled, runs = part["scheduled_ns"].notna().sum(), (part["end"] == "run").sum()
         if runs >= SILENT and not scheduled:
             notes.append(f"it ran {runs} times, but the probe on its schedule never fired")
             verdicts.append("inconclusive")
         unseen = ((part["end"] == "run") & part["scheduled_ns"].isna()).sum()
-        if scheduled and unseen >= SILENT and _is_watched(name, trace):
+        if scheduled and unseen >= SILENT and watched:
             notes.append(
                 f"{unseen} of its runs were scheduled before the recording, or elsewhere than "
                 "where it is watched"

@@ -23,6 +23,7 @@ from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.lint import LintResult
 from qtrace.analysis.lints import run_lints
 from qtrace.errors import TraceUnreadable
+from qtrace.trace.chain import is_chain, shown
 from qtrace.trace.reader import TraceFile, read_trace
 
 SUFFIXES = (".csv", ".parquet")
@@ -215,8 +216,21 @@ def _named(
     if isinstance(source, TraceFile):
         return [source]
     if isinstance(source, (str, Path)):
-        return list(_files(Path(source)))
-    return [found for item in source for found in _named(item)]
+        return _once(map(shown, _files(Path(source))))
+    return _once(found for item in source for found in _named(item))
+
+
+def _once(sources: Iterable[Path | TraceFile]) -> list[Path | TraceFile]:
+    """A chain is one recording, whichever of its files are named."""
+    found: list[Path | TraceFile] = []
+    chains: set[Path] = set()
+    for source in sources:
+        if isinstance(source, Path) and is_chain(source):
+            if source in chains:
+                continue
+            chains.add(source)
+        found.append(source)
+    return found
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from benchmarks.analysis import measure
 from benchmarks.pairs import Row
 from benchmarks.recording import record
-from qtrace.trace.convert import table_of_rows
 from qtrace.trace.schema import Event, to_row
 from qtrace.trace.stream import tables_of
 from qtrace.trace.table_output import ParquetOutput, plain
+from qtrace.trace.table_rows import table_of_rows
 
 SIZE, TIMES, APART_NS = 10_000_000, 10, 1_000_000_000
 ENDS = pa.array(["attach", "detach", "exit"])

@@ -11,7 +11,7 @@ from typing import Literal
 
 EventKind = Literal[
     "attach", "schedule", "run", "return", "cancel", "delete", "call", "co_schedule",
-    "blocked", "unblocked", "held", "released", "qmp", "job", "lost", "exit", "detach",
+    "blocked", "unblocked", "held", "released", "qmp", "job", "lost", "exit", "rotate", "detach",
 ]  # fmt: skip
 
 
@@ -27,6 +27,7 @@ class Kind:
             the detach row.
         step: no verdict depends on it, and where it was reached from tells nothing.
         own_probe: beside `--all`, too, a watched bottom half has its own probe for it.
+        look: what a look has seen.
         site: what a site of `--all` is called, in a raw file; empty where it has none.
         arm, disarm: when those sites are armed and taken off, the lowest number first: no schedule
             without the run that may follow, and no return whose run was not there to be seen,
@@ -38,6 +39,7 @@ class Kind:
     counted: bool = False
     step: bool = False
     own_probe: bool = False
+    look: bool = False
     site: str = ""
     arm: int = 0
     disarm: int = 0
@@ -55,15 +57,15 @@ KINDS = (
     Kind("call", counted=True),
     Kind("qmp", step=True),
     Kind("job", step=True),
-    # What looks have seen.
-    Kind("blocked"),
-    Kind("unblocked"),
-    Kind("held"),
-    Kind("released"),
+    Kind("blocked", look=True),
+    Kind("unblocked", look=True),
+    Kind("held", look=True),
+    Kind("released", look=True),
     # Of the recording itself.
     Kind("attach"),
     Kind("lost"),
     Kind("exit"),
+    Kind("rotate"),
     Kind("detach"),
 )  # fmt: skip
 
@@ -72,6 +74,7 @@ BOTTOM_HALF = tuple(kind.name for kind in KINDS if kind.bottom_half)
 COUNTED = tuple(kind.name for kind in KINDS if kind.counted)
 STEPS = tuple(kind.name for kind in KINDS if kind.step)
 OWN_PROBE = tuple(kind.name for kind in KINDS if kind.own_probe)
+LOOKS = tuple(kind.name for kind in KINDS if kind.look)
 PROBED = tuple(kind.name for kind in KINDS if kind.bottom_half or kind.counted or kind.step)
 
 _SITES = tuple(kind for kind in KINDS if kind.site)

@@ -28,6 +28,8 @@ RECORDERS = {"ebpf": "eBPF", "gdb": "gdb"}
 READ_WHOLE = 300_000
 # So many watched bottom halves are named when the recording begins; of more the number is told.
 NAMED = 6
+# Each file has the recording's header; with --all what its numbers mean, too.
+SMALLEST = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Wanted:
     everything: bool
     stacks_every: int | None
     max_size: int | None
+    rotate: int | None
+    keep: int | None
     until_finding: bool
     max_overhead: float | None
     live: bool
@@ -50,7 +54,7 @@ class Wanted:
     output_format: str
 
     def check(self) -> None:
-        """Raises UsageError for what means nothing without --all."""
+        """Raises UsageError for what means nothing without another option."""
         for name, value in (
             ("--stacks-every", self.stacks_every),
             ("--live", self.live),
@@ -58,17 +62,24 @@ class Wanted:
         ):
             if value and not self.everything:
                 raise click.UsageError(f"{name} needs --all")
+        if self.rotate is not None and self.output is None:
+            raise click.UsageError("--rotate needs -o: what the files are called")
+        if self.rotate is not None and self.rotate < SMALLEST:
+            raise click.UsageError(f"--rotate: {SMALLEST >> 10}K at least")
+        if self.keep is not None and self.rotate is None:
+            raise click.UsageError("--keep needs --rotate")
 
     def files(self, folder: str) -> Files:
         """``folder`` is for what is not kept. Raises OutputExists, OutputFailed."""
-        return Files(self.output, self.force, self.everything, Path(folder))
+        chain = self.rotate is not None
+        return Files(self.output, self.force, self.everything, Path(folder), chain)
 
     def recording(self, files: Files, **more: Any) -> RecordingOptions:
         """``more`` are those that only one of the commands has."""
         return RecordingOptions(
             files.growing, self.patterns, self.force, everything=self.everything,
             stacks_every=self.stacks_every or 0, compiled=self.compile, looks=not self.no_looks,
-            **more,
+            rotate=self.rotate, keep_files=self.keep, **more,
         )  # fmt: skip
 
     def prepare(self) -> None:
@@ -110,6 +121,15 @@ OPTIONS = (
     click.option("--duration", type=DURATION, help="End the recording then: 30s, 10m, 2h."),
     click.option(
         "--max-size", type=SIZE, metavar="SIZE", help="End at this size on disk: 500M, 2G."
+    ),
+    click.option(
+        "--rotate", type=SIZE, metavar="SIZE",
+        help="Go on in a new file at this size: NAME.chain-00001.csv and so on. Any of them, or"
+        " NAME.csv, names all to every command, which reads them as one.",
+    ),
+    click.option(
+        "--keep", type=click.IntRange(min=1), metavar="N",
+        help="With --rotate, keep the latest N files; what is gone is told as lost.",
     ),
     click.option("--until-finding", is_flag=True, help="End at the first finding."),
     click.option(
@@ -194,8 +214,9 @@ def tell_price() -> None:
         )
 
 
-def announce(recording: Recording, what: str, wanted: Wanted) -> None:
+def announce(recording: Recording, what: str, wanted: Wanted, files: Files) -> None:
     """The line that scripts wait for, and what is to be known of the probes."""
+    files.begun()
     duration = wanted.duration
     hint = f"for {duration:g} s" if duration is not None else "until Ctrl-C"
     watched = recording.watched

@@ -43,7 +43,7 @@ def launch(
         QtraceError: whatever stands in the way; no QEMU program has run then.
     """
     everything = options.everything
-    writer = open_writer(options)
+    writer, rotation = open_writer(options)
     child = Child(command, output_fd)
     try:
         program = program or load_ahead(everything=everything, compiled=options.compiled)
@@ -68,7 +68,7 @@ def launch(
             contexts.wait(CONTEXTS_WAIT_S, child.ended)
             # Its libraries came meanwhile.
             qemu.space.refresh()
-            recording = arm(qemu, plans, probes, writer, options, every, armed_ns)
+            recording = arm(qemu, plans, probes, writer, options, every, armed_ns, rotation)
         except BaseException:
             probes.close()
             if every is not None:

@@ -115,6 +115,10 @@ class Commands:
         late = [c for c in self._open if now_ns - c.began_ns > LONG_NS]
         return [row for command in late for row in self._show(command)]
 
+    def oldest_ns(self) -> int | None:
+        """When the oldest step that may still become a row was met."""
+        return min((c.began_ns for c in self._open if c.waiting), default=None)
+
     def text(self, hit: Hit, register: int) -> str:
         """The C string that an argument points at."""
         raw = hit.behind(register)

@@ -18,6 +18,7 @@ from qtrace.record.looks_apart import LooksApart
 from qtrace.record.plans import Plans
 from qtrace.record.probes import Probes
 from qtrace.record.qmp_rows import Commands
+from qtrace.record.rotation import Rotation
 from qtrace.record.rows import RowMaker
 from qtrace.record.stall import Stalls
 from qtrace.record.target_end import Watcher
@@ -34,7 +35,8 @@ class Recording:
     """A context manager that is armed from the start and disarmed at the end.
 
     Attributes:
-        path: the CSV that grows with every ``poll``; with `--all` the raw file.
+        path: the CSV that grows with every ``poll``; with `--all` the raw file; of several files
+            what all are called.
         everything: the probes of `--all`, if there are.
         ended: the target is gone; no more rows come.
         header: the attach row.
@@ -55,6 +57,7 @@ class Recording:
         stalls: Stalls | LooksApart,
         everything: AllRecorder | None = None,
         from_start: bool = False,
+        rotation: Rotation | None = None,
     ) -> None:
         # The first moment of the recording, and the one after its last: then all probes are set.
         # What one of them noted before or later is no part of it.
@@ -66,6 +69,7 @@ class Recording:
         self._plan = plan = plans.watch
         self._probes = probes
         self._writer = writer
+        self._rotation = rotation
         self._stalls = stalls
         bias = qemu.bias
         sites = {site.vaddr + bias: site for site in plan.sites}
@@ -76,7 +80,7 @@ class Recording:
         self._stopped = False
         self.ended = False
         self.header = Event(0, "attach")
-        self.path = writer.path
+        self.path = writer.path if rotation is None else rotation.name
         self.pid = qemu.pid
         self.recorder = probes.name
         self.why = ""
@@ -103,8 +107,7 @@ class Recording:
         self.header = header
         self._since_ns = header.time_ns
         self._losses.begin(header.time_ns)
-        self._writer.write([header])
-        self._writer.flush()
+        self._write([header if self._rotation is None else self._rotation.begin(header)])
         if self.everything is not None:
             self.everything.starts(header.time_ns)
             # A program that was started by us may be over soon, and its threads' names gone.
@@ -145,6 +148,8 @@ class Recording:
         if every is not None:
             # Of hits that still wait the rows are yet to come.
             rows += every.drain(min(mark, self._probes.oldest_ns() or mark))
+        if self._rotation is not None:
+            self._rotation.turn(self._writer, self._settled_ns(mark))
         return [*surveyed, *rows]
 
     @property
@@ -277,6 +282,17 @@ class Recording:
             if self._since_ns <= hit.time_ns < self._until_ns:
                 rows += self._rows.rows(hit)
         return rows
+
+    def _settled_ns(self, mark: int) -> int:
+        """A time before which nothing is still to be written.
+
+        Args:
+            mark: what was noted before has been asked for since.
+        """
+        waits = [self._probes.oldest_ns(), self._commands.oldest_ns()]
+        if self.everything is not None:
+            waits.append(self.everything.mark)
+        return min([mark, *(one for one in waits if one is not None)])
 
     def _write(self, rows: list[Event]) -> None:
         self._writer.write(rows)

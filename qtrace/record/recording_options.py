@@ -32,6 +32,8 @@ class RecordingOptions:
             keeps two takes the looks. For who is nothing but a recorder from then on.
         keep: but for these.
         compiled: with BPF programs that bcc compiles here, not those that come with qtrace.
+        rotate: go on in a new file at so many bytes (``chain.file_of`` the output).
+        keep_files: so many of them, the latest; None for all.
     """
 
     output: Path
@@ -47,6 +49,8 @@ class RecordingOptions:
     confined: bool = False
     keep: tuple[str, ...] = ()
     compiled: bool = False
+    rotate: int | None = None
+    keep_files: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

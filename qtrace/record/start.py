@@ -20,6 +20,7 @@ from qtrace.record.plans import Plans, make_plans
 from qtrace.record.probes import Probes, open_probes
 from qtrace.record.recording import Recording
 from qtrace.record.recording_options import RecordingOptions
+from qtrace.record.rotation import Rotation
 from qtrace.record.stall import Stalls
 from qtrace.roles import Role
 from qtrace.sites.all_plan import modules_cancel
@@ -46,7 +47,7 @@ def start_recording(
     """
     everything, backend = options.everything, options.backend
     with unless_it_ends(pid):
-        writer = open_writer(options)
+        writer, rotation = open_writer(options)
         process = Process(pid)
         plans = make_plans(
             process.binary, options.patterns, everything=everything, optional=everything,
@@ -65,14 +66,18 @@ def start_recording(
         qemu = LiveQemu(process, plans.scan)
         if options.qmp_socket is not None:
             qemu.roles.tell(_told_by_qmp(options.qmp_socket))
-        recording = arm(qemu, plans, probes, writer, options, every)
+        recording = arm(qemu, plans, probes, writer, options, every, rotation=rotation)
     recording.why = why
     return recording
 
 
-def open_writer(options: RecordingOptions) -> CsvWriter | RawWriter:
-    """What takes the rows. Raises OutputExists, OutputFailed."""
-    return (RawWriter if options.everything else CsvWriter)(options.output, options.force)
+def open_writer(options: RecordingOptions) -> tuple[CsvWriter | RawWriter, Rotation | None]:
+    """What takes the rows, and turns from file to file. Raises OutputExists, OutputFailed."""
+    kind = RawWriter if options.everything else CsvWriter
+    if options.rotate is None:
+        return kind(options.output, options.force), None
+    rotation = Rotation(options.output, options.rotate, options.keep_files)
+    return kind(rotation.first, options.force, aside=True), rotation
 
 
 def arm(
@@ -83,6 +88,7 @@ def arm(
     options: RecordingOptions,
     everything: AllRecorder | None = None,
     armed_ns: int | None = None,
+    rotation: Rotation | None = None,
 ) -> Recording:
     """Begin a recording whose sites are chosen and compared; see ``start_recording``.
 
@@ -104,7 +110,7 @@ def arm(
             apart = LooksApart(qemu, stalls)
         recording = Recording(
             qemu, plans, probes, writer, apart or stalls, everything,
-            from_start=armed_ns is not None,
+            from_start=armed_ns is not None, rotation=rotation,
         )  # fmt: skip
         if armed_ns is None:
             armed_ns = set_probes(qemu, plans, probes, everything)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from qtrace.errors import TraceUnreadable
 from qtrace.trace.broken import NOT_A_TRACE, refuse
+from qtrace.trace.gaps import Gap, losses_in
 from qtrace.trace.schema import FORMAT, MAJOR
 
 
@@ -32,6 +33,7 @@ class FileFacts:
     exit: dict[str, Any] | None
     detach: dict[str, Any]
     complete: bool
+    gaps: tuple[Gap, ...]
 
 
 def file_facts(path: Path, frame: pd.DataFrame) -> FileFacts:
@@ -52,6 +54,9 @@ def file_facts(path: Path, frame: pd.DataFrame) -> FileFacts:
         )
     header = _header(path, attach["facts"].iloc[0], int(attach["row"].iloc[0]))
     lost = _rows(path, frame, "lost")
+    gap = [Gap.of(*one) for one in zip(lost["time_ns"].tolist(), lost["facts"], strict=True)]
+    gaps = tuple(one for one in gap if one is not None)
+    lost = lost[np.array([one is None for one in gap], np.bool_)]
     # What no verdict depends on makes none inconclusive.
     kind = np.array([facts.get("probes", "") for facts in lost["facts"]], dtype=object)
     steps, qmp = kind == "steps", kind == "qmp"
@@ -67,18 +72,26 @@ def file_facts(path: Path, frame: pd.DataFrame) -> FileFacts:
         # Lost at a time nobody noted: it may have been any time.
         limits = np.iinfo(np.int64)
         losses.loc[len(losses)] = [limits.min, limits.max, total - counted, False]
+    lost_events = max(total, counted) + sum(
+        int(count) for count in (*step_losses["count"], *qmp_losses["count"])
+    )
     return FileFacts(
         header=header,
-        losses=losses,
-        step_losses=step_losses,
-        qmp_losses=qmp_losses,
-        lost_events=max(total, counted)
-        + int(step_losses["count"].sum())
-        + int(qmp_losses["count"].sum()),
+        losses=_with(losses, gaps, "watched", *(["all"] if "all" in header else [])),
+        step_losses=_with(step_losses, gaps, "return"),
+        qmp_losses=_with(qmp_losses, gaps, "qmp"),
+        lost_events=lost_events + sum(one.count for one in gaps),
         exit=exits.iloc[-1] if len(exits) else None,
         detach=ending,
         complete=len(detach) > 0,
+        gaps=gaps,
     )
+
+
+def _with(losses: pd.DataFrame, gaps: Sequence[Gap], *kinds: str) -> pd.DataFrame:
+    """With what is missing of a chain."""
+    more = [found for kind in kinds if len(found := losses_in(gaps, kind))]
+    return pd.concat([losses, *more], ignore_index=True) if more else losses
 
 
 def parse(path: Path, text: str, row: int) -> dict[str, Any]:

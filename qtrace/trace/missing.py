@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qtrace.event_kinds import COUNTED
+from qtrace.trace.gaps import Gap
 from qtrace.trace.schema import escape
 
 
 def missing_rows(
-    frame: pd.DataFrame, detach: dict[str, Any], only: Collection[str] | None
+    frame: pd.DataFrame,
+    detach: dict[str, Any],
+    only: Collection[str] | None,
+    gaps: Sequence[Gap] = (),
 ) -> dict[str, int]:
     """How many of them, by probe (``run snapshot_save_job_bh``); empty when all are there.
 
     Args:
         only: events of bottom halves of other names were left out.
+        gaps: what was in them is missing, and is told already.
     """
     hits = detach.get("hits")
     wanted: dict[tuple[str, str], int] = {}
@@ -26,12 +31,16 @@ def missing_rows(
         kind, _, name = label.partition(" ")
         read = only is None or name in only or kind == "call"
         if kind in COUNTED and read and type(count) is int:
-            wanted[kind, escape(name)] = count
+            there = count - sum(gap.rows.get(label, 0) for gap in gaps if gap.rows is not None)
+            wanted[kind, escape(name)] = there
     names = {name for _kind, name in wanted}
     own = frame.loc[frame["name"].isin(names).to_numpy(), ["event", "name"]]
     found = own.groupby(["event", "name"], observed=True).size().to_dict()
     short = {probe: count - int(found.get(probe, 0)) for probe, count in wanted.items()}
-    return {" ".join(probe): count for probe, count in short.items() if count > 0}
+    found_short = {" ".join(probe): count for probe, count in short.items() if count > 0}
+    # They may be those of which nothing but their number is known.
+    untold = sum(gap.count for gap in gaps if gap.rows is None)
+    return found_short if sum(found_short.values()) > untold else {}
 
 
 def as_losses(losses: pd.DataFrame, count: int) -> pd.DataFrame:

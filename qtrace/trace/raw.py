@@ -11,6 +11,7 @@ import io
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qtrace.errors import OutputFailed, TraceUnreadable
+from qtrace.errors import OutputFailed, QtraceError, TraceUnreadable
+from qtrace.trace.chain import ALL, tally
 from qtrace.trace.schema import COLUMNS, Event, to_row
 from qtrace.trace.writer import Replacing, output_failed
 
@@ -32,6 +34,8 @@ RECORDS, FACTS = 1, 2
 # Rows and facts are small: a longer block of them is damage.
 MAX_FACTS = 1 << 28
 MAX_RECORDS = 1 << 32
+# Of the facts: what numbers in records mean, wherever these lie.
+MEANINGS = {"names", "symbols", "contexts", "threads"}
 
 Records = npt.NDArray[np.void]
 
@@ -48,17 +52,26 @@ class Block:
 class RawWriter:
     """Appends blocks. Takes rows too, so that a recorder may use it in place of a CsvWriter.
 
+    Attributes:
+        size: of the file, in bytes.
+        records: how many were written; of all files of a chain.
+        rows: how many rows and records were taken so far, as of a ``CsvWriter``.
+
     Raises:
         OutputExists, OutputFailed
     """
 
-    def __init__(self, path: str | Path, force: bool = False) -> None:
-        self._output = Replacing(path, force)
+    def __init__(self, path: str | Path, force: bool = False, aside: bool = False) -> None:
+        self._output = Replacing(path, force, aside)
         self._file: io.FileIO | None = None
         self._rows: list[list[str]] = []
         self._error: OutputFailed | None = None
+        self._header = b""
+        # What the numbers of the records mean, as far as it is known: each file begins with it.
+        self._meanings: dict[str, dict[str, Any]] = {}
         self.size = 0
         self.records = 0
+        self.rows: Counter[str] = Counter()
 
     @property
     def path(self) -> Path:
@@ -79,13 +92,38 @@ class RawWriter:
             "columns": list(COLUMNS),
             **facts,
         }
+        self._header = json.dumps(header, separators=(",", ":")).encode() + b"\n"
         self._file = self._output.open()
-        self._append([json.dumps(header, separators=(",", ":")).encode() + b"\n"])
+        self._append([self._header])
         self._output.settle()
+
+    def rotate(self, path: Path, last: Event, first: Event) -> None:
+        """See ``CsvWriter.rotate``."""
+        self.flush()
+        following = RawWriter(path, aside=True)
+        following._file = following._output.open()
+        try:
+            following._append([self._header])
+            following.append_facts({**self._meanings, "rows": [to_row(first)]})
+            following._output.settle()
+        except QtraceError:
+            following._file.close()
+            following._output.discard()
+            raise
+        try:
+            self.write([last])
+            self.flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
+            self._file, self._output = following._file, following._output
+            self.size = following.size
 
     def write(self, events: Iterable[Event]) -> None:
         """Rows that have no record, such as those of the watched bottom halves."""
-        self._rows += [to_row(event) for event in events]
+        for event in events:
+            self._rows.append(to_row(event))
+            tally(self.rows, event)
 
     def flush(self) -> None:
         """Hand the rows to the kernel; before ``begin`` they wait."""
@@ -94,6 +132,8 @@ class RawWriter:
             self.append_facts({"rows": rows})
 
     def append_facts(self, facts: dict[str, Any], mark: int = 0) -> None:
+        for key in MEANINGS & facts.keys():
+            self._meanings.setdefault(key, {}).update(facts[key])
         data = json.dumps(facts, separators=(",", ":")).encode()
         self._append([BLOCK.pack(MAGIC, FACTS, len(data), mark), data])
 
@@ -103,6 +143,7 @@ class RawWriter:
             data = records.view(np.uint8)
             self._append([BLOCK.pack(MAGIC, RECORDS, len(data), 0), data])
             self.records += len(records)
+            self.rows[ALL] += len(records)
 
     def close(self) -> None:
         if self._file is not None:

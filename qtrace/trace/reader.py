@@ -17,6 +17,7 @@ from qtrace.event_kinds import BOTTOM_HALF, NAMES
 from qtrace.trace import details
 from qtrace.trace.columns import FIRST_ROW, TEXT_COLUMNS
 from qtrace.trace.edges import beyond
+from qtrace.trace.gaps import Gap
 from qtrace.trace.missing import as_losses, missing_rows
 from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS
 from qtrace.trace.stream import tables_of
@@ -47,6 +48,7 @@ class TraceFile:
         lost_events: how many events were lost.
         exit: the exit row's detail, or None when the target was still there at the end.
         detach: the detach row's detail; empty when the trace was cut off.
+        gaps: files of its chain that are missing; the losses and ``lost_events`` have them, too.
         warnings: one sentence for each thing that was skipped or is missing.
         complete: it has its detach row, so nothing is missing at its end.
     """
@@ -62,6 +64,7 @@ class TraceFile:
     detach: dict[str, Any]
     warnings: list[str]
     complete: bool
+    gaps: tuple[Gap, ...] = ()
 
 
 def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFile:
@@ -79,7 +82,8 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFi
     warnings: list[str] = []
     frame = _frame(tables_of(path, warnings), _chooser(only), warnings)
     facts = details.file_facts(path, frame)
-    missing = missing_rows(frame, facts.detach, only)
+    missing = missing_rows(frame, facts.detach, only, facts.gaps)
+    warnings += [gap.sentence for gap in facts.gaps]
     warnings += [f"{count:,} rows of {probe!r} are missing" for probe, count in missing.items()]
     steps = sum(count for probe, count in missing.items() if probe.startswith("return "))
     others = sum(missing.values()) - steps
@@ -103,6 +107,7 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFi
         detach=facts.detach,
         warnings=warnings,
         complete=facts.complete,
+        gaps=facts.gaps,
     )
 
 

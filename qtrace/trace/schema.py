@@ -13,7 +13,7 @@ from qtrace.roles import Role
 
 FORMAT = "qtrace"
 MAJOR = 1
-MINOR = 1
+MINOR = 2
 
 # Frames that are no functions: what a stack that does not reach its thread's start ends in.
 TRUNCATED = "[truncated]"

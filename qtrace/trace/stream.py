@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from qtrace.errors import TraceUnreadable
 from qtrace.trace.arrow import TEXT, arrow_schema
 from qtrace.trace.broken import CONTROL, NOT_A_TRACE, explain, refuse
+from qtrace.trace.chain import links
+from qtrace.trace.chain_reader import joined
 from qtrace.trace.columns import FIRST_ROW, TEXT_COLUMNS, check_columns
 from qtrace.trace.schema import COLUMNS
 
@@ -32,7 +34,8 @@ Progress = Callable[[int, int], None]
 def tables_of(
     path: Path, warnings: list[str], progress: Progress = lambda _done, _all: None
 ) -> Iterator[pa.Table]:
-    """The rows of a trace in the file's order, with the columns and types of this version.
+    """The rows of a trace in the file's order, with the columns and types of this version; of all
+    files of a chain that ``path`` names, as of one.
 
     Args:
         warnings: takes a sentence for whatever was skipped.
@@ -41,6 +44,29 @@ def tables_of(
     Raises:
         TraceUnreadable: no such file, no trace, or which row and column is broken.
     """
+    files = links(path)
+    if not files:
+        yield from file_tables(path, warnings, progress)
+        return
+    # A recorder may be writing, and letting the oldest go.
+    sizes = [file.stat().st_size if file.exists() else 0 for file in files]
+
+    def part(number: int) -> Progress:
+        before, whole = sum(sizes[:number]), sum(sizes)
+        return lambda done, of: progress(before + sizes[number] * done // max(of, 1), whole)
+
+    parts = [
+        (file, file_tables(file, warnings, part(number)))
+        for number, file in enumerate(files)
+        if sizes[number]
+    ]
+    yield from joined(parts, warnings)
+
+
+def file_tables(
+    path: Path, warnings: list[str], progress: Progress = lambda _done, _all: None
+) -> Iterator[pa.Table]:
+    """The rows of one file, whether it is one of a chain or not; see ``tables_of``."""
     try:
         with path.open("rb") as file:
             start = file.read(HEADER_LIMIT)
@@ -77,7 +103,8 @@ def _of_csv(
     names = _csv_names(path, start, warnings)
     with path.open("rb") as file:
         size, begin = path.stat().st_size, len(file.readline())
-        buffer, kept, row = bytearray(READ_SIZE + HEADER_LIMIT), 0, FIRST_ROW
+        # A small file needs no large buffer; one that grows meanwhile gets it.
+        buffer, kept, row = bytearray(min(READ_SIZE, size) + HEADER_LIMIT), 0, FIRST_ROW
         while True:
             if kept == len(buffer):
                 buffer += bytes(len(buffer))

@@ -10,11 +10,13 @@ import csv
 import errno
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from qtrace.errors import OutputExists, OutputFailed, QtraceError
+from qtrace.trace.chain import tally
 from qtrace.trace.schema import COLUMNS, Event, to_row
 
 # Rows wait here for the next flush(), or until there are this many characters of them.
@@ -65,12 +67,13 @@ class Replacing:
     grows beside it and is renamed by ``settle()``. Devices and pipes are written in place.
     """
 
-    def __init__(self, path: str | Path, force: bool = False) -> None:
+    def __init__(self, path: str | Path, force: bool = False, aside: bool = False) -> None:
+        """``aside``: a new one grows beside its name, too: who reads meanwhile finds it begun."""
         self.path = check_output(path, force)
         self._temporary: Path | None = None
         # Nothing has this name yet: whoever fails half-way may remove what was begun.
         self.new = not self.path.exists()
-        if self.path.is_file():
+        if aside or self.path.is_file():
             self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
 
     def open(self) -> io.FileIO:
@@ -106,15 +109,21 @@ class CsvWriter:
     The file is made with the first row: a recording that could not be armed leaves neither
     an empty file behind nor an earlier one damaged.
 
+    Attributes:
+        size: of the file, in bytes.
+        rows: how many were taken so far, by ``chain.label``; of all files of a chain.
+
     Raises:
         OutputExists: ``path`` is a file already, and no ``force``.
         OutputFailed: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, force: bool = False) -> None:
-        self._output = Replacing(path, force)
+    def __init__(self, path: str | Path, force: bool = False, aside: bool = False) -> None:
+        self._output = Replacing(path, force, aside)
         self._file: io.FileIO | None = None
         self._begun = False
+        self.size = 0
+        self.rows: Counter[str] = Counter()
         self._error: QtraceError | None = None
         self._rows = io.StringIO(newline="")
         self._csv = csv.writer(self._rows)
@@ -135,6 +144,7 @@ class CsvWriter:
                 self._csv.writerow(COLUMNS)
                 self._begun = True
             self._csv.writerow(to_row(event))
+            tally(self.rows, event)
             if self._rows.tell() >= BUFFERED:
                 self.flush()
 
@@ -155,7 +165,9 @@ class CsvWriter:
             if self._file is None:
                 self._file = self._output.open()
             while data:
-                data = data[self._file.write(data) :]
+                written = self._file.write(data)
+                self.size += written
+                data = data[written:]
             self._output.settle()
         except QtraceError as error:
             self._error = error
@@ -166,6 +178,30 @@ class CsvWriter:
             raise self._error from error
         self._rows.seek(0)
         self._rows.truncate()
+
+    def rotate(self, path: Path, last: Event, first: Event) -> None:
+        """Go on in the file ``path``; where it cannot be begun, all is as before.
+
+        Args:
+            last, first: of the file so far, and of the next one.
+
+        Raises:
+            OutputExists, OutputFailed
+        """
+        self.flush()
+        following = CsvWriter(path, aside=True)
+        try:
+            following.write([first])
+            following.flush()
+            self.write([last])
+            self.flush()
+        finally:
+            if following._error is None:
+                # It stands, also where the last one lacks its end: its number of rows tells that.
+                self._file, following._file = following._file, self._file
+                self._output, self.size = following._output, following.size
+            if following._file is not None:
+                following._file.close()
 
     def close(self) -> None:
         """Flush and close; after a failed write, only close.

@@ -28,6 +28,7 @@ Examples:
   qtrace attach --pid 1234 --duration 10m -o trace.csv
   qtrace attach --pid 1234 -b 'job_*' --format json
   qtrace attach --pid 1234 --all --live --max-size 2G -o trace.parquet
+  qtrace attach --pid 1234 --all --rotate 1G --keep 10 -o trace.parquet
   qtrace attach --pid $(pidof qemu-system-x86_64) --qmp /run/qmp2.sock"""
 
 
@@ -82,7 +83,7 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
             confined=wanted.max_overhead is None and not wanted.live, keep=files.needs(),
         )  # fmt: skip
         with start_recording(pid, options, program) as recording:
-            announce(recording, f"process {pid}", wanted)
+            announce(recording, f"process {pid}", wanted, files)
             limits = wanted.limits(recording)
             stop(recording, record_until(recording, limits, signals, wanted.live), signals)
         return verdict(files, recording, wanted.output_format)

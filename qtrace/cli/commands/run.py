@@ -69,7 +69,7 @@ def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after:
         )
         try:
             with recording:
-                announce(recording, f"{child.path}, process {child.pid}", wanted)
+                announce(recording, f"{child.path}, process {child.pid}", wanted, files)
                 reason = record_until(recording, wanted.limits(recording), signals, wanted.live)
                 if signals.reason:
                     reason = _end(child, recording, signals)

@@ -52,6 +52,7 @@ class AllRecorder:
     Attributes:
         armed: its probes are set.
         dropped: why and when they were taken off before the end; empty when they were not.
+        mark: all that was noted before is on the disk.
         sampling: keep the latest records for ``busy_now``.
     """
 
@@ -75,7 +76,7 @@ class AllRecorder:
         self._since_ns, self._until_ns = 0, NEVER
         self._outside = 0
         self._checked_ns = 0
-        self._mark = 0
+        self.mark = 0
         self._writer: RawWriter | None = None
         self._meanings: Meanings | None = None
         self._run_ip = 0
@@ -222,11 +223,11 @@ class AllRecorder:
         if self.stacks is not None:
             facts |= self.stacks.take(self._since_ns, self._until_ns)
         # An unfinished record may be older than the mark: then the last one still holds.
-        self._mark = mark if whole else self._mark
+        self.mark = mark if whole else self.mark
         losses = self._losses()
         writer.write(losses)
         writer.flush()
-        writer.append_facts(facts, self._mark)
+        writer.append_facts(facts, self.mark)
         return losses
 
     @property
@@ -320,7 +321,7 @@ class AllRecorder:
 
     def _inside(self, slots: Slots) -> Slots:
         """Without what was noted while not all probes were set."""
-        if self._mark >= self._since_ns and self._until_ns == NEVER:
+        if self.mark >= self._since_ns and self._until_ns == NEVER:
             return slots
         times = slots["time_ns"]
         inside = (times >= np.uint64(self._since_ns)) & (times < np.uint64(self._until_ns))
