@@ -32,6 +32,7 @@ from qtrace.analysis.traces import Source, Trace, open_traces
 from qtrace.analysis.verdicts import FINDINGS, SILENT, worst
 from qtrace.errors import ExitStatus
 from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.trace.chain import ALL
 from qtrace.trace.reader import TraceFile
 
 # The lints that are asked without being named: what they find is told wherever a verdict is.
@@ -158,6 +159,10 @@ def _threads(
                 notes.append(why)
         if looks := sum(gap.looks for gap in trace.file.gaps):
             notes.append(f"looks are missing with files of the chain: {looks:,} of their rows")
+        if every := sum(gap.number(ALL.__eq__) for gap in trace.file.gaps):
+            notes.append(
+                f"of every bottom half up to {every:,} rows are missing with files of the chain"
+            )
     return stuck, computing, notes
 
 

@@ -21,7 +21,7 @@ from tests.live.support.benched import ended_well, qtrace_run
 
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 
-ROUNDS, REQUESTS = 12, 20011
+ROUNDS, REQUESTS = 12, 60013
 # A row of a watched bottom half has about half a kilobyte.
 SMALL = 4096
 
@@ -33,7 +33,8 @@ def test_each_event_of_all_is_in_one_of_its_files(tmp_path: Path) -> None:
     status, report, err = qtrace_run(*options, "--", *command)
     assert ended_well(status, report), err
     files = links(trace)
-    assert len(files) > 3, err
+    # At least once at the end, however few times the recorder had its turn.
+    assert len(files) > 1, err
     assert sorted(tmp_path.glob("trace*")) == files
     assert (report["complete"], report["lost_events"], report["warnings"]) == (True, 0, [])
     read = read_trace(trace)
@@ -76,15 +77,15 @@ def test_it_keeps_the_latest_files_of_all(tmp_path: Path) -> None:
     command = bench_command(find_qemu("qemu-img"), disk_image(tmp_path), REQUESTS)
     recording, child = launch(
         command, RecordingOptions(tmp_path / "trace.csv.raw", everything=True, rotate=1 << 17,
-                                  keep_files=3), output_fd=2,
+                                  keep_files=1), output_fd=2,
     )  # fmt: skip
     with recording:
         while not recording.ended:
             recording.poll(0.1)
-            assert len(links(recording.path)) <= 3
+            assert len(links(recording.path)) <= 1
         recording.stop("target exited")
     assert child.wait() == 0
-    assert len(convert_files(recording.path, trace)) == 3
+    assert len(convert_files(recording.path, trace)) == 1
     read = read_trace(trace)
     counts = read.detach["all"]
     (gap,) = read.gaps
@@ -93,9 +94,9 @@ def test_it_keeps_the_latest_files_of_all(tmp_path: Path) -> None:
     there = read.frame["event"].isin(kinds).sum()
     assert gap.rows is not None
     assert counts["produced"] == there + gap.rows["all"]
-    named = read.frame.loc[(read.frame["event"] == "run").to_numpy(), "name"]
+    named = read.frame.loc[read.frame["event"].isin(kinds[:3]).to_numpy(), "name"]
     assert (named != "").all()
-    assert {half["verdict"] for half in judge([trace], ["*"])["bottom_halves"]} == {"inconclusive"}
+    assert judge([trace])["verdict"] == "inconclusive"
 
 
 @pytest.mark.parametrize("options", [["--all"], []], ids=["all", "watched"])

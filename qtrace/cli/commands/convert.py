@@ -14,8 +14,8 @@ Examples:
   qtrace convert trace.csv trace.parquet
   qtrace convert trace.csv --to parquet      the same
   qtrace convert trace.csv.raw trace.csv     after SIGKILL of attach --all
-  qtrace convert trace.chain-00001.csv whole.csv        all of a chain as one file
-  qtrace convert trace.chain-00001.csv.raw --to csv     each file of a chain"""
+  qtrace convert t.chain-00001.csv whole.csv all of a chain as one file
+  qtrace convert t.chain-00001.csv.raw --to csv    each file of a chain"""
 
 
 @click.command(epilog=EXAMPLES)
