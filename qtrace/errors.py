@@ -185,10 +185,14 @@ class ExtraMissing(QtraceError):
 
 
 class MonitorFailed(QtraceError):
-    """The monitor cannot go on: its port, or the process that listens on it."""
+    """The monitor cannot go on: its port, its certificate, or the process that listens."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "choose another --listen HOST:PORT, or see what has that port")
+    def __init__(
+        self,
+        message: str,
+        remedy: str = "choose another --listen HOST:PORT, or see what has that port (ss -ltnp)",
+    ) -> None:
+        super().__init__(message, remedy)
 
 
 class LabFailed(QtraceError):

@@ -9,35 +9,41 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterable
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from qtrace.monitor.metrics import HostCollector
+from qtrace.monitor.metrics_server import MetricsServer, tls_context
 from qtrace.monitor.state import HostState
 
 NOBODY = 65534
 PR_SET_NO_NEW_PRIVS = 38
 CAPABILITY_VERSION_3 = 0x20080522
-READY = "ready"
+# The first line that it writes begins with one of these.
+READY, NO_PORT, NO_TLS = "ready", "port", "tls"
 
 
 def main(arguments: list[str]) -> int:
     """Listen, give up all rights, then serve until the standard input ends."""
-    address, port, *files = arguments
-    certificate, key, authority = [*files, None, None, None][:3]
+    address, port, *names = arguments
+    certificate, key, authority = [*map(Path, names), None, None, None][:3]
     known: list[HostState | None] = [None]
     registry = CollectorRegistry()
     registry.register(HostCollector(lambda: known[0]))
     try:
-        server, _thread = start_http_server(
-            int(port), address, registry, certificate, key, authority,
-            client_auth_required=authority is not None,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        print(error, flush=True)
+        context = tls_context(certificate, key, authority) if certificate and key else None
+        server = MetricsServer(address, int(port), make_wsgi_app(registry), context)
+    except ValueError as error:
+        print(NO_TLS, error, flush=True)
+        return 1
+    except OSError as error:
+        print(NO_PORT, error.strerror or error, flush=True)
         return 1
     give_up_rights()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     print(READY, server.server_port, flush=True)
     _follow(sys.stdin, known)
     return 0

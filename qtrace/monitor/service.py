@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qtrace.errors import MonitorFailed
 from qtrace.monitor.host_watch import HostWatch, News
-from qtrace.monitor.listener import READY
+from qtrace.monitor.listener import NO_TLS, READY
 from qtrace.monitor.state import HostState
 
 # What has started and what has come up is looked for so often.
@@ -55,8 +55,12 @@ class Listener:
         said = self._process.stdout.readline().split(None, 1)
         if said[:1] != [READY]:
             self._process.wait(START_S)
-            why = " ".join(said).strip() or "it ended"
-            raise MonitorFailed(f"cannot listen on {address.host}:{address.port}: {why}")
+            what, why = [*said, "", ""][:2]
+            if what == NO_TLS:
+                remedy = "openssl x509 -noout -text -in FILE shows what is in a file"
+                raise MonitorFailed(why.strip(), remedy)
+            where = f"{address.host}:{address.port}"
+            raise MonitorFailed(f"cannot listen on {where}: {why.strip() or 'it ended'}")
         self.port, self.pid = int(said[1]), self._process.pid
 
     def tell(self, state: HostState) -> None:
@@ -66,7 +70,9 @@ class Listener:
             self._process.stdin.write(f"{state.dump()}\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise MonitorFailed("the process that listens has ended") from error
+            raise MonitorFailed(
+                "the process that listens has ended", "start qtrace monitor again (systemd does)"
+            ) from error
 
     def close(self) -> None:
         assert self._process.stdin is not None

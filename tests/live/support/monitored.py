@@ -23,7 +23,7 @@ def monitor(*options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     try:
         assert process.stderr is not None
         first = process.stderr.readline()
-        match = re.fullmatch(r"listening on (http://\S+)\n", first)
+        match = re.fullmatch(r"listening on (https?://\S+)\n", first)
         assert match, first + process.stderr.read()
         yield process, match[1]
     finally:
