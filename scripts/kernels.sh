@@ -8,12 +8,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=$PWD/.cache/kernels
+private=() # options of apt-get, where a kernel comes from another Debian
+
+say() { echo "kernels: $*" >&2; }
+. scripts/private_apt.sh
 
 fetch() { # FOLDER PACKAGE...: unpacked there
     local folder=$1
     shift
     mkdir -p "$folder/debs"
-    (cd "$folder/debs" && apt-get -qq -o APT::Sandbox::User=root download "$@")
+    (cd "$folder/debs" && apt-get "${private[@]}" -qq -o APT::Sandbox::User=root download "$@")
     for package in "$folder"/debs/*.deb; do
         dpkg -x "$package" "$folder"
     done
@@ -21,7 +25,7 @@ fetch() { # FOLDER PACKAGE...: unpacked there
 }
 
 newest() { # the newest signed kernel of a version that apt knows
-    apt-cache pkgnames "linux-image-$1" | grep -E "^linux-image-$1\.[0-9]+[-+][0-9a-z+]*-?amd64$" |
+    apt-cache "${private[@]}" pkgnames "linux-image-$1" | grep -E "^linux-image-$1\.[0-9]+[-+][0-9a-z+]*-?amd64$" |
         sort -V | tail -n 1
 }
 
@@ -53,18 +57,24 @@ make_initrd() { # KERNEL'S FOLDER
 }
 
 [ -x "$cache/tools/bin/busybox" ] || fetch "$cache/tools" busybox-static kmod libkmod2
-for version in 6.1 6.12; do
+for version in 6.1 6.12 5.10; do
     folder=$cache/$version
     [ ! -e "$folder/initrd" ] || continue
+    if [ "$version" = 5.10 ]; then
+        # Debian 11's.
+        private_apt "$cache/apt" amd64 "" bullseye || continue
+        apt-get "${private[@]}" -qq update
+    fi
     package=$(newest "$version")
     if [ -z "$package" ]; then
-        echo "kernels: apt knows no linux-image-$version*-amd64" >&2
+        say "apt knows no linux-image-$version*-amd64"
         continue
     fi
     rm -rf "$folder"
-    echo "kernels: fetching $package" >&2
+    say "fetching $package"
     fetch "$folder" "$package"
     cp "$folder"/boot/vmlinuz-* "$folder/kernel"
     make_initrd "$folder" >"$folder/initrd.part"
     mv "$folder/initrd.part" "$folder/initrd"
 done
+rm -rf "$cache/apt"

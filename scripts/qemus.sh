@@ -23,12 +23,13 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=$root/.cache
 packages="qemu-system-x86 qemu-utils"
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 say() { echo "qemus: $*" >&2; }
+# shellcheck source=scripts/private_apt.sh
+. "$root/scripts/private_apt.sh"
 
 fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the last suite, unpacked
-    local dest=$1 status=$2 suites=() apt suite deb mirror
+    local dest=$1 status=$2 suites=() apt deb private
     local architecture=${architecture:-$(dpkg --print-architecture)}
     shift 2
     while [ "$1" != -- ]; do
@@ -36,33 +37,10 @@ fetch() { # FOLDER STATUS SUITE... -- PACKAGE...: what apt would install of the 
         shift
     done
     shift
-    command -v apt-get >/dev/null 2>&1 || {
-        say "apt-get is missing: other QEMUs come from Debian"
-        return 1
-    }
-    # The mirror is the one this machine already uses for its own packages.
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(CODENAME)' |
-        awk '$2 == "Debian" && $3 == "bookworm" && !mirror { mirror = $1 } END { print mirror }')
-    [ -n "$mirror" ] || {
-        say "this machine's apt has no Debian 12 (bookworm) source to take the mirror from"
-        return 1
-    }
     apt=$cache/apt-$(basename "$dest")
-    rm -rf "$apt" "$dest"
-    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$dest"
-    for suite in "${suites[@]}"; do
-        echo "deb [arch=$architecture signed-by=$keyring] $mirror $suite main"
-    done >"$apt/sources.list"
-    [ -n "$status" ] || status=$apt/status
-    : >"$apt/status"
-    local private=(
-        -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
-        -o Dir::Etc::preferencesparts=/dev/null -o "Dir::State::lists=$apt/lists"
-        -o "Dir::State::status=$status" -o "Dir::Cache=$apt/cache"
-        -o "Dir::Cache::archives=$apt/cache/archives" -o APT::Sandbox::User=root
-        -o APT::Get::List-Cleanup=0 -o Debug::NoLocking=1 -o APT::Install-Recommends=0
-        -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture"
-    )
+    rm -rf "$dest"
+    mkdir -p "$dest"
+    private_apt "$apt" "$architecture" "$status" "${suites[@]}" || return 1
     say "fetching $* of ${suites[*]} into ${dest#"$root"/}"
     apt-get "${private[@]}" -qq update || return 1
     # --download-only fetches just what the status file lacks; nothing is installed.
