@@ -26,7 +26,8 @@ from benchmarks.qemu_img import run_bench, seconds
 from benchmarks.watching import served_disk
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, links_work, load_program
+from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
+from qtrace.host.uprobe_links import links_work
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.process.process import Process
 from qtrace.record.child import Child

@@ -204,8 +204,8 @@ def warn(sentence: str) -> None:
 
 def tell_price() -> None:
     """What probes cost on this kernel, where that is more than they cost by themselves."""
-    from qtrace.host.bpf_syscall import links_work
     from qtrace.host.capabilities import check_ebpf
+    from qtrace.host.uprobe_links import links_work
 
     if not links_work() and check_ebpf() is None:
         warn(

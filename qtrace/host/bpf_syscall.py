@@ -1,4 +1,4 @@
-"""bpf(2) itself: maps, programs, links. It takes no library, and no compiler."""
+"""bpf(2) itself: maps, programs. It takes no library, and no compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,8 +25,6 @@ TRACE_UPROBE_MULTI = 48
 # Zeros behind are the same as absent: what old and new kernels take.
 ATTRIBUTE_BYTES = 72
 
-# Before 46ba0e49b642 (Linux 6.10) a link's pid meant one thread, not the whole process.
-LINKS_SINCE = (6, 10)
 # r0 = 0; exit
 SMALLEST_PROGRAM = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 
@@ -122,33 +120,6 @@ def load_program(
     )
 
 
-def link_uprobes(program: int, path: bytes, offsets: Sequence[int], pid: int) -> int:
-    """One link for many places of a file, in one process: its file descriptor. Raises OSError.
-
-    Args:
-        program: a function that was loaded for TRACE_UPROBE_MULTI.
-        offsets: into the file.
-    """
-    name = ctypes.create_string_buffer(path)
-    places = (ctypes.c_uint64 * len(offsets))(*offsets)
-    return bpf(
-        LINK_CREATE,
-        struct.pack(
-            "<IIIIQQQQIII",
-            program,
-            0,
-            TRACE_UPROBE_MULTI,
-            0,
-            ctypes.addressof(name),
-            ctypes.addressof(places),
-            *(0, 0),  # no reference counters, no cookies
-            len(offsets),
-            0,
-            pid,
-        ),
-    )
-
-
 def attach_raw_tracepoint(program: int, name: str) -> int:
     """Run a program of PROG_TYPE_RAW_TRACEPOINT there, for as long as what is returned is open.
 
@@ -156,17 +127,3 @@ def attach_raw_tracepoint(program: int, name: str) -> int:
     """
     text = ctypes.create_string_buffer(name.encode())
     return bpf(RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text), program))
-
-
-@cache
-def links_work() -> bool:
-    """Whether this kernel has links for uprobes that mean whole processes."""
-    release = re.match(r"(\d+)\.(\d+)", platform.release())
-    if release is None or (int(release[1]), int(release[2])) < LINKS_SINCE:
-        return False
-    try:
-        os.close(load_program(SMALLEST_PROGRAM, attach_type=TRACE_UPROBE_MULTI))
-    except OSError as error:
-        # Whoever may not try it has to believe the version.
-        return error.errno == errno.EPERM
-    return True

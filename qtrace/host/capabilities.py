@@ -24,10 +24,10 @@ from qtrace.host.bpf_syscall import (
     SYSCALL,
     bpf,
     has_seccomp_filter,
-    links_work,
     load_program,
 )  # fmt: skip
 from qtrace.host.pid_namespace import require_proc
+from qtrace.host.uprobe_links import links_work
 
 State = Literal["ok", "missing", "untried"]
 Need = Literal["ebpf", "gdb", "target", "others", "compile"]

@@ -16,13 +16,13 @@ from qtrace.host.bpf_syscall import (
     PROG_TYPE_RAW_TRACEPOINT,
     TRACE_UPROBE_MULTI,
     bpf,
-    links_work,
     load_program,
     map_entries,
     update_map,
 )
 from qtrace.host.capabilities import check_ring_buffer
 from qtrace.host.pid_namespace import own_namespace
+from qtrace.host.uprobe_links import links_work
 from qtrace.record.ebpf.bpf_image import (
     AT_TRACEPOINTS,
     NOTHING,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
-
-import numpy as np
 
 from qtrace.errors import CodeMismatch, RecorderUnavailable
 from qtrace.host.capabilities import ROOT, Check, Need
-from qtrace.machine.arch_x86_64 import NOP_AND_RETURN
+from qtrace.host.own_function import OwnFunction
 from qtrace.record.ebpf.bcc_module import find_bcc, load_bcc
 from qtrace.record.ebpf.bpf_image import NoImage, read_prebuilt
 from qtrace.record.ebpf.bpf_program import load_watch
@@ -66,40 +62,33 @@ def check_probe() -> Check:
     """Loads the recorder's program, attaches it to a function of our own, calls that."""
     name = "uprobe program"
     try:
-        hits = _hits_of_own_call()
+        hits = _hits_of_own_calls()
     except (RecorderUnavailable, CodeMismatch) as error:
         return Check(name, "missing", error.message, error.remedy)
     except OSError as error:
         return Check(name, "missing", f"no probe can be set: {error.strerror}", ROOT)
-    if hits == 0:
+    if hits != 2:
         return Check(
             name,
             "missing",
-            "attached, but did not fire",
+            f"attached, but of two hits in two threads {hits} came",
             "use a kernel with CONFIG_UPROBE_EVENTS=y, outside a container",
         )
     return Check(name, "ok", "loaded, attached and hit")
 
 
-def _hits_of_own_call() -> int:
-    """Probe a function that nobody else has, call it once, and count.
-
-    A probe on a library would have the kernel lock the memory map of each process that has it, and
-    wait for one that is stuck.
-    """
-    code = os.memfd_create("qtrace-doctor")
-    os.write(code, NOP_AND_RETURN.ljust(PAGE))
-    # Not writable: such a mapping takes no uprobe.
-    mapped = mmap.mmap(code, PAGE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
-    function = ctypes.CFUNCTYPE(None)(np.frombuffer(mapped, np.uint8).ctypes.data)
+def _hits_of_own_calls() -> int:
+    """Probe a function of our own, call it once here and once in another thread, and count."""
+    function = OwnFunction()
     program = load_watch(ring_pages=1, step_ring_pages=1)
-    uprobes = Uprobes(os.getpid(), f"/proc/self/fd/{code}", lambda offset: offset)
+    uprobes = Uprobes(os.getpid(), function.path, lambda offset: offset)
     try:
         ring = RecordRing(program.maps["steps"], pages=1)
         uprobes.attach(program.functions["on_step"], {0: "the doctor's own function"})
-        function()
+        function.call()
+        function.call_in_thread()
         return len(ring.take(PAGE)[0])
     finally:
         uprobes.close()
         program.close()
-        os.close(code)
+        function.close()

@@ -23,10 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from qtrace.errors import CodeMismatch
-from qtrace.host.bpf_syscall import link_uprobes as link
-from qtrace.host.bpf_syscall import links_work
 from qtrace.host.capabilities import UPROBE_PMU
 from qtrace.host.locked_maps import refuse_while_locked
+from qtrace.host.uprobe_links import link_uprobes as link
+from qtrace.host.uprobe_links import links_work
 from qtrace.machine.arch_x86_64 import PERF_EVENT_OPEN
 from qtrace.record.ebpf import close_later
 
