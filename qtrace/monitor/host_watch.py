@@ -12,6 +12,7 @@ from qtrace.host.unanswered import NoAnswer
 from qtrace.inspection.request_proof import RequestFinding
 from qtrace.knowledge import WITHOUT_MAIN_LOOP
 from qtrace.machine.stat_file import STARTTIME, stat_fields
+from qtrace.monitor.labels import unique_label
 from qtrace.monitor.state import HostState
 from qtrace.monitor.watched_vm import WatchedVm
 from qtrace.process.process_list import guest_name, qemu_processes
@@ -85,13 +86,8 @@ class HostWatch:
         )
 
     def _unique(self, name: str) -> str:
-        """Two guests may have the same name: the later one is told apart by its number."""
-        taken = {vm.state.vm for vm in self._vms.values()}
-        number, unique = 1, name
-        while unique in taken:
-            number += 1
-            unique = f"{name}~{number}"
-        return unique
+        """Two guests may have the same name."""
+        return unique_label(name, {vm.state.vm for vm in self._vms.values()})
 
 
 def _name(pid: int) -> str:

@@ -10,12 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from qtrace.monitor.labels import OTHER, label, reasons
 from qtrace.monitor.state import HostState, VmState
 
 # A host has at most so many guests with labels of their own; the others are `other`.
 MOST_VMS = 500
-OTHER = "other"
-LONGEST_LABEL = 120
 
 
 class HostCollector(Collector):
@@ -49,21 +48,20 @@ def _of_host(state: HostState) -> Iterator[Metric]:
     refused = GaugeMetricFamily(
         "qtrace_vms_refused", "QEMUs that cannot be looked into.", labels=["reason"]
     )
-    for reason, count in state.refused.items():
-        refused.add_metric([_label(reason)], count)
+    for reason, count in reasons(state.refused).items():
+        refused.add_metric([reason], count)
     yield refused
-    names = {one.vm: _label(one.vm) for one in state.vms[:MOST_VMS]}
     info = InfoMetricFamily("qtrace_vm", "What a guest runs on.", labels=["vm"])
     for one in state.vms[:MOST_VMS]:
         facts = {"program": one.program, "version": one.version, "build_id": one.build_id}
-        info.add_metric([names[one.vm]], {key: _label(value) for key, value in facts.items()})
+        info.add_metric([one.vm], {key: label(value) for key, value in facts.items()})
     yield info
     for name, text, value, is_counter in _OF_VM:
         family = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
             name, text, labels=["vm"]
         )
         for one in state.vms[:MOST_VMS]:
-            family.add_metric([names[one.vm]], value(one, state))
+            family.add_metric([one.vm], value(one, state))
         rest = [value(one, state) for one in state.vms[MOST_VMS:]]
         if rest:
             # Counts add up; of times the longest is told, and what is not known of one of them.
@@ -85,15 +83,19 @@ def _of_host(state: HostState) -> Iterator[Metric]:
         labels=["vm", "driver"],
     )  # fmt: skip
     for one in state.vms[:MOST_VMS]:
-        vm = names[one.vm]
         if not one.known:
             continue
+        longest: dict[tuple[str, str], float] = {}
         for loop in one.stuck:
-            loops.add_metric([vm, loop.role, _label(loop.context)], loop.seconds)
+            # Of two whose contexts are not known, the longer one's.
+            key = loop.role, label(loop.context)
+            longest[key] = max(loop.seconds, longest.get(key, 0.0))
+        for (role, context), seconds in longest.items():
+            loops.add_metric([one.vm, role, context], seconds)
         for family, counts in ((kinds, one.findings), (flying, one.in_flight),
                                (stuck, one.stuck_requests)):  # fmt: skip
-            for key, count in counts.items():
-                family.add_metric([vm, _label(key)], count)
+            for word, count in counts.items():
+                family.add_metric([one.vm, label(word)], count)
     yield from (loops, kinds, flying, stuck)
 
 
@@ -158,9 +160,3 @@ _OF_VM: tuple[tuple[str, str, Callable[[VmState, HostState], float], bool], ...]
         True,
     ),
 )
-
-
-def _label(text: str) -> str:
-    """A guest's words, which may be any bytes: printable, and not long."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
-    return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"

@@ -21,7 +21,7 @@ class VmState:
     """One QEMU.
 
     Attributes:
-        vm: the guest's name, made unique on this host.
+        vm: the guest's name as a label, made unique on this host.
         stuck: empty while all loops come back.
         findings: how many of each kind there are now.
         in_flight, stuck_requests: requests by the driver of the node at fault.

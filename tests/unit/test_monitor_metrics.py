@@ -12,6 +12,7 @@ import pytest
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.metrics_core import Metric  # noqa: E402
 
+from qtrace.monitor.labels import MOST_REASONS, reasons, unique_label  # noqa: E402
 from qtrace.monitor.metrics import MOST_VMS, HostCollector  # noqa: E402
 from qtrace.monitor.state import HostState, StuckLoop, VmState  # noqa: E402
 
@@ -74,11 +75,32 @@ def test_a_thousand_guests_are_no_thousand_labels_and_the_longest_hang_is_kept()
     assert family.samples[-1].value == 12.5
 
 
-def test_a_hostile_name_is_a_short_printable_label() -> None:
-    family = metrics(host(replace(SEEN, vm="a\n\x1b[2J\u202e" + "x" * 10_000)))["qtrace_looks"]
-    (sample,) = family.samples
-    assert sample.labels["vm"].isprintable()
-    assert len(sample.labels["vm"]) == 120
+def test_hostile_names_are_short_printable_labels_and_each_another_one() -> None:
+    hostile = "a\n\x1b[2J\u202e" + "x" * 10_000
+    taken: list[str] = []
+    # Names that differ where a label does not; the last are what others are told under.
+    for name in (hostile, hostile + "y", "a?", "a\n", "a\r", "a?~2", "other", "a\udc80"):
+        taken.append(unique_label(name, taken))
+    assert len(set(taken)) == len(taken)
+    assert all(name.isprintable() and len(name) < 130 for name in taken)
+    assert "other" not in taken
+    family = metrics(host(*(replace(SEEN, vm=name) for name in taken)))["qtrace_looks"]
+    assert [sample.labels["vm"] for sample in family.samples] == taken
+
+
+def test_why_guests_are_refused_has_no_pid_and_few_words() -> None:
+    many = {f"process {n} cannot be read": 1 for n in range(1000)}
+    words = {f"{'a' * n} is why": 1 for n in range(1, 31)}
+    found = reasons({**many, **words})
+    assert found["process N cannot be read"] == 1000
+    assert len(found) == MOST_REASONS + 1
+    assert sum(found.values()) == 1030
+
+
+def test_two_loops_whose_contexts_are_not_known_are_one_sample() -> None:
+    loops = (StuckLoop("iothread", "?", 3.0), StuckLoop("iothread", "?", 5.0))
+    family = metrics(host(replace(HUNG, stuck=loops)))["qtrace_loop_stuck_seconds"]
+    assert [sample.value for sample in family.samples] == [5.0]
 
 
 def test_before_the_first_look_only_that_is_told() -> None:
