@@ -10,7 +10,7 @@ import importlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from qtrace.check.deep import Deep
 from qtrace.check.sightings import Sightings
 from qtrace.check.watching import Watching, load
 from qtrace.errors import NoSuchProcess, QtraceError
-from qtrace.inspection.answer import Answer
+from qtrace.inspection.answer import Answer, waiting_words
 from qtrace.inspection.inspector import Inspector
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
-from qtrace.inspection.request_proof import RequestFinding, RequestWatch
+from qtrace.inspection.request_proof import RequestFinding, RequestProof, RequestWatch
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STRANDED, STUCK, Finding
 from qtrace.qemu.block.requests import count_in_flight
@@ -33,6 +33,8 @@ from qtrace.units import show
 HUNG_S = 2.0
 # A command that keeps the main loop for so long is one: to a person at a console that is a hang.
 SLOW_NS = 1_000_000_000
+# A request that is in flight for so long is one: guests wait for no disk half a minute.
+SLOW_REQUEST_NS = 5_000_000_000
 # A sighting of a thread takes some 0.1 ms of a processor.
 EVERY_S = 0.05
 HEALTHY, INCONCLUSIVE, SLOW = "healthy", "inconclusive", "slow"
@@ -111,16 +113,20 @@ class Checked:
 class RequestsMeanwhile:
     """The requests between the first looks and the last ones: how many, and those that are stuck.
 
+    Args:
+        over_ns: longer than they are looked at.
+
     Attributes:
         most: in flight at once; None where that cannot be told.
         looks: how often they were looked at.
     """
 
-    def __init__(self, inspector: Inspector) -> None:
+    def __init__(self, inspector: Inspector, over_ns: int) -> None:
         self._looker = inspector.looker
-        self._watch = RequestWatch(inspector.requests)
+        self._watch = RequestWatch(inspector.requests, over_ns)
         # By the first request of each.
         self._stuck: dict[tuple[int, ...], RequestFinding] = {}
+        self._last: RequestProof | None = None
         self.most: int | None = 0
         self.looks = 0
 
@@ -128,7 +134,7 @@ class RequestsMeanwhile:
         """Look at them if it is time to. Raises NoSuchProcess."""
         if not self._watch.due(time.monotonic_ns()):
             return
-        proof = self._watch.see(self._looker.look())
+        self._last = proof = self._watch.see(self._looker.look())
         for finding in proof.findings:
             self._stuck[finding.requests[0].key] = finding
         count = count_in_flight(proof.last.blocks)
@@ -144,7 +150,18 @@ class RequestsMeanwhile:
                   {"lasted_ns": one.at_least_ns})
             for key, one in self._stuck.items()
             if key not in there
-        ]  # fmt: skip
+        ] + self._slow(there)  # fmt: skip
+
+    def _slow(self, there: Collection[tuple[int, ...]]) -> list[Noted]:
+        """Of those that are still there who has been so since long."""
+        if self._last is None:
+            return []
+        last = self._last.last
+        return [
+            Noted(SLOW, waiting_words(last, one), {"lasted_ns": one.over_ns})
+            for one in self._last.waiting
+            if one.same and one.over_ns >= SLOW_REQUEST_NS and one.one.key in there
+        ]
 
 
 def check(
@@ -193,7 +210,7 @@ def check(
             if program is not None:
                 loading.join()
             sightings = Sightings(looker, looker.look())
-            requests = RequestsMeanwhile(inspector)
+            requests = RequestsMeanwhile(inspector, round(2e9 * for_s))
             last = max(until, time.monotonic() + for_s / 2)
             _go_on(sightings, watching.wait, last, asked, requests.see)
             answer = inspector.ask().answer

@@ -18,6 +18,7 @@ from qtrace.host.mounts import Mount, Mounts, absolute, servers, waiting
 from qtrace.host.owners import O_RDONLY, O_WRONLY, Owners, access, fdinfo, polled
 from qtrace.host.peer import Peer
 from qtrace.host.sock_diag import TCP_SYN_SENT, InetSocket, Sockets, UnixSocket, sockets_of
+from qtrace.units import show
 
 Kind = Literal[
     "unix",
@@ -37,6 +38,8 @@ Kind = Literal[
 LIMIT_S = 3.0
 # So many processes are told of one end, which all that were forked may have.
 TOLD = 3
+# Of a TCP connection on which nothing has come for so long it is told.
+SILENT_NS = 1_000_000_000
 # A device that stands for something: what its fdinfo calls it.
 FDINFO_NAMES = {"tun": "iff"}
 
@@ -56,6 +59,7 @@ class Descriptor:
             not known.
         unacknowledged: bytes that TCP has sent, or keeps, and that the other end has not
             acknowledged; None for other kinds.
+        silent_ns: for so long nothing has come from TCP's other end; None for other kinds.
         incoming: bytes that wait here to be read; None where that is not known.
         in_flight: requests that are under way: of an io_uring, or that a FUSE server has yet to
             answer. None where that is not known.
@@ -71,6 +75,7 @@ class Descriptor:
     peers: tuple[Peer, ...] = ()
     unread: int | None = None
     unacknowledged: int | None = None
+    silent_ns: int | None = None
     incoming: int | None = None
     in_flight: int | None = None
     unseen: str = ""
@@ -106,6 +111,8 @@ class Descriptor:
         found += [f"{_count(self.unread, 'byte')} unread there"] if self.unread else []
         unanswered = self.unacknowledged
         found += [f"{_count(unanswered, 'byte')} not acknowledged"] if unanswered else []
+        if self.silent_ns is not None and self.silent_ns >= SILENT_NS:
+            found.append(f"nothing has come from there for {show(self.silent_ns, 'ns')}")
         if self.in_flight is not None and (self.in_flight or self.mount is None):
             found.append(f"{_count(self.in_flight, 'request')} in flight")
         return found
@@ -315,7 +322,7 @@ class Descriptors:
         name = f"{_address(own.local)} -> {_address(own.remote)}"
         found = Descriptor(fd, kind, name, incoming=own.unread)
         if own.protocol == "TCP":
-            found = replace(found, unacknowledged=own.unsent)
+            found = replace(found, unacknowledged=own.unsent, silent_ns=own.silent_ns)
         if own.listens or not own.remote[1]:
             return Descriptor(fd, kind, _address(own.local), relation="which listens")
         here = self._end_here(own, sockets)

@@ -33,6 +33,9 @@ NAME, PEER, ICONS, QUEUES, SHUTDOWN = 0, 2, 3, 4, 6
 INET_REQUEST = struct.Struct("<BBBBI48x")
 INET_STATE, INET_PORTS, INET_QUEUES = struct.Struct("<BBBB"), struct.Struct(">HH"), 56
 INET_MESSAGE_BYTES = 72
+# linux/inet_diag.h INET_DIAG_INFO: struct tcp_info of linux/tcp.h, of which this is
+# tcpi_last_data_recv, in milliseconds.
+TCP_INFO, LAST_DATA = 2, struct.Struct("<52xI")
 TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_SENT = 1, 10, 2
 CLONE_NEWNET = 0x40000000
 NLM_F_DUMP_INTR = 0x10
@@ -64,7 +67,8 @@ class UnixSocket:
 @dataclass(frozen=True, slots=True)
 class InetSocket:
     """A TCP or UDP socket. ``unread`` bytes wait in it, ``unsent`` are those that the other end has
-    not acknowledged; ``inode`` is 0 where no process has it (yet, or any more)."""
+    not acknowledged; ``inode`` is 0 where no process has it (yet, or any more); ``silent_ns``: for
+    so long no data has come from the other end, None where that is not told."""
 
     inode: int
     protocol: str
@@ -74,6 +78,7 @@ class InetSocket:
     unread: int
     unsent: int
     retransmits: int
+    silent_ns: int | None = None
 
     @property
     def listens(self) -> bool:
@@ -138,7 +143,7 @@ def sockets_of(pid: int, limit_s: float = LIMIT_S) -> Sockets:
         inet: list[InetSocket] = []
         for name, number in (("TCP", socket.IPPROTO_TCP), ("UDP", socket.IPPROTO_UDP)):
             for family in (socket.AF_INET, socket.AF_INET6):
-                request = INET_REQUEST.pack(family, number, 0, 0, ALL_STATES)
+                request = INET_REQUEST.pack(family, number, 1 << TCP_INFO - 1, 0, ALL_STATES)
                 inet += all_of(name, request, partial(_inet_socket, name))
     return Sockets(unix, tuple(inet), tuple(dict.fromkeys(absent)))
 
@@ -248,6 +253,8 @@ def _inet_socket(protocol: str, message: bytes) -> InetSocket:
     # A socket of both families shows its partner of the older one so.
     local, remote = (end.removeprefix("::ffff:") if "." in end else end for end in ends)
     unread, unsent, _uid, inode = struct.unpack_from("<4I", message, INET_QUEUES)
-    return InetSocket(
-        inode, protocol, state, (local, ports[0]), (remote, ports[1]), unread, unsent, retransmits
-    )
+    info = dict(_attributes(message[INET_MESSAGE_BYTES:])).get(TCP_INFO, b"")
+    known = state == TCP_ESTABLISHED and len(info) >= LAST_DATA.size
+    silent_ns = LAST_DATA.unpack_from(info)[0] * 1_000_000 if known else None
+    pair = ((local, ports[0]), (remote, ports[1]))
+    return InetSocket(inode, protocol, state, *pair, unread, unsent, retransmits, silent_ns)

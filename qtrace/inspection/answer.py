@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qtrace.inspection.request_look import RequestLook
-from qtrace.inspection.request_proof import RequestFinding, RequestProof
+from qtrace.inspection.request_proof import RequestFinding, RequestProof, Waiting
 from qtrace.qemu.aio.findings import SEVERITY, STUCK, Finding
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.drains import Scope, drainer, unshown
@@ -35,6 +35,7 @@ class Answer:
         below: by the place in ``findings``, what that thread waits for.
         remarks: what is no finding, in words.
         requests: None where they were not looked at.
+        slow: how many of them have been in flight for a while, which proves nothing.
     """
 
     findings: tuple[Finding | RequestFinding, ...] = ()
@@ -42,6 +43,7 @@ class Answer:
     below: dict[int, Below] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     requests: RequestLook | None = None
+    slow: int = 0
 
     @property
     def told_apart(self) -> list[int]:
@@ -85,7 +87,7 @@ def answer(
     more = [*remarks(look, blocks, _of_jobs(last, told_already)), *notes]
     if not both:
         more = [*_waiting(proof), *more]
-    return Answer(tuple(both), tuple(reasons), below, tuple(more), last)
+    return Answer(tuple(both), tuple(reasons), below, tuple(more), last, len(proof.waiting))
 
 
 def waits_for_requests(look: Look, finding: Finding) -> bool:
@@ -121,10 +123,17 @@ def _of_jobs(last: RequestLook, told: Collection[str]) -> dict[str, str]:
 
 def _waiting(proof: RequestProof) -> list[str]:
     """What has been in flight for a while, and may be slow."""
-    lasted = show(proof.waited_ns, "ns")
-    told = [
-        f"{proof.last.sentence(one)}, for at least {lasted}: it may be slow"
-        for one in proof.waiting[:TOLD]
-    ]
+    told = [waiting_words(proof.last, one) for one in proof.waiting[:TOLD]]
     more = len(proof.waiting) - len(told)
-    return told + ([f"and {more} requests more, for at least {lasted}"] if more > 0 else [])
+    return told + ([f"and {more} requests more"] if more > 0 else [])
+
+
+def waiting_words(last: RequestLook, waiting: Waiting) -> str:
+    """Of a request that may be slow: which, whom it waits for, and how long."""
+    lasted = show(waiting.over_ns, "ns")
+    how_long = (
+        f"for at least {lasted}: it may be slow"
+        if waiting.same
+        else f"in each look over {lasted}: this one, or others like it"
+    )
+    return f"{last.sentence(waiting.one)}, {how_long}"

@@ -1,9 +1,9 @@
 """Whether requests are stuck: looks until they move on, or it shows that nobody moves.
 
 A request is stuck when it is the same in two looks, and whom it waits for cannot move (stopped,
-frozen, ended), or owes something (bytes to read, a thread that hangs in the kernel) and did not run
-at all for as long as a slow disk would take for several requests. That it merely takes long shows
-nothing: a disk may be slow.
+frozen, ended), or is not connected any more, or owes something (bytes to read, a thread that hangs
+in the kernel) and did not run at all for as long as a slow disk would take for several requests.
+That it merely takes long shows nothing: a disk may be slow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.inspection.whom import Whom
 from qtrace.qemu.aio.findings import REQUEST_STUCK
 from qtrace.qemu.aio.model import Look
-from qtrace.qemu.block.coroutine_waits import DEADLOCK, OUTSIDE, THROTTLED
+from qtrace.qemu.block.coroutine_waits import CONNECT, DEADLOCK, OUTSIDE, THROTTLED
 from qtrace.qemu.block.requests import InFlight
 from qtrace.units import show
 
@@ -50,19 +50,27 @@ class RequestFinding:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A request that may be slow. Each look over ``over_ns`` has shown it; ``same``: certainly this
+    one, else others like it may have come and gone."""
+
+    one: InFlight
+    over_ns: int
+    same: bool
+
+
+@dataclass(frozen=True)
 class RequestProof:
     """What looks have shown of requests.
 
     Attributes:
         findings: those that are stuck.
-        waiting: those that have been there for a while and may be slow; for how long at least, each
-            of them, in nanoseconds.
+        waiting: those that have been there for a while and may be slow.
         last: the last look.
     """
 
     findings: tuple[RequestFinding, ...]
-    waiting: tuple[InFlight, ...]
-    waited_ns: int
+    waiting: tuple[Waiting, ...]
     last: RequestLook
 
 
@@ -85,10 +93,15 @@ def prove(requests: Requests, first: RequestLook) -> RequestProof:
 
 
 class RequestWatch:
-    """Judges requests by looks that somebody takes at a steady pace."""
+    """Judges requests by looks that somebody takes at a steady pace.
 
-    def __init__(self, requests: Requests) -> None:
+    Args:
+        over_ns: so far back looks are kept.
+    """
+
+    def __init__(self, requests: Requests, over_ns: int = IDLE_NS) -> None:
         self._requests = requests
+        self._over_ns = over_ns
         self._looks: deque[RequestLook] = deque()
 
     def due(self, now_ns: int) -> bool:
@@ -101,7 +114,7 @@ class RequestWatch:
         Raises NoSuchProcess.
         """
         looks = self._looks
-        while len(looks) > 1 and look.time_ns - looks[1].time_ns >= IDLE_NS:
+        while len(looks) > 1 and look.time_ns - looks[1].time_ns >= self._over_ns:
             looks.popleft()
         follow = len(looks) >= FOLLOWED_FROM and bool(_left([*looks][-FOLLOWED_FROM:]))
         looks.append(self._requests.look(look, follow=follow))
@@ -114,7 +127,6 @@ def shown_by(looks: Sequence[RequestLook]) -> RequestProof:
     last = looks[-1]
     groups: dict[tuple[object, ...], list[InFlight]] = {}
     waiting = []
-    waited = []
     for one in _left([last]):
         own = _with(looks, one)
         over_ns = last.time_ns - own[0].time_ns
@@ -125,10 +137,10 @@ def shown_by(looks: Sequence[RequestLook]) -> RequestProof:
             pids = tuple(peer.pid for peer in (*whom.peers, *whom.end.peers))
             groups.setdefault(pids or (whom.text,), []).append(one)
         elif one.request is not None or _rests(own, one):
-            waiting.append(one)
-            waited.append(over_ns)
+            kept = last.whom[one.key].has_kept(own[0].whom[one.key], over_ns)
+            waiting.append(Waiting(one, over_ns, kept))
     findings = [_finding(looks, group) for group in groups.values()]
-    return RequestProof(tuple(findings), tuple(waiting), min(waited, default=0), last)
+    return RequestProof(tuple(findings), tuple(waiting), last)
 
 
 def _left(looks: Sequence[RequestLook]) -> list[InFlight]:
@@ -174,6 +186,8 @@ def _why_stuck(looks: Sequence[RequestLook], one: InFlight) -> str:
         return ""
     if one.wait.kind == DEADLOCK:
         return "coroutines that wait for one another never go on"
+    if one.wait.kind == CONNECT:
+        return "QEMU has lost the connection to its server, and got none again"
     moments = [look.whom[one.key].end for look in looks]
     first, last = moments[0], moments[-1]
     if last.tid and any(moment.moves != last.moves for moment in moments):

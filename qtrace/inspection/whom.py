@@ -14,6 +14,7 @@ from qtrace.process.call_arguments import waited_for
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Node
 from qtrace.qemu.block.coroutine_waits import (
+    CONNECT,
     DATA,
     IO_URING,
     KERNEL,
@@ -26,6 +27,8 @@ from qtrace.qemu.block.coroutine_waits import (
 from qtrace.qemu.block.requests import InFlight
 
 WORD = 8
+# What a thread that makes a connection for others calls.
+CONNECTING = frozenset({"nbd_receive_negotiate", "qio_channel_socket_connect_sync"})
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Whom:
         text: as the rest of a sentence: ``waits for a reply on fd 10, unix socket nbd.sock, ...``.
         peers: the processes at the other end, as far as they are seen.
         queued: bytes that they have been sent and have not read, or not acknowledged.
+        silent_ns: for so long nothing has come from there; None where that is not known.
         tid, moves: QEMU's thread that is at it, 0 for none, and what changes when that has run.
         key: of the request that the peer, a QEMU program, has made of it (``InFlight.key``).
         beyond: whom that one waits for; None where it was not followed to there.
@@ -44,6 +48,7 @@ class Whom:
     text: str
     peers: tuple[Peer, ...] = ()
     queued: int = 0
+    silent_ns: int | None = None
     tid: int = 0
     moves: tuple[int, int] = (0, 0)
     key: tuple[int, ...] = ()
@@ -79,9 +84,25 @@ class Whom:
         about to by itself."""
         if not self.peers:
             return bool(self.queued) and self.queued == earlier.queued
-        known = all(peer.turns and not peer.wakes for peer in self.peers)
+        wakes = any(peer.wakes for peer in self.peers)
+        return not wakes and self._has_not_run(earlier) and self.queued == earlier.queued
+
+    def has_kept(self, earlier: Whom, over_ns: int) -> bool:
+        """Whether it shows that they have had one and the same request since an earlier moment,
+        ``over_ns`` ago, and not others like it: a guest may write one block again and again."""
+        if self.tid:
+            return (self.tid, self.moves) == (earlier.tid, earlier.moves)
+        if self.silent_ns is not None and self.silent_ns >= over_ns:
+            return True
+        if self.beyond and earlier.beyond and self.key == earlier.key:
+            return self._has_not_run(earlier) or self.beyond.has_kept(earlier.beyond, over_ns)
+        return self._has_not_run(earlier)
+
+    def _has_not_run(self, earlier: Whom) -> bool:
+        """Whether none of the processes has run since."""
+        known = bool(self.peers) and all(peer.turns for peer in self.peers)
         same = {p.pid: p.turns for p in self.peers} == {p.pid: p.turns for p in earlier.peers}
-        return known and same and self.queued == earlier.queued
+        return known and same
 
 
 class Outside:
@@ -104,6 +125,8 @@ class Outside:
             return _of_descriptor(f"{one.wait.text} on {found.text}", found)
         if kind == WORKER and one.co is not None:
             return self._of_worker(one, self._blocks.workers.get(one.co.address, 0))
+        if kind == CONNECT and one.node is not None:
+            return self._of_connecting(one, one.node)
         if kind == KERNEL and one.node is not None:
             return self._of_kernel(one, one.node)
         if one.co is not None and one.co.state != ASLEEP and one.node is not None:
@@ -127,6 +150,25 @@ class Outside:
         found = self._describe(fds.pop(), None)
         return _of_descriptor(f"waits for its server on {found.text}", found)
 
+    def _of_connecting(self, one: InFlight, node: Node) -> Whom:
+        """Whom a driver waits for that makes its connection anew, in a thread of its own or again
+        and again (nbd/client-connection.c)."""
+        text = one.wait.text + (f", {node.filename}" if node.filename else "")
+        threads = [t for t in self._look.threads if CONNECTING & set(t.functions)]
+        if len(threads) != 1:
+            return Whom(text)
+        (thread,) = threads
+        for waited in waited_for(self._memory, thread.blocked_in, thread.arguments):
+            if isinstance(waited, ByDescriptor) and waited.connects_to:
+                found = self._descriptors.connecting(waited.fd, waited.connects_to)
+            elif isinstance(waited, ByDescriptor):
+                found = self._describe(waited.fd, waited.writes)
+            else:
+                continue
+            where = f"thread {thread.tid}, which is in {thread.blocked_in}"
+            return _of_descriptor(f"{one.wait.text} by {where} on {found.text}", found)
+        return Whom(text)
+
     def _of_kernel(self, one: InFlight, node: Node) -> Whom:
         """Whom asynchronous I/O waits for: its node's file."""
         counts, found = self._counts(one.wait.text), self._file_of(node)
@@ -140,7 +182,8 @@ class Outside:
         if thread is None or not thread.blocked_in or found is None:
             return Whom(one.wait.text)
         text = f"is in {thread.blocked_in} in thread {tid}, of {found.text}"
-        return Whom(text, _known_peers(found), 0, tid, (thread.cpu_ns, thread.turns))
+        moves = (thread.cpu_ns, thread.turns)
+        return Whom(text, _known_peers(found), tid=tid, moves=moves)
 
     def _file_of(self, node: Node) -> Descriptor | None:
         """The file of a node, whose descriptor is what BDRVRawState begins with
@@ -171,7 +214,7 @@ class Outside:
             if isinstance(waited, ByDescriptor):
                 found = self._describe(waited.fd, waited.writes)
                 peers = _known_peers(found)
-                return Whom(f"{text} on {found.text}", peers, 0, tid, moves)
+                return Whom(f"{text} on {found.text}", peers, tid=tid, moves=moves)
         return Whom(text, tid=tid, moves=moves)
 
     def _describe(self, fd: int, writes: bool | None) -> Descriptor:
@@ -183,7 +226,7 @@ class Outside:
 
 def _of_descriptor(text: str, found: Descriptor) -> Whom:
     queued = found.unread if found.unread is not None else found.unacknowledged
-    return Whom(text, _known_peers(found), queued or 0)
+    return Whom(text, _known_peers(found), queued or 0, found.silent_ns)
 
 
 def _known_peers(found: Descriptor) -> tuple[Peer, ...]:

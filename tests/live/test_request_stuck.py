@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,9 @@ def guest_on_server(qemu: Path, folder: Path, *options: str) -> Iterator[tuple[G
         yield guest, server
 
 
-def guest_on_disk(qemu: Path, path: Path) -> Guest:
+def guest_on_disk(qemu: Path, path: Path, *options: str) -> Guest:
     disk = (
-        "-blockdev", f"{client_of(path)},node-name={NODE}",
+        "-blockdev", ",".join((client_of(path), f"node-name={NODE}", *options)),
         "-device", f"virtio-blk-pci,drive={NODE},id={DEVICE},{GEOMETRY}",
     )  # fmt: skip
     return Guest(qemu, "tcg", "idle", extra_args=disk)
@@ -247,9 +247,24 @@ def test_a_server_that_is_merely_slow_is_no_finding(qemu_binary: Path, tmp_path:
         requests = Requests(Looker(LiveQemu(Process(guest.pid))))
         proof = prove(requests, requests.look())
     assert proof.findings == ()
-    # What it says of it: it is there, and how long.
-    assert [one.wait.kind for one in proof.waiting] == [REPLY]
-    assert proof.waited_ns >= 500_000_000
+    # What it says of it: it is there, and how long. The server sleeps: it has answered nothing.
+    (waiting,) = proof.waiting
+    assert (waiting.one.wait.kind, waiting.same) == (REPLY, True)
+    assert waiting.over_ns >= 500_000_000
+
+
+def test_a_request_whose_server_is_gone_is_stuck(qemu_binary: Path, tmp_path: Path) -> None:
+    """Its server is gone: QEMU tries to reach it, for reconnect-delay."""
+    path = tmp_path / "nbd"
+    with ExitStack() as stack:
+        with serving(qemu_binary, path, "null-co,size=1048576,read-zeroes=off"):
+            guest = stack.enter_context(guest_on_disk(qemu_binary, path, "reconnect-delay=600"))
+        ask(guest, "aio_read 0 4k")
+        status, document, _err = inspect("--pid", guest.pid)
+    assert (status, document["verdict"]) == (1, "request-stuck")
+    finding = of_requests(document)
+    assert "waits to be connected to its server" in finding["sentence"]
+    assert "lost the connection" in finding["proof"]
 
 
 @pytest.mark.fuse

@@ -79,8 +79,28 @@ def test_a_server_that_owes_something_and_does_not_run_is_no_slow_one() -> None:
 def test_a_server_that_may_be_slow_is_told_and_no_finding(later: Whom) -> None:
     proof = shown_by([look(0, on(ASLEEP_PEER, queued=28)), look(2 * IDLE_NS, later)])
     assert proof.findings == ()
-    assert [one.what for one in proof.waiting] == ["read of 512 bytes at 0"]
-    assert proof.waited_ns == 2 * IDLE_NS
+    assert [one.one.what for one in proof.waiting] == ["read of 512 bytes at 0"]
+    assert proof.waiting[0].over_ns == 2 * IDLE_NS
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "same"),
+    [
+        (on(ASLEEP_PEER), on(replace(ASLEEP_PEER, wakes=True)), True),
+        (on(ASLEEP_PEER), on(replace(ASLEEP_PEER, turns=6)), False),
+        (Whom("far"), Whom("far", silent_ns=SECOND), True),
+        (Whom("far"), Whom("far", silent_ns=SECOND - 1), False),
+        (Whom("", tid=3, moves=(1, 1)), Whom("", tid=3, moves=(1, 1)), True),
+        (Whom("", tid=3, moves=(1, 1)), Whom("", tid=3, moves=(2, 1)), False),
+        (Whom(""), Whom(""), False),
+    ],
+    ids=["it did not run", "it ran", "nothing came", "something came", "the worker is at it",
+         "the worker ran", "nothing is known"],
+)  # fmt: skip
+def test_one_request_is_told_from_others_like_it(first: Whom, later: Whom, same: bool) -> None:
+    """A guest may write one block again and again: coroutines and their stacks are reused."""
+    (waiting,) = shown_by([look(0, first), look(SECOND, later)]).waiting
+    assert waiting.same == same
 
 
 def test_a_worker_that_has_run_is_at_it() -> None:
@@ -132,4 +152,4 @@ def test_what_is_not_tracked_is_slow_only_where_its_server_rests() -> None:
     moves = on(replace(ASLEEP_PEER, turns=6), queued=28)
     rests = on(ASLEEP_PEER, queued=28)
     assert shown_by([look(0, rests, one), look(SECOND, moves, one)]).waiting == ()
-    assert shown_by([look(0, rests, one), look(SECOND, rests, one)]).waiting == (one,)
+    assert shown_by([look(0, rests, one), look(SECOND, rests, one)]).waiting[0].one == one

@@ -245,7 +245,14 @@ def clear_words(answer: Answer) -> str:
     if look.nodes is None or look.coroutines is None:
         return "no event loop is stuck; of block requests nothing can be told"
     some = ", of those that could be read" if look.torn else ""
+    if answer.slow:
+        return f"no event loop is stuck; {slow_words(answer.slow)}{some}"
     return f"no event loop is stuck, and no block request{some}"
+
+
+def slow_words(count: int) -> str:
+    """Of block requests that may be stuck, and may be slow."""
+    return f"{count} block request{'s' if count > 1 else ''} take{'' if count > 1 else 's'} long"
 
 
 def tell(console: Console, kind: str, style: str, sentence: str) -> None:
