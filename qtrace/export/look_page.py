@@ -11,6 +11,7 @@ from typing import Any
 
 from qtrace.export.page import Child, lines, page, section, table, tag
 from qtrace.export.waiting_picture import MOST, picture
+from qtrace.inspection.answer import slow_words
 
 Document = Mapping[str, Any]
 GOOD, WARN, BAD = "good", "warn", "bad"
@@ -45,9 +46,11 @@ def _answer(document: Document) -> Iterable[ET.Element]:
     for reason in document.get("unclear") or []:
         yield tag("p", tag("b", "inconclusive:"), reason, class_=f"verdict {WARN}")
     if not findings and not document.get("unclear"):
-        text = "no event loop is stuck" + (
-            ", and no block request" if document.get("block") else ""
-        )
+        text = "no event loop is stuck"
+        if slow := document.get("slow_requests"):
+            text += f"; {slow_words(slow)}"
+        elif document.get("block"):
+            text += ", and no block request"
         yield tag("p", tag("b", "clear:"), text, class_=f"verdict {GOOD}")
     remarks = document.get("remarks") or []
     if remarks:

@@ -137,3 +137,8 @@ def waiting_words(last: RequestLook, waiting: Waiting) -> str:
         else f"in each look over {lasted}: this one, or others like it"
     )
     return f"{last.sentence(waiting.one)}, {how_long}"
+
+
+def slow_words(count: int) -> str:
+    """Of block requests that may be stuck, and may be slow."""
+    return f"{count} block request{'s' if count > 1 else ''} take{'' if count > 1 else 's'} long"

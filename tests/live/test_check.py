@@ -18,6 +18,7 @@ from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from tests.limits import TIMEOUT_S
 from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
 from tests.live.test_privilege import NOBODY, PTRACE_AND_FILES
+from tests.live.test_request_stuck import DEVICE, NODE, SLOW, ask, guest_on_server
 
 pytestmark = pytest.mark.qemu
 
@@ -103,6 +104,19 @@ def test_without_the_right_to_record_looks_alone_tell_and_what_was_not_seen_is_n
     assert (status, document["verdict"]) == (0, "healthy")
     assert document["qmp"]["commands"] is None
     assert document["unseen"] == ["QMP commands and snapshot jobs: eBPF needs root"]
+
+
+def test_a_request_in_flight_all_the_time_is_slow(tmp_path: Path) -> None:
+    """Its server may answer yet; the guest waits, and healthy is another thing."""
+    with guest_on_server(find_qemu(), tmp_path, SLOW) as (guest, _server):
+        ask(guest, "aio_read 0 4k")
+        status, found = answer("--pid", guest.pid, "--for", "7s", "--looks-only")
+    assert (status, found["verdict"]) == (1, "slow")
+    (noted,) = found["noted"]
+    assert noted["sentence"].startswith(
+        f"read of 4096 bytes at 0 on node {NODE} (nbd), for {DEVICE}"
+    )
+    assert noted["lasted_ns"] >= 5_000_000_000
 
 
 def test_a_stopped_qemu_is_neither_healthy_nor_wrong(guest: Guest) -> None:

@@ -56,6 +56,7 @@ def document(
         "findings": answer_findings_json(answer),
         "unclear": list(answer.reasons),
         "remarks": [inert(remark) for remark in answer.remarks],
+        "slow_requests": answer.slow,
         **look_json(look, looker.name, ages_ns),
         "block": blocks_json(answer.requests.blocks) if answer.requests else None,
         "waiting": waiting_json(waiting_graph(look, answer)),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qtrace.cli.views.verdict_view import inert
-from qtrace.inspection.answer import Answer
+from qtrace.inspection.answer import Answer, slow_words
 from qtrace.inspection.request_proof import RequestFinding
 from qtrace.inspection.waiting_graph import WaitingGraph
 from qtrace.qemu.aio.findings import SEVERITY, Finding
@@ -248,11 +248,6 @@ def clear_words(answer: Answer) -> str:
     if answer.slow:
         return f"no event loop is stuck; {slow_words(answer.slow)}{some}"
     return f"no event loop is stuck, and no block request{some}"
-
-
-def slow_words(count: int) -> str:
-    """Of block requests that may be stuck, and may be slow."""
-    return f"{count} block request{'s' if count > 1 else ''} take{'' if count > 1 else 's'} long"
 
 
 def tell(console: Console, kind: str, style: str, sentence: str) -> None:
