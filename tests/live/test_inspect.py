@@ -468,7 +468,7 @@ def test_a_32_bit_process_is_refused(tmp_path: Path) -> None:
 def test_a_core_of_another_machine_is_refused(tmp_path: Path) -> None:
     core = tmp_path / "core"
     core.write_bytes(
-        struct.pack("<4sBBBB8xHHI", b"\x7fELF", 2, 1, 1, 0, 4, 183, 1).ljust(128, b"\0")
+        struct.pack("<4sBBBB8xHHI", b"\x7fELF", 2, 1, 1, 0, 4, 243, 1).ljust(128, b"\0")
     )
     status, _document, err = inspect("--core", core)
     assert status == 3
