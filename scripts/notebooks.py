@@ -27,7 +27,7 @@ PICTURE, SHOWS = ROOT / "docs" / "vcpu-poll.png", "all-pflash-7.2-kvm.parquet"
 KERNEL = "qtrace-notebooks"
 LIMIT_S = 120
 # What a user of the notebooks may have set, and must not decide what is kept.
-ENVIRONMENT = ("QTRACE_TRACE", "QTRACE_BEFORE", "QTRACE_AFTER")
+ENVIRONMENT = ("QTRACE_TRACE", "QTRACE_BEFORE", "QTRACE_AFTER", "QTRACE_FLEET", "QTRACE_BY")
 
 
 @contextmanager

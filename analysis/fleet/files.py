@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import importlib
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qtrace.analysis.traces import SUFFIXES
 from qtrace.errors import ExtraMissing, FleetFailed
+from qtrace.trace.chain import links, number_of, of_chain
 
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 # What fsspec and the libraries below it say when somebody may not: by the names of the classes, of
@@ -31,11 +33,13 @@ class File:
         url: an absolute path, or a URL.
         size: in bytes.
         stamp: what is another one when the content is: the time of its last change, or an ETag.
+        parts: of a chain the files, in their order; its ``url`` has a ``*`` for their numbers.
     """
 
     url: str
     size: int
     stamp: str
+    parts: tuple[str, ...] = ()
 
 
 def find(sources: Iterable[str], without: Iterable[str] = ()) -> list[File]:
@@ -53,7 +57,7 @@ def find(sources: Iterable[str], without: Iterable[str] = ()) -> list[File]:
     left_out = set(without)
     for source in sources:
         files = _remote(source) if URL.match(source) else _local(Path(source))
-        own = {file.url: file for file in files if file.url not in left_out}
+        own = {file.url: file for file in _chained(files) if file.url not in left_out}
         if not own:
             raise FleetFailed(
                 f"no recording in {source}", f"name a folder with {' or '.join(SUFFIXES)} files"
@@ -73,16 +77,46 @@ def at_hand(file: File) -> Iterator[Path]:
         yield Path(file.url)
         return
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder:
-        path = Path(folder, "recording" + Path(file.url).suffix)
-        system, inside = _system(file.url)
-        system.get_file(inside, str(path))
+        path = Path(folder, Path(file.url).name)
+        for url in file.parts or [file.url]:
+            system, inside = _system(url)
+            system.get_file(inside, str(path.with_name(Path(url).name)))
         yield path
 
 
+def content_of(path: Path) -> list[Path]:
+    """The local files of a recording: itself, or those of a chain."""
+    return links(path) or [path]
+
+
 def stamp_of(path: Path) -> tuple[int, str]:
-    """Size and stamp of a local file. Raises OSError."""
-    status = path.stat()
-    return status.st_size, str(status.st_mtime_ns)
+    """Size and stamp of a local recording. Raises OSError."""
+    found = [one.stat() for one in content_of(path)]
+    return sum(one.st_size for one in found), _stamp([str(one.st_mtime_ns) for one in found])
+
+
+def _stamp(stamps: list[str]) -> str:
+    if len(stamps) == 1:
+        return stamps[0]
+    return hashlib.sha256("\0".join(stamps).encode()).hexdigest()[:16]
+
+
+def _chained(files: Iterable[File]) -> Iterator[File]:
+    """The files of a chain as one recording."""
+    chains: dict[str, list[File]] = {}
+    for file in files:
+        path = PurePosixPath(file.url)
+        whole = file.url[: -len(path.name)] + of_chain(path.name)
+        chains.setdefault(whole, []).append(file)
+    for url, parts in chains.items():
+        if url == parts[0].url:
+            yield parts[0]
+            continue
+        parts.sort(key=lambda one: number_of(PurePosixPath(one.url).name))
+        urls = tuple(part.url for part in parts)
+        stamps = [part.stamp for part in parts]
+        stamp = _stamp(stamps) if all(stamps) else ""
+        yield File(url, sum(part.size for part in parts), stamp, urls)
 
 
 def _local(path: Path) -> Iterator[File]:
@@ -96,10 +130,10 @@ def _local(path: Path) -> Iterator[File]:
     elif glob.has_magic(str(path)) and not path.exists():
         names = [Path(name) for name in glob.glob(str(path), recursive=True)]
     else:
-        names = [path]
+        names = content_of(path)
     for name in names:
         try:
-            size, stamp = stamp_of(name)
+            status = name.stat()
         except FileNotFoundError as error:
             if name != path:
                 continue  # It went while we looked.
@@ -107,7 +141,7 @@ def _local(path: Path) -> Iterator[File]:
         except OSError as error:
             raise FleetFailed(f"cannot read {name}: {error.strerror}", "check it") from error
         if name.is_file():
-            yield File(os.path.abspath(name), size, stamp)
+            yield File(os.path.abspath(name), status.st_size, str(status.st_mtime_ns))
 
 
 def _remote(url: str) -> Iterator[File]:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import qtrace
-from qtrace.analysis.fleet.files import URL, File, at_hand, stamp_of
+from qtrace.analysis.fleet.files import URL, File, at_hand, content_of, stamp_of
 from qtrace.analysis.summarise import summarise
 from qtrace.analysis.summary import Environment, Summary
 from qtrace.errors import QtraceError, TraceUnreadable
@@ -99,8 +99,11 @@ def row_of(file: File, version: str, known: Collection[str] = ()) -> Row:
 
 
 def _read(row: Row, path: Path, known: Collection[str]) -> Row:
-    with path.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for one in content_of(path):
+        with one.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
+    sha256 = digest.hexdigest()
     if sha256 in known:
         return replace(row, sha256=sha256, verdict="")
     try:

@@ -37,12 +37,18 @@ def file_of(path: Path, number: int | str) -> Path:
     return path.with_name(f"{match['stem']}.chain-{shown}{match['kind']}")
 
 
-def number_of(path: Path) -> int:
+def number_of(name: str) -> int:
     """The number in the name of a file of a chain."""
-    match = ONE.fullmatch(path.name)
+    match = ONE.fullmatch(name)
     if match is None:
-        raise ValueError(f"{path} is no file of a chain")
+        raise ValueError(f"{name} is no file of a chain")
     return int(match["number"])
+
+
+def of_chain(name: str) -> str:
+    """How the chain is called whose file has this name; itself where it is none's."""
+    match = ONE.fullmatch(name)
+    return name if match is None else f"{match['stem']}.chain-*{match['kind']}"
 
 
 def files_of(path: Path) -> list[Path]:
@@ -52,7 +58,8 @@ def files_of(path: Path) -> list[Path]:
         return []
     begin = f"{match['stem']}.chain-"
     found = [one for one in path.parent.iterdir() if one.name.startswith(begin)]
-    return sorted((one for one in found if _name(one) == path and one.is_file()), key=number_of)
+    own = (one for one in found if _name(one) == path and one.is_file())
+    return sorted(own, key=lambda one: number_of(one.name))
 
 
 def shown(path: Path) -> Path:

@@ -79,7 +79,7 @@ def _checked(path: Path, link: Link | None, before: _File | None) -> Link:
     """Raises TraceUnreadable."""
     if link is None:
         raise TraceUnreadable(f"{path} is no file of a chain", APART)
-    if link.number != number_of(path):
+    if link.number != number_of(path.name):
         raise TraceUnreadable(
             f"{path} is file {link.number:,} of its chain by what it holds", "give it its name back"
         )

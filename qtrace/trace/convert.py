@@ -104,7 +104,7 @@ def convert_files(
         parts = [(one, file_tables(one, [], report)) for one in files]
     written = []
     for path, tables in parts:
-        one = file_of(target, number_of(path))
+        one = file_of(target, number_of(path.name))
         _write(tables, Replacing(one, force, aside=True))
         written.append(one)
         done(path)

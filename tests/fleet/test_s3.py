@@ -13,6 +13,7 @@ import pytest
 from qtrace.analysis.fleet import read_table, survey
 from qtrace.errors import FleetFailed
 from tests.fleet.processes import LOOPBACK, fleet, free_port, running
+from tests.unit.chains import cut
 from tests.unit.fleets import recordings, saves
 
 pytestmark = [pytest.mark.s3]
@@ -75,6 +76,18 @@ def test_a_second_run_reads_only_what_is_new(bucket: Any, tmp_path: Path) -> Non
     bucket.put(str(saves(tmp_path / "other.csv", 4)), "traces/day/host0/00000.csv")
     assert survey(["s3://traces/day"], table).read == 2
     assert survey(["s3://traces/day"], table).read == 0
+
+
+def test_a_chain_in_a_bucket_is_fetched_as_one_recording(bucket: Any, tmp_path: Path) -> None:
+    whole = saves(tmp_path / "whole/t.csv", strikes=2)
+    (tmp_path / "day").mkdir()
+    cut(whole, tmp_path / "day", [3, 9])
+    bucket.put(str(tmp_path / "day"), "traces/day", recursive=True)
+    (row,) = survey(["s3://traces/day"], tmp_path / "s3.parquet").rows
+    (here,) = survey([str(tmp_path / "day")], tmp_path / "here.parquet").rows
+    assert row.url == "s3://traces/day/t.chain-*.csv"
+    assert (row.sha256, row.verdict, row.size) == (here.sha256, "vcpu-poll", here.size)
+    assert survey(["s3://traces/day"], tmp_path / "s3.parquet").read == 0
 
 
 def test_a_bucket_that_is_none_and_a_store_that_is_away_are_told(

@@ -18,9 +18,12 @@ from qtrace.analysis.fleet.files import File, find
 from qtrace.analysis.fleet.rows import OtherVersion, Row, analysis_version, row_of
 from qtrace.analysis.fleet.table import journal
 from qtrace.analysis.fleet.workers import Known
+from qtrace.analysis.fleet.worst import command_for, main_finding
 from qtrace.analysis.selection import select_instances
 from qtrace.errors import FleetFailed, OutputExists
+from qtrace.trace.chain import file_of
 from tests.unit.called import Call, calling
+from tests.unit.chains import cut
 from tests.unit.event_rows import attach, write
 from tests.unit.fleets import recordings, saves
 
@@ -207,3 +210,32 @@ def test_wrong_usage_is_told(fleet: Call, arguments: list[str], says: str) -> No
     done = fleet(*arguments)
     assert done.returncode == 2
     assert says in done.stderr
+
+
+def test_the_files_of_a_chain_are_one_recording(tmp_path: Path) -> None:
+    whole, table = saves(tmp_path / "whole/t.csv", strikes=2), tmp_path / "summary.parquet"
+    (tmp_path / "traces").mkdir()
+    name = cut(whole, tmp_path / "traces", [3, 9])
+    saves(tmp_path / "traces/other.csv", 3)
+    found = survey([str(tmp_path / "traces")], table)
+    assert [Path(row.url).name for row in found.rows] == ["other.csv", "t.chain-*.csv"]
+    row = found.rows[1]
+    (alone,) = survey([str(whole)], tmp_path / "alone.parquet").rows
+    assert row.summary is not None
+    assert alone.summary is not None
+    assert row.summary.bottom_halves == alone.summary.bottom_halves
+    assert row.summary.verdicts == {"vcpu-poll": 1}
+    # Its name, and what it is told to be explained by, lead to all of it.
+    worst = main_finding(row)
+    assert worst is not None
+    assert (worst[0].what, command_for(row)) == (
+        "vcpu-poll", f"qtrace explain '{row.url}' --row {worst[1].rows[0]}",
+    )  # fmt: skip
+    assert select_instances(Trace(row.url), rows=worst[1].rows[:1])
+    assert survey([str(name)], tmp_path / "one.parquet").rows == [row]
+    assert survey([str(tmp_path / "traces")], table).read == 0
+    file_of(name, 1).unlink()
+    again = survey([str(tmp_path / "traces")], table)
+    assert again.read == 1
+    assert again.rows[1].verdict in ("inconclusive", "vcpu-poll")
+    assert again.rows[1].sha256 != row.sha256

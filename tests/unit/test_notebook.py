@@ -44,6 +44,15 @@ CONCLUSIONS = {
             "nothing new came",
         ],
     ),
+    "fleet": (
+        1,
+        [
+            "setting held: vcpu-poll surely more frequent (by chance alone ",
+            "setting stock: vcpu-poll surely more frequent (by chance alone 1 in ",
+            "27 recordings, 0 of them not read; ",
+            " groups, 2 worse than the others",
+        ],
+    ),
     "event-loop-tour": (
         4,
         [
@@ -107,7 +116,7 @@ def test_every_notebook_has_its_conclusion_tested() -> None:
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(CONCLUSIONS)
 
 
-@pytest.mark.parametrize("name", sorted(CONCLUSIONS.keys() - {"compare-fix"}))
+@pytest.mark.parametrize("name", sorted(CONCLUSIONS.keys() - {"compare-fix", "fleet"}))
 def test_a_notebook_holds_for_a_recording_without_events(
     name: str, tmp_path: Path, run: Run
 ) -> None:
@@ -123,6 +132,13 @@ def test_a_comparison_of_recordings_without_events_says_so(tmp_path: Path, run: 
         run("compare-fix", QTRACE_BEFORE=tmp_path / "a.csv", QTRACE_AFTER=tmp_path / "b.csv")
     )
     assert "before against after: nothing to count" in text
+
+
+def test_many_recordings_without_events_differ_in_nothing(tmp_path: Path, run: Run) -> None:
+    for name in ("a-1.csv", "b-2.csv"):
+        recording(tmp_path / name)
+    text = said(run("fleet", QTRACE_FLEET=tmp_path))
+    assert "1 recordings, 0 of them not read; 1 groups, 0 worse than the others" in text
 
 
 @pytest.mark.parametrize("name", CONCLUSIONS)
