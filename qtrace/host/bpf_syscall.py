@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from qtrace.host import locked_memory
+
 # By machine: asm/unistd.h.
 SYSCALL = {"x86_64": 321, "aarch64": 280}
 # linux/bpf.h
@@ -38,6 +40,24 @@ def bpf(command: int, attributes: bytes) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if _is_deadly():
         raise OSError(errno.EPERM, "a seccomp filter kills whoever calls bpf(2)")
+    try:
+        return _call(number, command, attributes)
+    except PermissionError:
+        if command not in (MAP_CREATE, PROG_LOAD) or not locked_memory.counts_here():
+            raise
+    with locked_memory.lifted():
+        try:
+            return _call(number, command, attributes)
+        except PermissionError as error:
+            limit = locked_memory.limit()
+            if limit is None:
+                raise
+            raise PermissionError(
+                errno.EPERM, f"refused, maybe by the limit of locked memory, {limit >> 10} KiB"
+            ) from error
+
+
+def _call(number: int, command: int, attributes: bytes) -> int:
     size = max(len(attributes), ATTRIBUTE_BYTES)
     union = ctypes.create_string_buffer(attributes, size)
     fd = _libc.syscall(ctypes.c_long(number), ctypes.c_int(command), union, ctypes.c_uint(size))

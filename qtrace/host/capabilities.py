@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qtrace.host import locked_memory
 from qtrace.host.bpf_syscall import (
     MAP_CREATE,
     MAP_TYPE_RINGBUF,
@@ -37,8 +38,10 @@ OUTSIDE = "run qtrace outside that namespace (a rootless container, unshare --us
 # linux/capability.h
 CAPABILITIES = {
     "CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21,
-    "CAP_PERFMON": 38, "CAP_BPF": 39,
+    "CAP_SYS_RESOURCE": 24, "CAP_PERFMON": 38, "CAP_BPF": 39,
 }  # fmt: skip
+# What those of --all and what belongs to them may take (qtrace/record/all_events/all_program.py).
+BUFFERS = 128 << 20
 # PROC_USER_INIT_INO of linux/proc_ns.h: the host's own.
 USER_NAMESPACE = "user:[4026531837]"
 UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
@@ -89,10 +92,10 @@ def check_host() -> list[Check]:
 def check_capabilities() -> list[Check]:
     """The user, and one check per capability that this kernel asks for.
 
-    A link (Linux 6.10) needs none but those to load programs, and to look into the process. A
-    perf event needs CAP_SYS_ADMIN since the fix of CVE-2025-38466 (July 2025, in all stable
-    kernels), which stands in for CAP_BPF and CAP_PERFMON. For QEMUs of one's own user the two that
-    open other users' processes are not needed.
+    A link (qtrace/host/uprobe_links.py) needs none but those to load programs, and to look into the
+    process. A perf event needs CAP_SYS_ADMIN since the fix of CVE-2025-38466 (July 2025, in all
+    stable kernels), which stands in for CAP_BPF and CAP_PERFMON. For QEMUs of one's own user the
+    two that open other users' processes are not needed.
     """
     held, own = capabilities(), in_user_namespace()
     uses = _uses()
@@ -120,7 +123,10 @@ def _uses() -> dict[str, tuple[str, tuple[Need, ...]]]:
     }
     if links_work():
         return uses
-    return {"CAP_SYS_ADMIN": ("set uprobes before Linux 6.10", ("ebpf",)), **uses}
+    if locked_memory.counts_here() and (locked_memory.limit() or BUFFERS) < BUFFERS:
+        buffers = "have ring buffers before Linux 5.11, or ulimit -l unlimited"
+        uses = {"CAP_SYS_RESOURCE": (buffers, ("ebpf",)), **uses}
+    return {"CAP_SYS_ADMIN": ("set uprobes, as there are no links for them", ("ebpf",)), **uses}
 
 
 def _grant() -> str:
