@@ -8,7 +8,7 @@ import socket
 
 SOCKET = "/run/systemd/journal/socket"
 # Of syslog(3).
-ERROR = 3
+ERROR, WARNING = 3, 4
 # What all messages about a finding have in common: journalctl MESSAGE_ID=...
 FINDING = "5b9c1f6a0f6e4c0e9a3d1d7a6c2b8e41"
 

@@ -34,7 +34,7 @@ def reasons(counts: Mapping[str, int]) -> dict[str, int]:
     added: Counter[str] = Counter()
     for reason, count in counts.items():
         added[label(_NUMBER.sub("N", reason))] += count
-    kept = dict(added.most_common(MOST_REASONS))
+    kept = dict(sorted(added.items(), key=lambda item: -item[1])[:MOST_REASONS])
     if rest := added.total() - sum(kept.values()):
         kept[OTHER] = kept.get(OTHER, 0) + rest
     return kept

@@ -16,7 +16,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from qtrace.monitor.metrics import HostCollector
-from qtrace.monitor.metrics_server import MetricsServer, tls_context
+from qtrace.monitor.metrics_server import MetricsServer, rehearse, tls_context
 from qtrace.monitor.state import HostState
 
 NOBODY = 65534
@@ -30,18 +30,21 @@ def main(arguments: list[str]) -> int:
     """Listen, give up all rights, then serve until the standard input ends."""
     address, port, *names = arguments
     certificate, key, authority = [*map(Path, names), None, None, None][:3]
-    known: list[HostState | None] = [None]
+    known: list[HostState | None] = [HostState((), 0, {}, 0.0, 0.0)]
     registry = CollectorRegistry()
     registry.register(HostCollector(lambda: known[0]))
     try:
         context = tls_context(certificate, key, authority) if certificate and key else None
-        server = MetricsServer(address, int(port), make_wsgi_app(registry), context)
+        page = make_wsgi_app(registry)
+        server = MetricsServer(address, int(port), page, context)
     except ValueError as error:
         print(NO_TLS, error, flush=True)
         return 1
     except OSError as error:
         print(NO_PORT, error.strerror or error, flush=True)
         return 1
+    rehearse(page)
+    known[0] = None
     give_up_rights()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(READY, server.server_port, flush=True)

@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 import threading
+import traceback
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -108,6 +109,17 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
+
+
+def rehearse(page: WSGIApplication) -> None:
+    """Have all imported that an answer takes: who has no rights any more may not read it."""
+    traceback.format_exc()
+    for accept in ("", "application/openmetrics-text"):
+        asked = {
+            "REQUEST_METHOD": "GET", "PATH_INFO": "/metrics", "HTTP_ACCEPT": accept,
+            "HTTP_ACCEPT_ENCODING": "gzip",
+        }  # fmt: skip
+        list(page(asked, lambda *_: lambda _data: None))
 
 
 def _why(error: OSError) -> str:

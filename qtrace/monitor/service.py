@@ -6,16 +6,19 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from qtrace.errors import MonitorFailed
 from qtrace.monitor.host_watch import HostWatch, News
 from qtrace.monitor.listener import NO_TLS, READY
 from qtrace.monitor.state import HostState
+from qtrace.record.disk import RESERVE
 
 # What has started and what has come up is looked for so often.
 REFRESH_S = 1.0
@@ -85,6 +88,23 @@ class Listener:
             self._process.wait()
 
 
+@dataclass(frozen=True)
+class _Running:
+    """An autopsy that is being made, and the file that its words go to."""
+
+    vm: str
+    child: subprocess.Popen[bytes]
+    said: TextIO
+
+    def why(self) -> str:
+        """Why it has failed, and its remedy."""
+        self.said.seek(0)
+        lines = dict(line.split(": ", 1) for line in self.said if ": " in line)
+        why = lines.get("error", f"it ended with status {self.child.returncode}\n").strip()
+        remedy = lines.get("remedy", "qtrace autopsy --pid PID -o FILE shows it").strip()
+        return f"no autopsy of {self.vm}: {why}\nremedy: {remedy}"
+
+
 class Autopsies:
     """Autopsies of guests with findings, below one folder: at most so many bytes, the oldest are
     removed first."""
@@ -92,28 +112,44 @@ class Autopsies:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self._folder, self._most_bytes = folder, most_bytes
         self._made: dict[int, float] = {}
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[_Running] = []
+        self._unmade: list[str] = []
         self._number = 0
 
     def make(self, one: News) -> Path | None:
         """Begin one, unless there was one of that guest a short while ago."""
-        self._running = [child for child in self._running if child.poll() is None]
         now = time.monotonic()
         if now - self._made.get(one.pid, -AUTOPSY_EVERY_S) < AUTOPSY_EVERY_S:
             return None
         self._made[one.pid] = now
         self._make_room()
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < RESERVE:
+            self._unmade.append(
+                f"no autopsy of {one.vm}: less than {RESERVE >> 20} MiB are free in "
+                f"{self._folder}\n"
+                "remedy: make room there, or name a folder on another disk"
+            )
+            return None
         self._number += 1
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in one.vm)[:60]
         name = f"{time.strftime('%Y%m%dT%H%M%S')}-{self._number}-{safe}.autopsy"
         output = self._folder / name
         command = ["-m", "qtrace", "autopsy", "--pid", str(one.pid), "-o", str(output)]
-        self._running.append(
-            subprocess.Popen(
-                [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-            )
-        )
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        child = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=said,
+        )  # fmt: skip
+        self._running.append(_Running(one.vm, child, said))
         return output
+
+    def failed(self) -> list[str]:
+        """Why there is no autopsy where one was due, and what mends it, on two lines each; once."""
+        ended = [one for one in self._running if one.child.poll() is not None]
+        self._running = [one for one in self._running if one not in ended]
+        unmade, self._unmade = self._unmade, []
+        return [*unmade, *(one.why() for one in ended if one.child.returncode)]
 
     def _make_room(self) -> None:
         found = sorted(
@@ -129,8 +165,8 @@ class Autopsies:
 
     def close(self) -> None:
         """Wait for those that are being made."""
-        for child in self._running:
-            child.wait()
+        for one in self._running:
+            one.child.wait()
 
 
 def run(
@@ -138,12 +174,14 @@ def run(
     listener: Listener | None,
     autopsies: Autopsies | None,
     say: Callable[[News, Path | None], None],
+    warn: Callable[[str], None],
     ended: Callable[[], bool],
 ) -> None:
     """Until ``ended``.
 
     Args:
         say: is told each finding that comes up, and the autopsy of it that is being made.
+        warn: is told what does not work, and what mends it, on two lines.
 
     Raises:
         MonitorFailed
@@ -152,6 +190,8 @@ def run(
     while not ended():
         for one in watch.refresh():
             say(one, autopsies.make(one) if autopsies else None)
+        for lines in autopsies.failed() if autopsies else ():
+            warn(lines)
         if listener is not None:
             listener.tell(watch.state)
         notify_systemd("READY=1\nWATCHDOG=1")

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qtrace.errors import NoSuchProcess, QtraceError
+from qtrace.errors import HasEnded, NoSuchProcess, QtraceError
 from qtrace.host.unanswered import PATIENCE_S, Wait
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_proof import RequestFinding
 from qtrace.inspection.watch import Watch, Watched
 from qtrace.monitor.state import StuckLoop, VmState
-from qtrace.process.process import Process
+from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import STUCK, Finding, explain
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import is_unmoved, waits_for_big_lock
@@ -89,10 +89,9 @@ class WatchedVm:
                 pace_s = min(self._every_s, HURRY_S) if hurry else self._every_s
                 at = max(at + pace_s, time.monotonic())
                 self._stop.wait(at - time.monotonic())
-        except NoSuchProcess:
-            self.ended = True
-        except QtraceError as error:
-            self.refused = error.message
+        except (QtraceError, OSError) as error:
+            self.refused = _why_not(self.pid, error)
+            self.ended = not self.refused
         finally:
             self._wait = None
 
@@ -138,6 +137,20 @@ class WatchedVm:
                 waiters[thread.tid] = (before, since_ns) if same else (thread, look.time_ns)
         self._waiters = waiters
         return max((look.time_ns - since_ns for _, since_ns in waiters.values()), default=0)
+
+
+def _why_not(pid: int, error: QtraceError | OSError) -> str:
+    """Why it cannot be looked into; empty where it has ended, which makes all kinds of things
+    fail."""
+    try:
+        with unless_it_ends(pid):
+            raise error
+    except (NoSuchProcess, HasEnded):
+        return ""
+    except QtraceError as why:
+        return why.message
+    except OSError as why:
+        return str(why)
 
 
 def _of(finding: Finding | RequestFinding) -> int:

@@ -85,3 +85,91 @@ def test_a_port_in_use_is_two_lines_and_status_3() -> None:
 
 def children(pid: int) -> list[int]:
     return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_without_room_for_an_autopsy_it_is_said_once_and_the_hang_is_told(tmp_path: Path) -> None:
+    """A disk of less than what is to stay free."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
+    try:
+        with (
+            hung_guest(find_qemu(), "tcg") as guest,
+            monitor("--autopsies", tmp_path) as (process, url),
+        ):
+            until(lambda: "x" if "qtrace_findings{" in scrape(url) else "", "the finding")
+            stderr = process.stderr
+            assert stderr is not None
+            lines = iter(stderr.readline, "")
+            assert next(line for line in lines if f"(pid {guest.pid}): stuck: " in line)
+            warning = next(line for line in lines if line.startswith("warning: "))
+            assert re.fullmatch(
+                rf"warning: no autopsy of .*: less than 64 MiB are free in {tmp_path}\n", warning
+            )
+            assert next(lines).startswith("remedy: make room there")
+            assert not list(tmp_path.iterdir())
+            assert values(scrape(url), "qtrace_main_loop_stuck_seconds", "qtrace-lab")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_two_monitors_see_the_same_guest_and_each_other_not() -> None:
+    name = ("-name", "seen-by-two")
+    with (
+        Guest(find_qemu(), firmware="idle", extra_args=name) as guest,
+        monitor() as (_, one), monitor() as (_, two),
+    ):  # fmt: skip
+        for url in (one, two):
+            until(
+                lambda url=url: str(values(scrape(url), "qtrace_looks_total", "seen-by-two") or ""),
+                "a look",
+            )
+        assert guest.qmp.command("query-status")["running"]
+
+
+def test_a_guest_in_namespaces_of_its_own_is_seen() -> None:
+    qemu = [
+        find_qemu(), "-S", "-name", "elsewhere,debug-threads=on", "-accel", "tcg", "-m", "16",
+        "-nodefaults", "-display", "none",
+    ]  # fmt: skip
+    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc"]
+    with monitor() as (_, url):
+        guest = subprocess.Popen([*apart, *qemu])
+        try:
+            until(
+                lambda: str(values(scrape(url), "qtrace_looks_total", "elsewhere") or ""), "a look"
+            )
+            until(
+                lambda: (
+                    "0"
+                    if values(scrape(url), "qtrace_main_loop_stuck_seconds", "elsewhere") == [0.0]
+                    else ""
+                ),
+                "the main loop that comes back",
+            )
+        finally:
+            guest.kill()
+            guest.wait()
+
+
+# As many in a few seconds as a busy host starts in a minute.
+SHORT_LIVED = 120
+
+
+def test_programs_that_end_while_they_are_looked_at_are_no_trouble() -> None:
+    name = ("-name", "stays")
+    with (
+        Guest(find_qemu(), firmware="idle", extra_args=name), monitor() as (process, url)
+    ):  # fmt: skip
+        looks = lambda: values(scrape(url), "qtrace_looks_total", "stays")  # noqa: E731
+        until(lambda: str(looks() or ""), "a look")
+        before = looks()[0]
+        for number in range(SHORT_LIVED):
+            program = find_qemu() if number % 4 == 0 else find_qemu().with_name("qemu-img")
+            subprocess.run([program, "--version"], check=True, capture_output=True)
+        until(lambda: "x" if looks()[0] > before + 2 else "", "more looks")
+        text = scrape(url)
+        assert "qtrace_vms_refused{" not in text
+        process.terminate()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert "Traceback" not in said, said
+        assert process.wait(TIMEOUT_S) == 0

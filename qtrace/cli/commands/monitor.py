@@ -109,7 +109,8 @@ def command(
             stderr().print(f"listening on {scheme}://{host}:{listener.port}/metrics")
             run(
                 HostWatch(every), listener, kept,
-                lambda news, file: _say(news, file, on_finding), lambda: bool(signals.reason),
+                lambda news, file: _say(news, file, on_finding), _warn,
+                lambda: bool(signals.reason),
             )  # fmt: skip
     finally:
         listener.close()
@@ -136,6 +137,14 @@ def _say(news: News, autopsy: Path | None, on_finding: str | None) -> None:
         subprocess.Popen(
             ["sh", "-c", on_finding], env={**os.environ, **fields}, stdin=subprocess.DEVNULL
         )
+
+
+def _warn(lines: str) -> None:
+    from qtrace.monitor import journal
+
+    what, _, how = lines.partition("\n")
+    if not (journal.is_stderr() and journal.send(f"{what}; {how}", journal.WARNING, {})):
+        stderr().print(f"warning: {lines}")
 
 
 def _once(watch: HostWatch) -> int:
