@@ -29,10 +29,14 @@ from qtrace.autopsy.kept_memory import (
 from qtrace.check.watching import Watching, load
 from qtrace.errors import NoSuchProcess, OutputFailed, QtraceError
 from qtrace.host.unanswered import join
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP
+from qtrace.machine.memory import read_word
 from qtrace.machine.thread_files import SystemCall, ThreadFiles, system_call
 from qtrace.process.live_source import LiveSource
 from qtrace.process.maps import read_maps
 from qtrace.process.process import Process
+from qtrace.process.stack import Unwinder
 
 T = TypeVar("T")
 
@@ -82,7 +86,7 @@ class _TooLong(Exception):
 
 
 def capture(
-    process: Process, path: Path, force: bool, say: Callable[[Process], Said], why: str = ""
+    process: Process, path: Path, force: bool, say: Callable[[LiveQemu], Said], why: str = ""
 ) -> Captured:
     """Write the autopsy of a process.
 
@@ -118,8 +122,8 @@ def capture(
             if not writer.add(name, data):
                 found.missing.append(f"{name}: the file would be too large")
 
-    def with_its_memory(memory: NotedMemory) -> None:
-        found.said = part("looks", LOOKS_S, lambda: say(process))
+    def with_its_memory(memory: NotedMemory, qemu: LiveQemu) -> None:
+        found.said = part("looks", LOOKS_S, lambda: say(qemu))
         if found.said is not None:
             keep([("inspect.txt", found.said.text.encode("utf-8", "surrogateescape"))])
             writer.add_json("inspect.json", found.said.document)
@@ -127,7 +131,11 @@ def capture(
         if smaps:
             keep([("proc/smaps", smaps.encode("utf-8", "surrogateescape"))])
             seconds = max(left(END_S), END_S)
-            found.core = part("core", seconds, lambda: _core(process, memory, smaps, found.missing))
+            # Without looks it has no rules to unwind by, or waits for them.
+            unwinds = found.said is not None
+            found.core = part(
+                "core", seconds, lambda: _core(qemu, memory, smaps, unwinds, found.missing)
+            )
         if found.core is not None:
             keep([("core", found.core)])
         seconds = min(RECORD_S, left(END_S) - END_S)
@@ -139,9 +147,9 @@ def capture(
         table = part("descriptors", 2 * END_S, lambda: evidence.of_descriptors(pid))
         keep([table] if table else [])
         keep(part("maps", left(RESERVED_S), lambda: list(evidence.behind_the_lock(pid))))
-        memory = part("memory", left(RESERVED_S), lambda: _note_memory(process))
-        if memory is not None:
-            with_its_memory(memory)
+        readable = part("memory", left(RESERVED_S), lambda: _note_memory(process))
+        if readable is not None:
+            with_its_memory(*readable)
         else:
             found.missing.append("looks, core, recording: its memory cannot be read")
         again = part("threads again", END_S, lambda: list(evidence.of_threads(pid)))
@@ -195,18 +203,21 @@ def _within(seconds: float, take: Callable[[], T]) -> T:
     return answers[0]
 
 
-def _note_memory(process: Process) -> NotedMemory:
+def _note_memory(process: Process) -> tuple[NotedMemory, LiveQemu]:
     """From here on it is noted which of its memory is read."""
     memory = NotedMemory(process.memory)
     # Where the kernel does not answer this, all that comes after would wait in vain, too.
     for first in read_maps(process.pid)[:1]:
         memory.read(first.start, 1)
     process.__dict__["memory"] = memory
-    return memory
+    return memory, LiveQemu(process)
 
 
-def _core(process: Process, memory: NotedMemory, smaps: str, missing: list[str]) -> bytes | None:
-    pid = process.pid
+def _core(
+    qemu: LiveQemu, memory: NotedMemory, smaps: str, unwinds: bool, missing: list[str]
+) -> bytes | None:
+    """The core, with the threads' frame pointers if it ``unwinds``."""
+    process, pid = qemu.process, qemu.process.pid
     guest = guest_memory(smaps)
     if guest is None:
         missing.append("core: the kernel does not tell which memory is the guest's")
@@ -216,6 +227,7 @@ def _core(process: Process, memory: NotedMemory, smaps: str, missing: list[str])
     read_libraries(memory, auxv)
     source = LiveSource(process)
     names = source.threads()
+    unwinder = qemu.look_unwinder if unwinds else None
     pointers, files = source.thread_pointers(), ThreadFiles(pid)
 
     def call(tid: int) -> SystemCall | None:
@@ -224,10 +236,11 @@ def _core(process: Process, memory: NotedMemory, smaps: str, missing: list[str])
     # The main thread is a core's first.
     before = {tid: call(tid) for tid in sorted(names, key=lambda tid: (tid != pid, tid))}
     threads = [
-        Asleep(tid, at.pc, at.stack_pointer, at.number, at.arguments, pointers.get(tid, 0))
+        Asleep(tid, at.pc, at.stack_pointer, at.number, at.arguments, pointers.get(tid, 0),
+               _frame_pointer(unwinder, memory, at) if unwinder else 0)
         for tid, at in before.items()
         if at is not None and at.pc
-    ]
+    ]  # fmt: skip
     wanted = memory.pages | first_pages(mappings) | written_pages(pid, mappings)
     wanted.update(*(stack_pages(thread.stack_pointer) for thread in threads))
     pages, left_out = taken(memory, wanted, guest)
@@ -237,6 +250,13 @@ def _core(process: Process, memory: NotedMemory, smaps: str, missing: list[str])
         which = f"of threads that ran on meanwhile: {', '.join(moved)}"
         missing.append(f"core: stacks that fit together, {which}")
     return core_file(pid, process.program, threads, mappings, pages, auxv)
+
+
+def _frame_pointer(unwinder: Unwinder, memory: NotedMemory, at: SystemCall) -> int:
+    """What a thread has there, as the first of its functions that keeps one shows; else 0."""
+    known = {RSP: at.stack_pointer, RETURN_ADDRESS: at.pc}
+    chain = unwinder.unwind(known, lambda address: read_word(memory, address))
+    return next((one.registers[RBP] for one in chain.frames if RBP in one.registers), 0)
 
 
 def _record(pid: int, program: Any, seconds: float, missing: list[str]) -> list[tuple[str, bytes]]:

@@ -44,7 +44,7 @@ class Asleep:
 
     Attributes:
         call, arguments: the system call that it is in; -1 and empty of one in none.
-        thread_pointer: fs_base, 0 where it is not known.
+        thread_pointer, frame_pointer: fs_base and rbp, 0 where they are not known.
     """
 
     tid: int
@@ -53,12 +53,14 @@ class Asleep:
     call: int = -1
     arguments: tuple[int, ...] = ()
     thread_pointer: int = 0
+    frame_pointer: int = 0
 
     @property
     def registers(self) -> dict[str, int]:
         """As a debugger that stops it would find them; those that nobody can tell are 0."""
         found = dict.fromkeys(PRSTATUS_REGISTERS, 0)
         found |= {"rip": self.pc, "rsp": self.stack_pointer, "fs_base": self.thread_pointer}
+        found["rbp"] = self.frame_pointer
         found |= {"cs": USER_CS, "ss": USER_SS, "orig_rax": self.call & (1 << 64) - 1}
         if self.call >= 0:
             found["rax"] = ERESTARTSYS

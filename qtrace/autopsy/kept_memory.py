@@ -75,9 +75,9 @@ def taken(
     counts = {
         "of guest RAM": len(wanted) - len(own),
         f"beyond the first {MOST_PAGES:,}": len(own[MOST_PAGES:]),
-        "that are not there any more": len(own[:MOST_PAGES]) - len(found),
+        "not there any more": len(own[:MOST_PAGES]) - len(found),
     }
-    return found, [f"{count} pages {which}" for which, count in counts.items() if count]
+    return found, [f"pages {which}: {count:,}" for which, count in counts.items() if count]
 
 
 def stack_pages(stack_pointer: int) -> range:

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,6 +197,49 @@ def test_what_a_guest_hangs_in_is_named(name: str, works: Callable[..., None]) -
         return
     check_hung(document, guest.pid)
     works("inspect, a hung guest", "stuck, the bottom half behind it named")
+
+
+def asked(*words: object) -> tuple[int, Any]:
+    """A command's exit status, and its JSON."""
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", *map(str, words), "--format", "json"],
+        text=True, capture_output=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert run.stdout, run.stderr
+    return run.returncode, json.loads(run.stdout)
+
+
+@pytest.mark.bpf
+@pytest.mark.soak
+@each()
+def test_check_says_whether_it_is_healthy_and_an_autopsy_keeps_what_hangs(
+    name: str, accel: Accelerator, tmp_path: Path, works: Callable[..., None]
+) -> None:
+    used, path, core = build(name), tmp_path / "autopsy", tmp_path / "core"
+    with Guest(used.starts / QEMU, accel) as guest:
+        sound = asked("check", "--pid", guest.pid, "--for", "3s")
+        busy = asked("autopsy", "--pid", guest.pid, "-o", path)
+    read = asked("inspect", "--autopsy", path)
+    assert (sound[0], sound[1]["verdict"]) == (0, "healthy"), sound[1]["unclear"]
+    assert (busy[0], read[0], read[1]["verdict"]) == (0, 0, "clear"), read[1]["unclear"]
+    with hung_guest(used.starts / QEMU, accel) as guest:
+        pid = guest.pid
+        hung = asked("check", "--pid", pid)
+        taken = asked("autopsy", "--pid", pid, "-o", path, "--force", "--core", core)
+    read = asked("inspect", "--autopsy", path)
+    dead = asked("inspect", "--core", core, "--exe", used.files / QEMU)
+    assert taken[0] == 0
+    for status, document in (hung, read):
+        assert (status, document["verdict"]) == (1, "stuck")
+    for _status, document in (hung, read, dead):
+        first = document["findings"][0]
+        assert (first["tid"], first["polls"]) == (pid, "main")
+        assert first["waits_in"][0].startswith("bdrv_drain")
+    size = f"{taken[1]['bytes'] / 1e6:.1f} MB"
+    works("check", "healthy; of a hung guest stuck")
+    works(
+        "autopsy", f"{size}; what inspect says of it, and of its core: what a hung guest waits for"
+    )
 
 
 @pytest.mark.gdb

@@ -15,7 +15,7 @@ from qtrace.errors import ExitStatus
 
 if TYPE_CHECKING:
     from qtrace.autopsy.capture import Said
-    from qtrace.process.process import Process
+    from qtrace.inspection.qemu import LiveQemu
 
 WIDTH = 100
 EXAMPLES = """\b
@@ -119,7 +119,7 @@ def command(
     return ExitStatus.OK if core is None or found.core is not None else ExitStatus.ENVIRONMENT
 
 
-def _say(process: Process) -> Said:
+def _say(qemu: LiveQemu) -> Said:
     """What ``qtrace inspect`` says of it."""
     from rich.console import Console
 
@@ -127,9 +127,8 @@ def _say(process: Process) -> Said:
     from qtrace.cli.views.answer_view import document, print_all, status, target_of
     from qtrace.inspection.inspector import Inspector
     from qtrace.inspection.looker import Looker
-    from qtrace.inspection.qemu import LiveQemu
 
-    looker = Looker(LiveQemu(process))
+    looker = Looker(qemu)
     found = Inspector(looker).ask()
     target = target_of(looker)
     text = io.StringIO()
