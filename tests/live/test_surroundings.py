@@ -17,6 +17,7 @@ from qtrace.lab.block_load import nbd_url
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.process.process import Process
 from tests.live.support.gdb_cases import everywhere
+from tests.live.support.inspecting import inspect
 from tests.live.support.other_process import holding, stop
 from tests.live.support.ptraced import until
 from tests.live.support.serving import client_of, serving
@@ -84,3 +85,17 @@ def test_processors_that_are_halted_and_loops_that_poll_for_long_are_told(
         "that takes a processor"
     ]
     assert "the guest's vCPU is halted: the guest is idle, or waits for an interrupt" in found
+
+
+def test_a_job_that_keeps_to_its_speed_limit_is_told(qemu_binary: Path) -> None:
+    nodes = [part for name in ("from", "to") for part in ("-blockdev", f"null-co,node-name={name}")]
+    with Guest(qemu_binary, firmware="idle", extra_args=nodes) as guest:
+        more = {"device": "from", "target": "to", "sync": "full", "speed": 1}
+        guest.qmp.command("blockdev-backup", **{"job-id": "slow"} | more)
+        shown: list[str] = []
+
+        def is_told() -> bool:
+            shown[:] = inspect("--pid", guest.pid)[1]["remarks"]
+            return any(text.startswith("job slow runs, with no request") for text in shown)
+
+        until(is_told, "its limit")

@@ -32,6 +32,7 @@ PAUSED = {
 NOT_MIGRATING = frozenset({"", "none", "completed", "failed", "cancelled"})
 # QAPI's JobStatus of jobs that wait for a command.
 ENDED = frozenset({"aborting", "concluded", "null"})
+BLOCK_JOBS = frozenset({"backup", "commit", "mirror", "stream"})
 JOBS_WAIT = {
     "ready": "is ready, and waits for job-complete or job-cancel",
     "pending": "is pending, and waits for job-finalize",
@@ -77,6 +78,12 @@ def remarks(look: Look, blocks: BlockLook, waits: Mapping[str, str]) -> Iterator
             yield f"job {job.id} {JOBS_WAIT[job.status]}"
         elif facts is not None and facts.user_paused:
             yield f"job {job.id} was paused by a user: job-resume lets it go on"
+        elif job.kind in BLOCK_JOBS and job.status == "running" and job.id not in waits:
+            # A job that keeps to its speed limit looks no different from one that is forgotten.
+            yield (
+                f"job {job.id} runs, with no request in flight at this moment: query-block-jobs"
+                " tells its speed limit, and whether it goes on"
+            )
 
 
 def migrating(look: Look) -> list[int]:
