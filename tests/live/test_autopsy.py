@@ -87,6 +87,7 @@ def stuck_sentence(document: dict[str, Any]) -> str:
 
 def test_of_a_hung_qemu_the_file_says_what_inspect_said_and_has_no_guest_ram(taken: Taken) -> None:
     pid, path = taken.pid, taken.path
+    assert taken.said.startswith(f"stuck: the main loop does not run: {pid} (main) waits in bdrv")
     assert f"qtrace inspect --autopsy {path}" in taken.said
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.stat().st_size < 20_000_000
@@ -180,6 +181,7 @@ def test_it_waits_until_qmp_is_silent(tmp_path: Path) -> None:
         os.kill(own.pid, signal.SIGCONT)
         assert own.qmp.command("query-status")["status"] == "running"
     assert (run.returncode, f"QMP at {name} has not answered for 1 s" in err) == (0, True), err
+    assert err.startswith(f"waiting until process {own.pid} has not answered QMP for 1 s")
     assert Autopsy(path).about["why"] == f"QMP at {name} has not answered for 1 s"
 
 

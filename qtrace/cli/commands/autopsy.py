@@ -78,6 +78,7 @@ def command(
     from qtrace.autopsy.archive import write_core
     from qtrace.autopsy.capture import capture
     from qtrace.autopsy.waiting import until_silent, until_stuck
+    from qtrace.cli.views.autopsy_view import print_headline
     from qtrace.cli.views.verdict_view import inert
     from qtrace.errors import OutputExists
     from qtrace.process.process import Process
@@ -88,8 +89,10 @@ def command(
     process = Process(pid)
     why = ""
     if when_stuck is not None:
+        _wait_for(pid, f"has been stuck for {when_stuck:g} s")
         why = until_stuck(process, when_stuck)
     elif when_silent is not None and qmp is not None:
+        _wait_for(pid, f"has not answered QMP for {when_silent:g} s")
         why = until_silent(process, qmp, when_silent)
     if why:
         click.echo(f"{why}: the autopsy begins", err=True)
@@ -111,12 +114,18 @@ def command(
             }
         )
     else:
+        if found.said is not None:
+            print_headline(stdout(), found.said.document)
         stdout().print(f"{output}: {size}, in {found.took_s:.1f} s")
         if core is not None and found.core is not None:
             gdb = shlex.join(["gdb", process.exe_path, str(core)])
             stdout().print(inert(f"{core}: {gdb}, or qtrace inspect --core {core}"))
         stdout().print(f"next: qtrace inspect --autopsy {output}")
     return ExitStatus.OK if core is None or found.core is not None else ExitStatus.ENVIRONMENT
+
+
+def _wait_for(pid: int, what: str) -> None:
+    click.echo(f"waiting until process {pid} {what} (until Ctrl-C)", err=True)
 
 
 def _say(qemu: LiveQemu) -> Said:

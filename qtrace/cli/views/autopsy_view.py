@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from qtrace.autopsy.archive import Autopsy
 from qtrace.cli.output import print_json, print_page, stderr, stdout
-from qtrace.cli.views.look_view import NOTE, say, tell
+from qtrace.cli.views.look_view import FINDING, NOTE, say, tell
 from qtrace.cli.views.verdict_view import inert
 from qtrace.errors import AutopsyUnreadable, ExitStatus
 
@@ -51,6 +54,16 @@ def show(path: Path, output_format: str) -> int:
         status = _status_of(document)
     known = (ExitStatus.OK, ExitStatus.FINDING)
     return next((one for one in known if one == status), ExitStatus.INCONCLUSIVE)
+
+
+def print_headline(console: Console, document: dict[str, Any]) -> None:
+    """The worst that its looks showed, in one line."""
+    for finding in document["findings"][:1]:
+        tell(console, finding["verdict"], FINDING, finding["sentence"])
+    if not document["findings"]:
+        why = document["unclear"]
+        text = why[0] if why else "no event loop and no block request was seen stuck"
+        tell(console, document["verdict"], NOTE if why else "", text)
 
 
 def _members(path: Path) -> str:
