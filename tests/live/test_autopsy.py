@@ -25,6 +25,7 @@ from qtrace.machine.memory import PAGE
 from qtrace.process.core_file import CoreFile
 from tests.faults.test_all_limits import small_disk
 from tests.limits import TIMEOUT_S
+from tests.live.support.counted import own_copy
 from tests.live.support.dead_fuse import locked_memory_map
 from tests.live.support.gdb_cases import STRANDED, Hung
 from tests.live.support.gdb_session import core, gdb
@@ -188,7 +189,9 @@ def test_it_waits_until_qmp_is_silent(tmp_path: Path) -> None:
 @pytest.mark.fuse
 def test_of_a_qemu_whose_memory_nobody_can_read_there_is_all_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "locked.autopsy"
-    with locked_memory_map(find_qemu(), tmp_path) as (own, _file):
+    # Of a file of its own: no uprobe in it keeps others waiting.
+    copy = own_copy(find_qemu(), tmp_path)
+    with locked_memory_map(copy, tmp_path) as (own, _file):
         run = qtrace("autopsy", "--pid", own.pid, "-o", path, "--when-stuck", "1s")
     found = Autopsy(path)
     assert run.returncode == 0

@@ -23,6 +23,7 @@ import pytest
 
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.qemu.aio.findings import COMPUTES
+from tests.live.support.counted import own_copy
 from tests.live.support.dead_fuse import guest_on, locked_memory_map
 from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.other_process import stop
@@ -32,7 +33,8 @@ from tests.live.test_privilege import NOBODY
 from tests.live.test_request_stuck import ask, guest_on_server
 from tests.live.test_soak_hung import HANGS, drains, is_kept_off, opens, pauses
 
-pytestmark = [pytest.mark.qemu, pytest.mark.soak]
+# On a busy machine a check may take half a minute to start.
+pytestmark = [pytest.mark.qemu, pytest.mark.soak, pytest.mark.timeout(3600)]
 
 # Each sleeps most of the time.
 CHECKS, AT_ONCE = 50, 4
@@ -163,7 +165,10 @@ def test_of_50_qemus_each_has_its_line_and_a_locked_one_keeps_no_other_waiting(
             stack.enter_context(Guest(find_qemu(), firmware="idle")).pid for _ in range(QEMUS - 2)
         ]
         own = stack.enter_context(of_nobody())
-        guest, _file = stack.enter_context(locked_memory_map(find_qemu(), tmp_path))
+        # Of a file of its own: whoever set a uprobe in the others' would wait for it, and with
+        # him all who want to start a process on this host.
+        copy = own_copy(find_qemu(), tmp_path)
+        guest, _file = stack.enter_context(locked_memory_map(copy, tmp_path))
         os.kill(others[0], signal.SIGSTOP)
         status, document, took_s = qtrace("check", "--host")
         of_user = qtrace("check", "--host", "--for", "1s", user=NOBODY)
