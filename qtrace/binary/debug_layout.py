@@ -7,8 +7,8 @@ the unit of the function that works on it, and reading all 2,000 units takes min
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from typing import IO, Any, cast
 
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
@@ -63,12 +63,11 @@ def _kept(data: Any) -> dict[str, int] | None:
 def _read(module: Module) -> dict[str, int]:
     """Link-time facts. Debug info that is damaged tells as much as none."""
     elf = module.elf
-    path = elf.path if elf.section(".debug_info") else debug_file(elf)
-    assert path is not None
+    apart = None if elf.section(".debug_info") else debug_file(elf)
     found: dict[str, int] = {}
     try:
-        with Path(path).open("rb") as file:
-            dwarf = ELFFile(file).get_dwarf_info()
+        with elf.lock, apart.open("rb") if apart else nullcontext(elf.data) as file:
+            dwarf = ELFFile(cast(IO[bytes], file)).get_dwarf_info()
             for unit in _units(dwarf, module):
                 found.update(_facts_of(unit))
     except Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -37,10 +38,11 @@ def absent_when_damaged(read: Callable[[Elf], T | None]) -> Callable[[Elf], T | 
 
     @wraps(read)
     def tolerant(elf: Elf) -> T | None:
-        try:
-            return read(elf)
-        except Exception:
-            return None
+        with elf.lock:
+            try:
+                return read(elf)
+            except Exception:
+                return None
 
     return tolerant
 
@@ -67,6 +69,7 @@ class Elf:
 
     Attributes:
         architecture: the processor that it is for.
+        lock: whoever parses ``data`` by seeking in it holds it.
 
     Raises:
         TargetError: the file cannot be read.
@@ -76,6 +79,7 @@ class Elf:
     def __init__(self, path: Path | str, name: str | None = None) -> None:
         self.path = Path(path)
         self.name = name or self.path.name
+        self.lock = threading.RLock()
         try:
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
@@ -188,11 +192,12 @@ class Elf:
 
     def section(self, name: str) -> bytes | None:
         """A section's bytes, None when there is none (stripped section headers included)."""
-        try:
-            section = self._elf.get_section_by_name(name)
-        except Exception:
-            # Damaged section headers, see absent_when_damaged().
-            return None
+        with self.lock:
+            try:
+                section = self._elf.get_section_by_name(name)
+            except Exception:
+                # Damaged section headers, see absent_when_damaged().
+                return None
         if section is None or section["sh_type"] == "SHT_NOBITS":
             return None
         return self._data[section["sh_offset"] : section["sh_offset"] + section["sh_size"]]

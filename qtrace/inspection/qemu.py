@@ -7,7 +7,7 @@ Each part is made when it is first asked for, once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from qtrace.binary.debug_layout import facts_of_debug_info
@@ -16,6 +16,7 @@ from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.errors import QtraceError
 from qtrace.inspection.context_names import ContextNames
 from qtrace.machine.architecture import Architecture
+from qtrace.machine.parts import part
 from qtrace.machine.thread_files import SystemCall, read_system_call
 from qtrace.process.jit import read_jit_code
 from qtrace.process.live_source import LiveSource
@@ -74,7 +75,7 @@ class Qemu:
             self._scan = scan_module(self.binary)
         return self._scan
 
-    @cached_property
+    @part
     def _believed(self) -> tuple[Layout, list[str]]:
         shown = calibrate(ModuleDisassembly(self.binary))
         return believed(shown, facts_of_debug_info(self.binary))
@@ -89,12 +90,12 @@ class Qemu:
         """The facts of ``layout`` on which code and debug info differ."""
         return self._believed[1]
 
-    @cached_property
+    @part
     def contexts(self) -> ContextNames:
         """Raises NotQemu, ScanFailed."""
         return ContextNames(self.scan, self.binary, self.memory)
 
-    @cached_property
+    @part
     def unwinder(self) -> Unwinder:
         """Of stacks that were copied: they are as they were, what is not mapped there is new."""
         self._name_static_functions()
@@ -104,7 +105,7 @@ class Qemu:
         unwinder.learn_jit(lambda: read_jit_code(memory, binary))
         return unwinder
 
-    @cached_property
+    @part
     def look_unwinder(self) -> Unwinder:
         """Of stacks that are read where they lie. Mostly what leads nowhere is garbage, of a
         thread that ran on while it was read."""
@@ -131,7 +132,7 @@ class Qemu:
             likely = self._likely_names.get(function[0]) if function else None
         return f"{frame} ({likely}?)" if likely else frame
 
-    @cached_property
+    @part
     def _likely_names(self) -> dict[int, str]:
         return likely_names(self.binary)
 

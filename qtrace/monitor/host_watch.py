@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import select
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qtrace.errors import RecorderUnavailable
 from qtrace.host.unanswered import NoAnswer
 from qtrace.inspection.request_proof import RequestFinding
-from qtrace.knowledge import WITHOUT_MAIN_LOOP
+from qtrace.knowledge import PROGRAMS, WITHOUT_MAIN_LOOP
 from qtrace.machine.stat_file import STARTTIME, stat_fields
+from qtrace.monitor.happenings import Happened, ended, how_it_ended
+from qtrace.monitor.host_probes import HostProbes
 from qtrace.monitor.labels import unique_label
-from qtrace.monitor.state import HostState
-from qtrace.monitor.watched_vm import WatchedVm
+from qtrace.monitor.state import HostState, ProbeState
+from qtrace.monitor.vm_probes import VmProbes
+from qtrace.monitor.watched_vm import UNKNOWN, WatchedVm
 from qtrace.process.process_list import guest_name, qemu_processes
 from qtrace.qemu.aio.findings import Finding
 
 UNNAMED = "unnamed"
+Key = tuple[int, int]
+"""Pid, and when it started, in clock ticks after the host."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class News:
 
     vm: str
     pid: int
-    finding: Finding | RequestFinding
+    finding: Finding | RequestFinding | Happened
 
 
 class HostWatch:
@@ -35,59 +43,139 @@ class HostWatch:
 
     Args:
         every_s: between two looks at one QEMU.
+        probing: whether they are to be probed, too. Where they cannot be, ``state`` tells why.
+        programs: watch those without a main loop, too.
     """
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, every_s: float, *, probing: bool = False, programs: bool = False) -> None:
         self._every_s = every_s
+        self._uncounted = frozenset() if programs else WITHOUT_MAIN_LOOP
         # By pid and when it started: a pid may come again.
-        self._vms: dict[tuple[int, int], WatchedVm] = {}
-        self._others = 0
+        self._vms: dict[Key, WatchedVm] = {}
+        self._lock = threading.Lock()
+        self._others = self._programs = 0
+        self._ended: Counter[str] = Counter()
+        self._found: dict[str, Counter[str]] = {}
+        self._probing = probing
+        self.no_probes = ""
+        self.probes: HostProbes | None = None
+        if probing:
+            try:
+                self.probes = HostProbes(self._started)
+            except RecorderUnavailable as error:
+                self.no_probes = f"{error.message}; {error.remedy}"
 
     def refresh(self) -> list[News]:
         """Take up what has started, leave what has ended; the findings that have come up."""
-        here: dict[tuple[int, int], str] = {}
+        here: dict[Key, str] = {}
         self._others = 0
+        if self.probes is not None:
+            self.probes.revive()
         for pid, program in qemu_processes():
             with suppress(OSError):
-                stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-                started = int(stat_fields(stat)[STARTTIME])
-                if program in WITHOUT_MAIN_LOOP:
+                if program in self._uncounted:
                     self._others += 1
                 else:
-                    here[(pid, started)] = program
-        for key in [key for key, vm in self._vms.items() if key not in here or vm.ended]:
-            self._vms.pop(key).stop()
+                    here[_key(pid)] = program
+        news = []
+        with self._lock:
+            vms = dict(self._vms)
+        for key, vm in vms.items():
+            news += [News(vm.state.vm, vm.pid, finding) for finding in vm.news()]
+            if key not in here or vm.ended:
+                news += self._leave(key, vm)
         for (pid, started), program in here.items():
-            if (pid, started) not in self._vms:
-                vm = self._unique(_name(pid))
-                self._vms[(pid, started)] = WatchedVm(pid, vm, program, self._every_s)
-        return [
-            News(vm.state.vm, vm.pid, finding) for vm in self._vms.values() for finding in vm.news()
-        ]
+            self._take_up((pid, started), program)
+        names = {vm.state.vm for vm in vms.values()}
+        self._found = {name: kinds for name, kinds in self._found.items() if name in names}
+        for one in news:
+            if one.vm in names:
+                self._found.setdefault(one.vm, Counter())[one.finding.kind] += 1
+        return news
+
+    def wait(self, timeout_s: float) -> None:
+        """Until one of them ends, at most so long."""
+        poller = select.poll()
+        with self._lock:
+            for vm in self._vms.values():
+                if vm.end is not None:
+                    poller.register(vm.end.fd, select.POLLIN)
+        poller.poll(timeout_s * 1000)
+
+    def close(self) -> None:
+        """Disarm all."""
+        if self.probes is not None:
+            self.probes.close()
 
     @property
     def state(self) -> HostState:
         """What is known now."""
-        shown = [vm for vm in self._vms.values() if not vm.refused and not vm.ended]
+        with self._lock:
+            vms = list(self._vms.values())
+        states = [vm.state for vm in vms if not vm.refused and not vm.ended]
         return HostState(
-            tuple(vm.state for vm in shown),
+            tuple(replace(s, found=dict(self._found.get(s.vm, {}))) for s in states),
             self._others,
-            dict(Counter(vm.refused for vm in self._vms.values() if vm.refused)),
+            dict(Counter(vm.refused for vm in vms if vm.refused)),
             time.process_time(),
             time.time(),
+            dict(self._ended),
+            self._probe_state(vms) if self._probing else None,
         )
+
+    def _probe_state(self, vms: list[WatchedVm]) -> ProbeState:
+        if self.probes is None:
+            return ProbeState(self.no_probes)
+        missing = "" if self.probes.alive else "the process that reads them has ended"
+        unarmed = Counter(vm.probes.unarmed for vm in vms if vm.probes and vm.probes.unarmed)
+        return ProbeState(missing, dict(unarmed), self.probes.lost(), self._programs)
+
+    def _started(self, pid: int, name: str, time_ns: int) -> None:
+        """A program has started: at once, not at the next ``refresh``."""
+        if not PROGRAMS.match(name):
+            return
+        if name in WITHOUT_MAIN_LOOP:
+            self._programs += 1
+        if name not in self._uncounted:
+            with suppress(OSError):
+                self._take_up(_key(pid), name, time_ns)
+
+    def _take_up(self, key: Key, program: str, exec_ns: int = 0) -> None:
+        with self._lock:
+            if key not in self._vms:
+                pid, started = key
+                probes = None
+                if self.probes is not None:
+                    probes = VmProbes(self.probes, f"{pid}:{started}", exec_ns)
+                name = self._unique(_name(pid))
+                self._vms[key] = WatchedVm(pid, name, program, self._every_s, probes)
+
+    def _leave(self, key: Key, vm: WatchedVm) -> list[News]:
+        with self._lock:
+            self._vms.pop(key, None)
+        vm.stop()
+        name = vm.state.vm
+        status = vm.end.status() if vm.end is not None else {}
+        self._ended[how_it_ended(status) or UNKNOWN] += 1
+        happened = ended(status)
+        return [News(name, vm.pid, happened)] if happened else []
 
     @property
     def all_seen(self) -> bool:
         """Whether each one has been looked at, or cannot be."""
-        return all(
-            vm.ended or vm.refused or vm.state.looks or vm.state.unreadable_s
-            for vm in self._vms.values()
-        )
+        with self._lock:
+            vms = list(self._vms.values())
+        return all(vm.ended or vm.refused or vm.state.looks or vm.state.unreadable_s for vm in vms)
 
     def _unique(self, name: str) -> str:
         """Two guests may have the same name."""
         return unique_label(name, {vm.state.vm for vm in self._vms.values()})
+
+
+def _key(pid: int) -> Key:
+    """Raises OSError."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return pid, int(stat_fields(stat)[STARTTIME])
 
 
 def _name(pid: int) -> str:

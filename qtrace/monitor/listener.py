@@ -6,7 +6,6 @@ no right to look into others. It gets what is known line by line, and shows the 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -17,11 +16,9 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from qtrace.monitor.metrics import HostCollector
 from qtrace.monitor.metrics_server import MetricsServer, rehearse, tls_context
+from qtrace.monitor.rights import give_up_rights
 from qtrace.monitor.state import HostState
 
-NOBODY = 65534
-PR_SET_NO_NEW_PRIVS = 38
-CAPABILITY_VERSION_3 = 0x20080522
 # The first line that it writes begins with one of these.
 READY, NO_PORT, NO_TLS = "ready", "port", "tls"
 
@@ -50,20 +47,6 @@ def main(arguments: list[str]) -> int:
     print(READY, server.server_port, flush=True)
     _follow(sys.stdin, known)
     return 0
-
-
-def give_up_rights() -> None:
-    """For good: of root its user and groups, of anybody all capabilities."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    if libc.capset(header, (ctypes.c_uint32 * 6)()):
-        raise OSError(ctypes.get_errno(), "capset")
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _follow(lines: Iterable[str], known: list[HostState | None]) -> None:

@@ -10,7 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from qtrace.monitor.happenings import CRASHES, FOREIGN
 from qtrace.monitor.labels import OTHER, label, reasons
+from qtrace.monitor.probe_metrics import of_hits, of_probes
 from qtrace.monitor.state import HostState, VmState
 
 # A host has at most so many guests with labels of their own; the others are `other`.
@@ -51,6 +53,10 @@ def _of_host(state: HostState) -> Iterator[Metric]:
     for reason, count in reasons(state.refused).items():
         refused.add_metric([reason], count)
     yield refused
+    ended = CounterMetricFamily("qtrace_vms_ended", "QEMUs that have ended.", labels=["how"])
+    for how, count in {**_NO_CRASHES, **state.ended}.items():
+        ended.add_metric([how], count)
+    yield ended
     info = InfoMetricFamily("qtrace_vm", "What a guest runs on.", labels=["vm"])
     for one in state.vms[:MOST_VMS]:
         facts = {"program": one.program, "version": one.version, "build_id": one.build_id}
@@ -75,6 +81,9 @@ def _of_host(state: HostState) -> Iterator[Metric]:
     kinds = GaugeMetricFamily(
         "qtrace_findings", "What is proven to be wrong now.", labels=["vm", "kind"]
     )
+    found = CounterMetricFamily(
+        "qtrace_found", "Findings that have come up so far.", labels=["vm", "kind"]
+    )
     flying = GaugeMetricFamily(
         "qtrace_requests_in_flight", "Block requests in flight, by driver.", labels=["vm", "driver"]
     )
@@ -83,6 +92,8 @@ def _of_host(state: HostState) -> Iterator[Metric]:
         labels=["vm", "driver"],
     )  # fmt: skip
     for one in state.vms[:MOST_VMS]:
+        for kind, count in {**_NOT_FOUND, **one.found}.items():
+            found.add_metric([one.vm, kind], count)
         if not one.known:
             continue
         longest: dict[tuple[str, str], float] = {}
@@ -96,10 +107,16 @@ def _of_host(state: HostState) -> Iterator[Metric]:
                                (stuck, one.stuck_requests)):  # fmt: skip
             for word, count in counts.items():
                 family.add_metric([one.vm, label(word)], count)
-    yield from (loops, kinds, flying, stuck)
+    yield from (loops, kinds, found, flying, stuck)
+    if state.probes is not None:
+        yield from of_probes(state.probes)
+        yield from of_hits(state.vms[:MOST_VMS])
 
 
 UNKNOWN = math.nan
+# What a rule is about is there from the beginning: Prometheus sees no increase in the first value.
+_NO_CRASHES = dict.fromkeys((number.name for number in CRASHES), 0)
+_NOT_FOUND = dict.fromkeys(FOREIGN.values(), 0)
 
 
 def _stuck(one: VmState, _host: HostState) -> float:

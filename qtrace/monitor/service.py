@@ -118,6 +118,8 @@ class Autopsies:
 
     def make(self, one: News) -> Path | None:
         """Begin one, unless there was one of that guest a short while ago."""
+        if not Path(f"/proc/{one.pid}").exists():
+            return None
         now = time.monotonic()
         if now - self._made.get(one.pid, -AUTOPSY_EVERY_S) < AUTOPSY_EVERY_S:
             return None
@@ -196,7 +198,7 @@ def run(
             listener.tell(watch.state)
         notify_systemd("READY=1\nWATCHDOG=1")
         at = max(at + REFRESH_S, time.monotonic())
-        time.sleep(max(0.0, at - time.monotonic()))
+        watch.wait(max(0.0, at - time.monotonic()))
     notify_systemd("STOPPING=1")
 
 

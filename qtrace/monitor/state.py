@@ -17,6 +17,43 @@ class StuckLoop:
 
 
 @dataclass(frozen=True)
+class StepCounts:
+    """QMP commands and jobs of one QEMU (``qtrace.monitor.vm_steps``).
+
+    Attributes:
+        commands, seconds: answered ones, and how long they took together, by name.
+        buckets: how many took at most each of ``BOUNDS_NS``, and longer than all.
+        waiting: for how long the oldest unanswered one of a name has waited.
+        jobs: how many there are now, by status.
+        changes: how many times one has come to have a status.
+    """
+
+    commands: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    buckets: list[int] = field(default_factory=list)
+    waiting: dict[str, float] = field(default_factory=dict)
+    jobs: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProbeState:
+    """The probes of all QEMUs together.
+
+    Attributes:
+        missing: why there are none, empty while there are.
+        unarmed: QEMUs that are looked at only, by reason.
+        lost: hits that nobody has seen.
+        programs: how many that have no main loop have started.
+    """
+
+    missing: str = ""
+    unarmed: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    programs: int = 0
+
+
+@dataclass(frozen=True)
 class VmState:
     """One QEMU.
 
@@ -31,6 +68,11 @@ class VmState:
         inconclusive: whether the last look could not tell.
         looks, looking_s: how many looks there were, and how long they took together.
         seen_at: the last look, in seconds since 1970; 0 before the first.
+        probes: how many places are probed now.
+        armed_s: from its start until they were; 0 where it was there before the monitor.
+        steps: QMP commands and jobs, as far as probes have seen them.
+        ran: how many times watched bottom halves have run, by name and role of the thread.
+        found: how many findings of each kind there have been so far.
     """
 
     vm: str
@@ -48,6 +90,11 @@ class VmState:
     looks: int = 0
     looking_s: float = 0.0
     seen_at: float = 0.0
+    probes: int = 0
+    armed_s: float = 0.0
+    steps: StepCounts = field(default_factory=lambda: StepCounts())
+    ran: dict[str, dict[str, int]] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -64,6 +111,8 @@ class HostState:
         refused: QEMUs that could not be looked into, by reason.
         cpu_s: processor time that the monitor has used.
         at: when this was true, in seconds since 1970.
+        ended: how many QEMUs have ended, by how: ``SIGSEGV``, ``status 0``.
+        probes: None where the monitor is to look only.
     """
 
     vms: tuple[VmState, ...]
@@ -71,6 +120,8 @@ class HostState:
     refused: dict[str, int]
     cpu_s: float
     at: float
+    ended: dict[str, int] = field(default_factory=dict)
+    probes: ProbeState | None = None
 
     def dump(self) -> str:
         """One line."""
@@ -82,5 +133,7 @@ class HostState:
         vms = []
         for one in value.pop("vms"):
             stuck = tuple(StuckLoop(**loop) for loop in one.pop("stuck"))
-            vms.append(VmState(**one, stuck=stuck))
-        return cls(vms=tuple(vms), **value)
+            steps = StepCounts(**one.pop("steps"))
+            vms.append(VmState(**one, stuck=stuck, steps=steps))
+        probes = value.pop("probes")
+        return cls(vms=tuple(vms), **value, probes=ProbeState(**probes) if probes else None)

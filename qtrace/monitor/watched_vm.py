@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from qtrace.errors import HasEnded, NoSuchProcess, QtraceError
@@ -18,12 +19,15 @@ from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_proof import RequestFinding
 from qtrace.inspection.watch import Watch, Watched
+from qtrace.monitor.happenings import Happened
 from qtrace.monitor.state import StuckLoop, VmState
+from qtrace.monitor.vm_probes import VmProbes
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import STUCK, Finding, explain
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import is_unmoved, waits_for_big_lock
 from qtrace.qemu.block.requests import InFlight
+from qtrace.record.target_end import Watcher
 
 UNKNOWN = "unknown"
 # What hangs, looks have proven after so long: two seconds apart where
@@ -33,17 +37,23 @@ HURRY_S = 0.5
 
 
 class WatchedVm:
-    """Begins at once; ``state`` is what is known, ``ended`` once the process is gone.
+    """Begins at once; ``state`` is what is known.
 
     Attributes:
+        end: how the process ends; None where it had ended before.
         refused: why it cannot be looked into, empty while it can.
-        told: findings that have come up since they were last taken.
     """
 
-    def __init__(self, pid: int, vm: str, program: str, every_s: float) -> None:
+    def __init__(
+        self, pid: int, vm: str, program: str, every_s: float, probes: VmProbes | None = None
+    ) -> None:
         self.pid = pid
-        self.ended = False
+        self.probes = probes
         self.refused = ""
+        self.end: Watcher | None = None
+        with suppress(ProcessLookupError):
+            self.end = Watcher(pid)
+        self._gone = self.end is None
         self._state = VmState(vm, program, "", "")
         self._every_s = every_s
         self._wait: Wait | None = None
@@ -52,35 +62,52 @@ class WatchedVm:
         # The threads that wait for the BQL, as they were when they began to.
         self._waiters: dict[int, tuple[Thread, int]] = {}
         self._since_ns: dict[tuple[str, int], int] = {}
-        self._stop = threading.Event()
+        self._stopped = False
+        self._wake = threading.Event()
+        if probes is not None:
+            probes.wake = self._wake.set
         threading.Thread(target=self._work, daemon=True, name=f"vm-{pid}").start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._gone or (self.end is not None and self.end.ended())
 
     @property
     def state(self) -> VmState:
         """What is known now."""
         path, waited_s = self._wait.unanswered() if self._wait else ("", 0.0)
         unreadable = bool(path) and waited_s >= PATIENCE_S
-        return replace(self._state, unreadable_s=waited_s if unreadable else 0.0)
+        known = replace(self._state, unreadable_s=waited_s if unreadable else 0.0)
+        return self.probes.add_to(known) if self.probes else known
 
-    def news(self) -> list[Finding | RequestFinding]:
+    def news(self) -> list[Finding | RequestFinding | Happened]:
         """The findings that have come up since this was asked last."""
         news, self._news = self._news, []
-        return news
+        return [*news, *(self.probes.news() if self.probes else ())]
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopped = True
+        self._wake.set()
+        if self.probes is not None:
+            self.probes.close()
 
     def _work(self) -> None:
         try:
             self._wait = Wait(threading.get_native_id())
             process = Process(self.pid)
-            watch = Watch(Looker(LiveQemu(process)))
+            if self.probes is not None:
+                self.probes.arm(process)
+            qemu = LiveQemu(process, self.probes.scan if self.probes else None)
+            if self.probes is not None:
+                self.probes.begin(qemu)
+            watch = Watch(Looker(qemu))
             target = watch.looker.qemu.describe()
             self._state = replace(
                 self._state, version=str(target["version"]), build_id=str(target["build_id"])
             )
             at = time.monotonic()
-            while not self._stop.is_set():
+            while not self._stopped:
                 began = time.monotonic()
                 seen = watch.see(time.monotonic_ns())
                 self._take(seen, time.monotonic() - began)
@@ -88,12 +115,23 @@ class WatchedVm:
                 hurry = bool(explain(seen.look)) and not seen.findings
                 pace_s = min(self._every_s, HURRY_S) if hurry else self._every_s
                 at = max(at + pace_s, time.monotonic())
-                self._stop.wait(at - time.monotonic())
+                self._until(at, process)
         except (QtraceError, OSError) as error:
             self.refused = _why_not(self.pid, error)
-            self.ended = not self.refused
+            self._gone = not self.refused
         finally:
             self._wait = None
+
+    def _until(self, at: float, process: Process) -> None:
+        """Take what the probes tell meanwhile."""
+        while True:
+            if self.probes is not None:
+                self.probes.take()
+            if self._stopped or not self._wake.wait(max(0.0, at - time.monotonic())):
+                break
+            self._wake.clear()
+        if self.probes is not None:
+            self.probes.arm(process)
 
     def _take(self, seen: Watched, took_s: float) -> None:
         look, state = seen.look, self._state

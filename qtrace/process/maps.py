@@ -6,15 +6,14 @@ import bisect
 import os
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from qtrace.binary.elf import Elf
-from qtrace.binary.module import Module
+from qtrace.binary.module import Module, parse_shared
 from qtrace.errors import NoSuchProcess, PermissionMissing, QtraceError
 from qtrace.machine.architectures import HOST
 from qtrace.machine.guarded import guarded_in
+from qtrace.machine.parts import part
 
 # Memory that bears a path: guests' memory, translated code.
 NO_FILES = ("/memfd:", "/dev/", "/SYSV", "/anon_hugepage")
@@ -140,21 +139,21 @@ class _MappedFile:
     def is_file(self, status: os.stat_result) -> bool:
         return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), status)
 
-    @cached_property
+    @part
     def module(self) -> Module | None:
         mapping = self._mapping
         if self._fd < 0:
             return None
         name = Path(mapping.path.removesuffix(" (deleted)")).name
         try:
-            elf = Elf(f"/proc/self/fd/{self._fd}", name)
+            parsed = parse_shared(self._fd, name)
         except QtraceError:
             return None
-        vaddr = elf.vaddr_of(mapping.offset)
+        vaddr = parsed.elf.vaddr_of(mapping.offset)
         # What an emulator has mapped of another processor's programs is no code of its own.
-        if vaddr is None or elf.architecture is not HOST:
+        if vaddr is None or parsed.elf.architecture is not HOST:
             return None
-        return Module(elf, mapping.start - vaddr)
+        return Module(parsed.elf, mapping.start - vaddr, parsed)
 
 
 def _open(mapping: Mapping, pid: int) -> int:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from qtrace.binary.elf import Elf
@@ -25,6 +24,7 @@ from qtrace.host.pid_namespace import require_proc
 from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import ProcessMemory
+from qtrace.machine.parts import part
 from qtrace.machine.stat_file import STARTCODE, STARTSTACK, STARTTIME, stat_fields, state_letter
 from qtrace.process.maps import AddressSpace
 
@@ -112,11 +112,11 @@ class Process:
         """What to open for the executable: right when it is deleted or in another namespace."""
         return f"/proc/{self.pid}/exe"
 
-    @cached_property
+    @part
     def space(self) -> AddressSpace:
         return AddressSpace(self.pid)
 
-    @cached_property
+    @part
     def binary(self) -> Module:
         """The executable's module.
 
@@ -135,7 +135,7 @@ class Process:
             raise _of_another_processor(self.pid, module.elf)
         return module
 
-    @cached_property
+    @part
     def memory(self) -> ProcessMemory:
         """Raises NoSuchProcess, PermissionMissing."""
         try:
@@ -148,7 +148,7 @@ class Process:
         except FileNotFoundError as error:
             raise NoSuchProcess(self.pid) from error
 
-    @cached_property
+    @part
     def version(self) -> str:
         """QEMU's version as its binary spells it, empty when it does not show."""
         return read_version(self.binary.elf)

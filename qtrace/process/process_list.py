@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,11 +12,9 @@ from qtrace.errors import NoSuchGuest, PermissionMissing, QtraceError, Unsupport
 from qtrace.host.capabilities import capabilities
 from qtrace.host.pid_namespace import require_proc
 from qtrace.host.unanswered import NoAnswer, ask
+from qtrace.knowledge import PROGRAMS
 from qtrace.process.process import Process, name_among
 
-# Names of executables; /proc/PID/comm, which everybody may read, has the first 15 bytes.
-# NixOS starts `.qemu-system-x86_64-wrapped` by a script.
-PROGRAMS = re.compile(r"\.?(qemu-(system-|kvm|storage-daem|img|nbd|io)|kvm$)")
 # A list is wanted at once.
 PATIENCE_S = 1.0
 

@@ -13,7 +13,7 @@ from qtrace.lab.guest import Guest, find_qemu
 from qtrace.process.process import Process
 from tests.limits import TIMEOUT_S
 from tests.live.support.hung import hung_guest
-from tests.live.support.monitored import monitor, scrape, until, values
+from tests.live.support.monitored import monitor, parts, scrape, until, values
 
 pytest.importorskip("prometheus_client")
 pytestmark = pytest.mark.qemu
@@ -44,7 +44,7 @@ def test_a_hang_is_told_while_it_lasts_and_a_command_is_run_for_it(tmp_path: Pat
 def test_who_listens_has_no_rights_and_ends_with_the_monitor() -> None:
     with Guest(find_qemu(), firmware="idle") as guest, monitor() as (process, url):
         until(lambda: scrape(url) if "qtrace_looks_total" in scrape(url) else "", "a look")
-        (listener,) = children(process.pid)
+        listener = parts(process.pid)["listener"]
         status = Path(f"/proc/{listener}/status").read_text()
         fields = dict(re.findall(r"^(\w+):[ \t]*(.*)$", status, re.MULTILINE))
         assert {fields[name].strip("0") for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {
@@ -81,10 +81,6 @@ def test_a_port_in_use_is_two_lines_and_status_3() -> None:
     assert re.fullmatch(
         rf"error: cannot listen on 127\.0\.0\.1:{port}: .*in use.*\nremedy: .*\n", run.stderr
     )
-
-
-def children(pid: int) -> list[int]:
-    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_without_room_for_an_autopsy_it_is_said_once_and_the_hang_is_told(tmp_path: Path) -> None:

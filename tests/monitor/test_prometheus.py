@@ -113,7 +113,7 @@ def is_ready(address: str) -> bool:
 
 
 def test_promtool_has_nothing_to_say_of_the_rules_and_of_the_metrics(observed: Observed) -> None:
-    assert "8 rules found" in promtool("check", "rules", RULES)
+    assert "11 rules found" in promtool("check", "rules", RULES)
     text = until(
         lambda: t if "qtrace_loop_stuck_seconds{" in (t := scrape(observed.metrics)) else "", "it"
     )

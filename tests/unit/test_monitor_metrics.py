@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric  # noqa: E402
 
 from qtrace.monitor.labels import MOST_REASONS, reasons, unique_label  # noqa: E402
 from qtrace.monitor.metrics import MOST_VMS, HostCollector  # noqa: E402
-from qtrace.monitor.state import HostState, StuckLoop, VmState  # noqa: E402
+from qtrace.monitor.state import HostState, ProbeState, StepCounts, StuckLoop, VmState  # noqa: E402
 
 SEEN = VmState("vm1", "qemu-system-x86_64", "7.2", "ab", looks=3, seen_at=990.0)
 HUNG = replace(
@@ -23,6 +23,14 @@ HUNG = replace(
     findings={"stuck": 2},
     in_flight={"nbd": 2},
     stuck_requests={"nbd": 1},
+)
+PROBED = replace(
+    SEEN,
+    probes=20,
+    armed_s=0.03,
+    steps=StepCounts({"stop": 3}, {"stop": 1.5}, [1, 0, 1, 1, 0, 0], {"stop": 7.0}, {"running": 1}),
+    ran={"snapshot_save_job_bh": {"vcpu": 2, "main": 9}},
+    found={"vcpu-poll": 2},
 )
 
 
@@ -109,8 +117,28 @@ def test_before_the_first_look_only_that_is_told() -> None:
 
 
 def test_a_state_is_the_same_behind_its_line() -> None:
-    state = host(HUNG, SEEN)
-    assert HostState.load(state.dump()) == state
+    for state in (host(HUNG, SEEN), replace(host(PROBED), probes=ProbeState("", {"no": 1}, 2, 3))):
+        assert HostState.load(state.dump()) == state
+
+
+def test_of_a_probed_guest_commands_jobs_and_runs_are_told() -> None:
+    state = replace(host(PROBED), probes=ProbeState(lost=4), ended={"SIGSEGV": 1})
+    assert value(state, "qtrace_probe_lost") == 4
+    assert value(state, "qtrace_vms_ended", how="SIGSEGV") == 1
+    assert value(state, "qtrace_qmp_waiting_seconds", vm="vm1", command="stop") == 7.0
+    assert value(state, "qtrace_jobs", vm="vm1", status="running") == 1
+    run = {"vm": "vm1", "bottom_half": "snapshot_save_job_bh", "role": "vcpu"}
+    assert value(state, "qtrace_bottom_half_runs", **run) == 2
+    times = metrics(state)["qtrace_qmp_command_seconds"].samples
+    assert [s.value for s in times if s.name.endswith("_bucket")] == [1, 1, 2, 3, 3, 3]
+    assert value(state, "qtrace_found", vm="vm1", kind="vcpu-poll") == 2
+
+
+def test_without_probes_it_is_told_why() -> None:
+    state = replace(host(SEEN), probes=ProbeState("no right to"))
+    assert value(state, "qtrace_probes_up") == 0
+    (sample,) = metrics(state)["qtrace_probes_missing"].samples
+    assert sample.labels == {"reason": "no right to"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +149,8 @@ def test_each_rule_and_each_query_is_about_metrics_that_there_are(asset: str, qu
     text = (resources.files("qtrace.monitor") / "assets" / asset).read_text()
     named = set(re.findall(r"\bqtrace_\w+", "\n".join(re.findall(queries, text))))
     assert named
-    assert named <= {sample for one in metrics(host(HUNG)).values() for sample in names(one)}
+    state = replace(host(HUNG), probes=ProbeState())
+    assert named <= {sample for one in metrics(state).values() for sample in names(one)}
 
 
 def names(metric: Metric) -> set[str]:

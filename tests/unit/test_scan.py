@@ -34,7 +34,7 @@ JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh"
 def scan_of(path: Path, *, symbols: bool = True) -> Scan:
     module = Module(Elf(path), 0)
     if not symbols:
-        module.symbols = SymbolTable([])
+        module.parsed.symbols = SymbolTable([])
     return scan_binary(module, "")
 
 

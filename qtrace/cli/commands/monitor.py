@@ -60,6 +60,8 @@ Examples:
     "--on-finding", metavar="CMD",
     help="Run by sh for each finding, with QTRACE_VM, _PID, _KIND, _SENTENCE.",
 )  # fmt: skip
+@click.option("--looks-only", is_flag=True, help="Set no probes.")
+@click.option("--programs", is_flag=True, help="Watch qemu-img, qemu-nbd and qemu-io, too.")
 @click.option("--once", is_flag=True, help="Look until it is known, print the metrics, and end.")
 @click.option("--print", "asset", type=click.Choice(sorted(ASSETS)), help="Print a file, and end.")
 def command(
@@ -71,14 +73,16 @@ def command(
     autopsies: Path | None,
     keep: int,
     on_finding: str | None,
+    looks_only: bool,
+    programs: bool,
     once: bool,
     asset: str | None,
 ) -> int:
     """Watch every QEMU of this host, as metrics for Prometheus.
 
-    Nothing is asked of QEMU, nothing is probed or stopped: a hang is told while it lasts. The
-    process that listens has no rights at all. Takes root, or CAP_SYS_PTRACE and
-    CAP_DAC_READ_SEARCH.
+    Nothing is asked of QEMU, nothing is stopped: a hang is told while it lasts. Rare probes (QMP
+    commands, jobs, snapshot bottom halves) need CAP_BPF and CAP_PERFMON, too; looks need
+    CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Who listens, and who reads the probes, has no rights.
 
     Exit status: 0; 3 it cannot listen; with --once 1, something is wrong with some QEMU, 4, it
     cannot be told of one.
@@ -97,22 +101,28 @@ def command(
     except ImportError:
         raise ExtraMissing("monitor", "prometheus-client is not installed") from None
     from qtrace.monitor.host_watch import HostWatch
+    from qtrace.monitor.rights import allow_descriptors
     from qtrace.monitor.service import Address, Autopsies, Listener, run
 
     if once:
         return _once(HostWatch(min(every, 0.5)))
     listener = Listener(Address(host.strip("[]"), int(port), tls_cert, tls_key, client_ca))
+    allow_descriptors()
+    watch = HostWatch(every, probing=not looks_only, programs=programs)
     kept = Autopsies(autopsies, keep) if autopsies else None
     try:
         with Signals() as signals:
             scheme = "https" if tls_cert else "http"
             stderr().print(f"listening on {scheme}://{host}:{listener.port}/metrics")
+            if missing := watch.no_probes:
+                stderr().print(f"no probes, only looks: {missing}")
             run(
-                HostWatch(every), listener, kept,
+                watch, listener, kept,
                 lambda news, file: _say(news, file, on_finding), _warn,
                 lambda: bool(signals.reason),
             )  # fmt: skip
     finally:
+        watch.close()
         listener.close()
         if kept:
             kept.close()

@@ -18,7 +18,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -61,7 +61,21 @@ class Uprobes:
             CodeMismatch: the kernel refuses.
             RecorderUnavailable: it would stop the whole host (qtrace/host/locked_maps.py).
         """
+        self.attach_all([(function, labels)])
+
+    def attach_all(self, functions: Iterable[tuple[int, Mapping[int, str]]]) -> None:
+        """The same of several, for all of which the host is looked at once."""
         refuse_while_locked(self._exe.decode(), self._pid)
+        for function, labels in functions:
+            self._attach(function, labels)
+
+    def hand_over(self) -> list[int]:
+        """The descriptors that keep the probes armed; whoever has them ends them from now on."""
+        kept = [*self._links, *self._events]
+        self._links, self._events = [], []
+        return kept
+
+    def _attach(self, function: int, labels: Mapping[int, str]) -> None:
         offsets = {self._offset_of(vaddr) or 0: label for vaddr, label in labels.items()}
         if not offsets:
             return

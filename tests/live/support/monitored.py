@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.limits import TIMEOUT_S
 
@@ -29,6 +30,16 @@ def monitor(*options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     finally:
         process.terminate()
         process.communicate(timeout=TIMEOUT_S)
+
+
+def parts(pid: int) -> dict[str, int]:
+    """The processes of a monitor, by what they do."""
+    found = {"looker": pid}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        if words[1:2] == ["-m"] and words[2].startswith("qtrace.monitor."):
+            found[words[2].removeprefix("qtrace.monitor.")] = int(child)
+    return found
 
 
 def until(condition: Callable[[], str], what: str) -> str:

@@ -1,0 +1,219 @@
+"""The rare probes of all QEMUs of a host: one set of programs and ring buffers, links for each.
+
+Nothing sits on a path that is often taken: QMP commands, changes of jobs, runs of the bottom halves
+that are watched by default (docs/monitor.md has the price).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qtrace.binary.module import Module, ParsedFile
+from qtrace.errors import RecorderUnavailable
+from qtrace.host.bpf_syscall import attach_raw_tracepoint
+from qtrace.host.capabilities import check_ebpf
+from qtrace.monitor.recorder_process import RecorderProcess
+from qtrace.process.hit import Hit
+from qtrace.process.process import Process
+from qtrace.record.ebpf.bpf_program import load_exec, load_watch
+from qtrace.record.ebpf.ebpf_recorder import HitReader, function_of
+from qtrace.record.ebpf.uprobes import Uprobes
+from qtrace.record.plans import Plans, make_plans
+from qtrace.sites.watch import Site
+
+# 4 MiB, 110 hits with as much stack as is ever copied; 1 MiB, 7,000 steps.
+RING_PAGES, STEP_RING_PAGES, EXEC_PAGES = 1024, 256, 4
+# What is told of: who schedules a bottom half, and when it returns, nobody counts.
+KINDS = ("run", "qmp", "job")
+PAGE = 4096
+# Builds whose sites are kept although none of them runs.
+KEPT_BUILDS = 4
+# A recorder that has ended is begun again so often at most.
+AGAIN_S = 5.0
+EXEC = "sched_process_exec"
+
+
+class Told(Protocol):
+    """Who is told what the probes of one QEMU show, in another thread."""
+
+    def hit(self, hit: Hit) -> None:
+        """A run of a watched bottom half."""
+
+    def steps(self, counts: dict[str, Any]) -> None:
+        """What is counted of QMP commands and jobs so far (``VmSteps.report``)."""
+
+
+@dataclass(frozen=True)
+class Armed:
+    """The probes of one QEMU.
+
+    Attributes:
+        sites: by run-time address.
+        at_ns: CLOCK_MONOTONIC, when all were set.
+    """
+
+    plans: Plans
+    sites: dict[int, Site]
+    at_ns: int
+    generation: int
+
+
+class HostProbes:
+    """Loaded from the start; each QEMU is armed by itself.
+
+    Args:
+        started: is told the pid, the name, and when, of each program that starts and may be QEMU's.
+
+    Attributes:
+        generation: which recorder it is, from 1 on: what an earlier one had armed is armed no more.
+        unsent: runs that came faster than they are passed on.
+    """
+
+    def __init__(self, started: Callable[[int, str, int], None]) -> None:
+        """Raises RecorderUnavailable."""
+        if missing := check_ebpf():
+            raise RecorderUnavailable(f"{missing.name}: {missing.detail}", missing.remedy)
+        self._started = started
+        self._program = load_watch(RING_PAGES, STEP_RING_PAGES)
+        self._execs = load_exec(EXEC_PAGES)
+        self._layouts = {**self._program.layouts, **self._execs.layouts}
+        self._read_hit = HitReader(self._program.layouts["events"])
+        at, size = self._program.layouts["events"]["tgid"]
+        self._tgid = slice(at, at + size)
+        try:
+            self._notice = attach_raw_tracepoint(self._execs.functions["on_exec"], EXEC)
+        except OSError as error:
+            raise RecorderUnavailable(
+                f"the kernel tells of no programs that start: {error.strerror}",
+                "qtrace doctor says what is missing",
+            ) from error
+        self._told: dict[int, tuple[str, Told]] = {}
+        self._plans: OrderedDict[ParsedFile, Plans] = OrderedDict()
+        self._lock = threading.Lock()
+        self.unsent = 0
+        self.generation = 0
+        self._begin_recorder()
+        self._program.count_losses(True)
+
+    def _begin_recorder(self) -> None:
+        self._begun = time.monotonic()
+        self.generation += 1
+        maps = {**self._program.maps, **self._execs.maps}
+        pages = {"events": RING_PAGES, "steps": STEP_RING_PAGES, "execs": EXEC_PAGES}
+        rings = {name: (maps[name], count * PAGE) for name, count in pages.items()}
+        layouts = {name: self._layouts[name] for name in rings}
+        self._recorder = RecorderProcess(
+            rings, layouts, [self._notice], self._take, self._take_hit
+        )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        """Whether the probes are read."""
+        return self._recorder.alive
+
+    @property
+    def pid(self) -> int:
+        """The recorder's."""
+        return self._recorder.pid
+
+    def revive(self) -> None:
+        """Begin another recorder where it has ended: who was armed is to be armed again."""
+        if not self.alive and time.monotonic() - self._begun >= AGAIN_S:
+            self._recorder.close()
+            self._begin_recorder()
+
+    def lost(self) -> int:
+        """Hits that found no room, of all QEMUs."""
+        return sum(count for _ip, count in self._program.counts("lost")) + self.unsent
+
+    def arm(self, process: Process, key: str, told: Told) -> Armed:
+        """Set all probes of one QEMU.
+
+        Args:
+            key: which of those that have had its pid.
+
+        Raises:
+            QtraceError: why not; none is set then.
+        """
+        generation = self.generation
+        plans = self._plan(process.binary)
+        plans.check(process)
+        bias = process.binary.bias
+        sites = {site.vaddr + bias: site for site in plans.watch.sites if site.kind in KINDS}
+        steps = {str(at): site.name for at, site in sites.items() if site.kind in ("qmp", "job")}
+        with self._lock:
+            self._told[process.pid] = (key, told)
+        about = {"pid": process.pid, "key": key}
+        runs = [at for at, site in sites.items() if site.kind == "run"]
+        self._recorder.send({"what": "vm", **about, "steps": steps, "runs": runs})
+        uprobes = Uprobes(process.pid, process.exe, process.binary.elf.offset_of)
+        try:
+            uprobes.attach_all(
+                (fd, {s.vaddr: s.label for s in sites.values() if function_of(s) == name})
+                for name, fd in self._program.functions.items()
+            )
+        except BaseException:
+            uprobes.close()
+            self.forget(process.pid, key)
+            raise
+        at_ns = time.monotonic_ns()
+        links = uprobes.hand_over()
+        self._recorder.send({"what": "links", **about}, links)
+        for fd in links:
+            os.close(fd)
+        return Armed(plans, sites, at_ns, generation)
+
+    def tell_gone(self, pid: int, key: str, status: int) -> None:
+        """Which status a job has when it is gone."""
+        self._recorder.send({"what": "gone", "pid": pid, "key": key, "status": status})
+
+    def forget(self, pid: int, key: str) -> None:
+        """It has ended, or is not to be watched any more."""
+        with self._lock:
+            if self._told.get(pid, ("",))[0] == key:
+                del self._told[pid]
+        self._recorder.send({"what": "forget", "pid": pid, "key": key})
+
+    def close(self) -> None:
+        """Disarm all."""
+        self._recorder.close()
+        self._program.close()
+        self._execs.close()
+
+    def _plan(self, module: Module) -> Plans:
+        """The sites of a build, found once."""
+        with self._lock:
+            known = self._plans.get(module.parsed)
+        made = known or make_plans(module, (), everything=False, optional=True)
+        module.static_names = made.scan.static_names
+        with self._lock:
+            self._plans[module.parsed] = made
+            self._plans.move_to_end(module.parsed)
+            while len(self._plans) > KEPT_BUILDS:
+                self._plans.popitem(last=False)
+        return made
+
+    def _take(self, message: dict[str, Any]) -> None:
+        what = message["what"]
+        if what == "exec":
+            self._started(message["pid"], message["name"], message["time_ns"])
+        elif what == "unsent":
+            self.unsent += message["count"]
+        elif what == "steps":
+            with self._lock:
+                key, told = self._told.get(message["pid"], ("", None))
+            if told is not None and key == message["key"]:
+                told.steps(message["counts"])
+
+    def _take_hit(self, record: bytes) -> None:
+        pid = int.from_bytes(record[self._tgid], "little")
+        with self._lock:
+            _key, told = self._told.get(pid, ("", None))
+        if told is not None:
+            told.hit(self._read_hit(record))

@@ -1,0 +1,181 @@
+"""The probes of one QEMU, and what they have shown so far.
+
+Its own thread arms them and makes rows of their hits: whoever waits for the kernel's answer about
+one QEMU keeps no other from being armed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from qtrace.errors import NoSuchProcess, QtraceError
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.monitor.happenings import Happened, ran
+from qtrace.monitor.host_probes import Armed, HostProbes
+from qtrace.monitor.labels import OTHER
+from qtrace.monitor.state import StepCounts, VmState
+from qtrace.process.hit import Hit
+from qtrace.process.process import Process, unless_it_ends
+from qtrace.record.qmp_rows import Commands
+from qtrace.record.rows import RowMaker
+from qtrace.sites.scan import Scan
+
+# A program that has just started has its main context after so long, or it is not waited for.
+CONTEXTS_WAIT_S = 5.0
+# What could not be armed is tried again.
+AGAIN_S = 10.0
+# The job's status after which there is none (qapi/job.json), and more than there are statuses.
+GONE, MOST_STATUSES = "null", 32
+
+
+class VmProbes:
+    """Of one QEMU.
+
+    Args:
+        key: which of those that have had its pid.
+        exec_ns: when it started; 0 where it was there before.
+
+    Attributes:
+        unarmed: why it is not, empty where it is or was not tried yet.
+        wake: is called when there is something to ``take``.
+    """
+
+    def __init__(self, host: HostProbes, key: str, exec_ns: int = 0) -> None:
+        self._host = host
+        self._key = key
+        self._exec_ns = exec_ns
+        self._pid = 0
+        self._armed: Armed | None = None
+        self._tried = -AGAIN_S
+        self._hits: SimpleQueue[Hit] = SimpleQueue()
+        self._counts: dict[str, Any] = {}
+        self._rows: RowMaker | None = None
+        self._commands: Commands | None = None
+        self._qemu: LiveQemu | None = None
+        self._ran: dict[str, Counter[str]] = {}
+        self._news: list[Happened] = []
+        self.unarmed = ""
+        self.wake: Callable[[], Any] = lambda: None
+
+    # In its own thread.
+
+    def arm(self, process: Process) -> None:
+        """Arm it, unless it is. Of what stands in the way ``unarmed`` tells.
+
+        Raises NoSuchProcess.
+        """
+        if self._is_armed or (self.unarmed and time.monotonic() - self._tried < AGAIN_S):
+            return
+        self._tried = time.monotonic()
+        self._pid = process.pid
+        try:
+            with unless_it_ends(process.pid):
+                self._armed = self._host.arm(process, self._key, self)
+            self.unarmed = ""
+        except NoSuchProcess:
+            raise
+        except QtraceError as error:
+            self.unarmed = error.message
+        if self._qemu is not None:
+            self._tell_gone()
+            self._make_rows(self._qemu)
+
+    @property
+    def scan(self) -> Scan | None:
+        """Of its binary; None where that was not read."""
+        return self._armed.plans.scan if self._armed else None
+
+    def begin(self, qemu: LiveQemu) -> None:
+        """Learn what its hits need; of one that has just started, once it has event loops."""
+        if self._exec_ns:
+            code = qemu.binary.elf.code[0].vaddr + qemu.bias
+            with suppress(QtraceError):
+                qemu.contexts.wait(CONTEXTS_WAIT_S, lambda: not qemu.memory.read(code, 1))
+            # Its libraries came meanwhile.
+            qemu.space.refresh()
+        self._qemu = qemu
+        self._commands = Commands(qemu.binary, qemu.memory)
+        self._commands.begin()
+        self._tell_gone()
+        self._make_rows(qemu)
+
+    def take(self) -> None:
+        """Make of the hits up to now what they show."""
+        while self._rows is not None:
+            try:
+                hit = self._hits.get_nowait()
+            except Empty:
+                return
+            if self._armed is None or hit.address not in self._armed.sites:
+                continue
+            for row in self._rows.rows(hit):
+                if row.event == "run":
+                    name = row.name if row.name in SNAPSHOT_JOBS else OTHER
+                    self._ran.setdefault(name, Counter())[row.role or OTHER] += 1
+                    if happened := ran(row):
+                        self._news.append(happened)
+
+    # In any thread.
+
+    def hit(self, hit: Hit) -> None:
+        self._hits.put(hit)
+        self.wake()
+
+    def steps(self, counts: dict[str, Any]) -> None:
+        self._counts = counts
+
+    def news(self) -> list[Happened]:
+        news, self._news = self._news, []
+        return news
+
+    def add_to(self, state: VmState) -> VmState:
+        """The state with what the probes have shown."""
+        armed = self._armed if self._is_armed else None
+        since_s = (armed.at_ns - self._exec_ns) / 1e9 if armed and self._exec_ns else 0.0
+        return replace(
+            state,
+            probes=len(armed.sites) if armed else 0,
+            armed_s=since_s,
+            steps=self._steps(),
+            ran={name: dict(roles) for name, roles in self._ran.items()},
+        )
+
+    def close(self) -> None:
+        self._host.forget(self._pid, self._key)
+
+    @property
+    def _is_armed(self) -> bool:
+        return self._armed is not None and self._armed.generation == self._host.generation
+
+    def _steps(self) -> StepCounts:
+        if not self._counts:
+            return StepCounts()
+        counts, commands = self._counts, self._commands
+
+        def named(numbers: dict[str, int]) -> dict[str, int]:
+            return {
+                commands.status(int(number)) if commands else number: count
+                for number, count in numbers.items()
+            }
+
+        return StepCounts(
+            **counts | {"jobs": named(counts["jobs"]), "changes": named(counts["changes"])}
+        )
+
+    def _tell_gone(self) -> None:
+        commands = self._commands
+        if commands is not None and self._is_armed:
+            for number in range(MOST_STATUSES):
+                if commands.status(number) == GONE:
+                    self._host.tell_gone(self._pid, self._key, number)
+
+    def _make_rows(self, qemu: LiveQemu) -> None:
+        if self._armed is not None and self._commands is not None:
+            self._rows = RowMaker(self._armed.sites, qemu, self._commands)
