@@ -117,6 +117,8 @@ AARCH64 = Architecture(
     sleeps_in=sleeps_in,
     call_size=4,
     follows_a_call=follows_a_call,
+    # __startcontext() of glibc 2.41: bti c; blr x20.
+    context_calls=(4, 8),
     called=called,
     stub_size=STUB_SIZE,
     jump_slot=jump_slot,

@@ -187,6 +187,7 @@ X86_64 = Architecture(
     sleeps_in=_sleeps_in,
     call_size=7,
     follows_a_call=follows_a_call,
+    context_calls=(),
     called=_called,
     stub_size=STUB_SIZE,
     jump_slot=jump_slot,

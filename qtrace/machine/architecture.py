@@ -48,6 +48,9 @@ class Architecture:
         follows_a_call: whether the (up to ``call_size``) bytes before an address end in a call, as
             they do before a return address. A frame that makecontext() built returns to a place
             that no call precedes: that is how the end of a coroutine's stack shows.
+        context_calls: how far behind its start a function of the C library that makecontext() lets
+            a coroutine begin with goes on after its call, where it makes one; empty where it does
+            not.
         called: where the direct call goes that these bytes, which end at an address, end in.
         stub_size, jump_slot: where the address lies that a stub of the PLT jumps to: of its first
             bytes and its address; None where it is no stub.
@@ -80,6 +83,7 @@ class Architecture:
     sleeps_in: Callable[[Mapping[str, int], Code], SystemCall | None]
     call_size: int
     follows_a_call: Callable[[bytes], bool]
+    context_calls: tuple[int, ...]
     called: Callable[[bytes, int], int | None]
     stub_size: int
     jump_slot: Callable[[bytes, int], int | None]

@@ -30,7 +30,7 @@ from qtrace.machine.architectures import ARCHITECTURES
 from qtrace.qemu.aio.model import Ending
 
 PF_W = 2
-NT_ARM_TLS = "NT_ARM_TLS"
+NT_ARM_TLS = 0x401
 AT_PHDR = 3
 # struct elf_prstatus: pid, then the registers (``Architecture.prstatus``).
 PRSTATUS_SIGNAL, PRSTATUS_PID, PRSTATUS_REGS = 12, 32, 112
@@ -275,13 +275,13 @@ class CoreFile:
 
 
 def _core_notes(elf: ELFFile, segment: bytes) -> Iterator[Any]:
-    """The notes that every system's cores have. They are parsed in a copy: a damaged length must
-    not lead through all of the core."""
+    """The notes that every system's cores have, and Linux's own. They are parsed in a copy: a
+    damaged length must not lead through all of the core."""
     view = SimpleNamespace(structs=elf.structs, elfclass=64, stream=io.BytesIO(segment))
     return (
         note
         for note in iter_notes(cast(ELFFile, view), 0, len(segment))
-        if note["n_name"] == "CORE"
+        if note["n_name"] in ("CORE", "LINUX")
     )
 
 

@@ -191,6 +191,8 @@ class Unwinder:
             vaddr = pc - module.bias
             trampoline = not leaf and _is_trampoline(module, vaddr)
             rule = None if trampoline else module.frames.rule(vaddr if leaf else vaddr - 1)
+            if rule is not None and rule.ends and not leaf and _begins_context(module, vaddr):
+                trampoline, rule = True, None
             self._rules[key] = (rule, trampoline)
         return self._rules[key]
 
@@ -249,6 +251,13 @@ class Unwinder:
 def _is_trampoline(module: Module, vaddr: int) -> bool:
     function = module.frames.function(vaddr)
     return function is not None and function[0] == vaddr and not _follows_a_call(module, vaddr)
+
+
+def _begins_context(module: Module, vaddr: int) -> bool:
+    """Whether a function that has no caller goes on there after calling a coroutine's."""
+    places = module.elf.architecture.context_calls
+    function = module.frames.function(vaddr - 1) if places else None
+    return function is not None and vaddr - function[0] in places
 
 
 def _follows_a_call(module: Module, vaddr: int) -> bool:

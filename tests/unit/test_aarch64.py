@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.binary.cfi import CallFrames
 from qtrace.binary.elf import Elf
 from qtrace.binary.instruction_set import instruction_set
 from qtrace.binary.module import Module
@@ -225,3 +227,73 @@ def test_names_of_system_calls_are_the_headers() -> None:
         if GENERIC_NAMES.get(number) != name
     }
     assert wrong == {}
+
+
+# readelf's names of registers, where they are not the plain ones.
+SPELLED = {"ra": AARCH64.return_address, "sp": AARCH64.stack_pointer}
+Row = tuple[int, int, dict[int, int]]
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        ("arm64-signed", 16),
+        pytest.param("arm64-signed", 1, marks=pytest.mark.soak),
+        pytest.param("arm64", 1, marks=pytest.mark.soak),
+    ],
+)
+def test_each_row_of_unwind_rules_is_readelfs(name: str, every: int) -> None:
+    path = build(name).files / "qemu-img"
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf: apt-get install binutils")
+    shown = subprocess.run(["readelf", "-wF", path], capture_output=True, text=True, check=True)
+    frames = CallFrames(Elf(path))
+    starts = frames.starts
+    rows = {
+        address: row
+        for address, row in rows_of(shown.stdout).items()
+        if not int(starts.searchsorted(address, side="right")) % every
+    }
+    rules = {address: frames.rule(address) for address in rows}
+    # Vector registers are kept, too, and no frame is found by them.
+    ours = {
+        address: (
+            rule.cfa_register,
+            rule.cfa_offset,
+            {number: offset for number, offset in rule.saved if number <= AARCH64.pc},
+        )
+        for address, rule in rules.items()
+        if rule is not None
+    }
+    assert ours == rows
+    assert len(rows) > 30_000 // every
+
+
+def rows_of(listing: str) -> dict[int, Row]:
+    """Per address the register and offset of the CFA, and what is saved where from it on, as
+    ``readelf -wF`` shows them."""
+    found: dict[int, Row] = {}
+    columns: list[int | None] = []
+    for line in listing.splitlines():
+        words = line.split()
+        if words[:2] == ["LOC", "CFA"]:
+            columns = [number_of(name) for name in words[2:]]
+        elif " FDE " in line:
+            columns = []
+            # Without rows of its own it has its CIE's: nothing has been done yet.
+            begin = int(line.rpartition("pc=")[2].partition("..")[0], 16)
+            found[begin] = (AARCH64.stack_pointer, 0, {})
+        elif columns and words:
+            register, offset = words[1].split("+")
+            pairs = zip(columns, words[2:], strict=True)
+            saved = {n: int(v[1:]) for n, v in pairs if n is not None and v[0] == "c"}
+            found[int(words[0], 16)] = (number_of(register) or 0, int(offset), saved)
+    return found
+
+
+def number_of(name: str) -> int | None:
+    """A register's number; None of vector registers."""
+    if name in SPELLED:
+        return SPELLED[name]
+    return int(name[1:]) if name[0] == "x" else None

@@ -1,0 +1,120 @@
+"""Cores of QEMUs for aarch64 hosts: their stacks are gdb's, signed or not, and inspect reads them.
+
+No such hardware was there: an emulator runs Debian's programs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import Qemu
+from qtrace.machine.arch_aarch64 import ADDRESS_BITS, LR
+from qtrace.process.core_file import CoreFile
+from qtrace.process.core_source import CoreSource
+from qtrace.process.stack import COMPLETE
+from tests import conftest
+from tests.live.support import emulated
+from tests.live.support.emulated import Taken
+
+pytestmark = [pytest.mark.builds, pytest.mark.soak]
+# Of both builds the same functions lie below the command, others beside them.
+WAY = (
+    "qmp_query_status", "qmp_marshal_query_status", "do_qmp_dispatch_bh", "aio_bh_poll",
+    "aio_dispatch", "g_main_context_dispatch", "main_loop_wait", "qemu_main_loop",
+    "__libc_start_main", "_start",
+)  # fmt: skip
+
+
+@cache
+def taken_of(base: Path, name: str, cpu: str) -> Taken:
+    folder = base / f"{name}-{cpu}"
+    folder.mkdir()
+    return emulated.take_core(conftest.build(name), cpu, folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short path: sockets lie there."""
+    if why := emulated.absent():
+        conftest.absent("builds", why)
+    return tmp_path_factory.mktemp("a64")
+
+
+def looker_of(taken: Taken) -> Looker:
+    return Looker(Qemu(CoreSource(CoreFile(taken.core), None, taken.root)))
+
+
+def chains(looker: Looker) -> dict[int, tuple[list[int], list[str], str]]:
+    """Addresses, names and end of each thread's stack."""
+    found = {}
+    for tid in looker.source.threads():
+        registers = looker.source.state(tid).registers
+        assert registers is not None
+        chain = looker.unwinder.unwind(registers, looker._word)
+        found[tid] = chain.pcs, looker.unwinder.names(chain), chain.end
+    return found
+
+
+@pytest.mark.parametrize("name", ["arm64", "arm64-signed"])
+def test_stacks_without_signatures_are_gdbs_frame_by_frame(base: Path, name: str) -> None:
+    """On a processor that knows none, code that signs does nothing."""
+    taken = taken_of(base, name, "cortex-a57")
+    ours = chains(looker_of(taken))
+    assert {tid: pcs for tid, (pcs, _names, _end) in ours.items()} == taken.stacks
+    assert {end for _pcs, _names, end in ours.values()} == {COMPLETE}
+    assert len(ours) == 4
+
+
+def test_signed_return_addresses_lead_the_same_way(base: Path) -> None:
+    """gdb 13 itself does not get through them; without signatures it does."""
+    signed = looker_of(taken_of(base, "arm64-signed", "max"))
+    plain = looker_of(taken_of(base, "arm64-signed", "cortex-a57"))
+    ours, wanted = chains(signed), chains(plain)
+    main, same = ours[signed.pid], wanted[plain.pid]
+    assert main[1:] == same[1:]
+    assert main[2] == COMPLETE
+    functions = iter(frame.split("+0x")[0] for frame in main[1])
+    assert all(function in functions for function in WAY)
+    registers = signed.source.state(signed.pid).registers or {}
+    chain = signed.unwinder.unwind(registers, signed._word)
+    saved = [frame.registers[LR] for frame in chain.frames if LR in frame.registers]
+    assert any(address >> ADDRESS_BITS for address in saved)
+
+
+@pytest.mark.parametrize(("name", "cpu"), [("arm64", "cortex-a57"), ("arm64-signed", "max")])
+def test_inspect_reads_such_a_core(base: Path, name: str, cpu: str) -> None:
+    """Its own IOThread, and the monitor's."""
+    taken = taken_of(base, name, cpu)
+    run = subprocess.run(
+        [sys.executable, "-m", "qtrace", "inspect", "--core", taken.core, "--sysroot", taken.root,
+         "--format", "json"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 4, run.stderr
+    told = json.loads(run.stdout)
+    names = [context["name"] for context in told["contexts"]]
+    assert names[:2] == ["main", "iohandler"]
+    assert len([n for n in names if n.startswith("iothread:")]) == 2
+    assert told["missing"] == []
+    (main,) = [thread for thread in told["threads"] if thread["role"] == "main"]
+    assert main["tid"] == told["target"]["pid"]
+    assert [thread["role"] for thread in told["threads"]].count("iothread") == 2
+    assert told["bql"]["holder"] == main["tid"]
+    # What is not read is said, and nothing is called well.
+    assert told["verdict"] == "inconclusive"
+    assert told["block"]["nodes"] is None
+    assert run.stderr.count("\n") == 1
+    assert "aarch64 host" in run.stderr
+    # The coroutine that dispatches commands, down to its trampoline.
+    (coroutine,) = told["block"]["coroutines"]["others"]
+    assert coroutine["complete"]
+    assert coroutine["entry"] == "monitor_qmp_dispatcher_co"
+    assert coroutine["stack"][0].startswith("qemu_coroutine_switch+")
+    assert coroutine["stack"][-1].startswith("monitor_qmp_dispatcher_co+")
