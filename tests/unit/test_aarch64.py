@@ -59,7 +59,7 @@ def program(name: str) -> Path:
 def scan_of(path: Path, *, symbols: bool = True) -> Scan:
     module = Module(Elf(path), 0)
     if not symbols:
-        module.symbols = SymbolTable([])
+        module.parsed.symbols = SymbolTable([])
     return scan_binary(module, "")
 
 
