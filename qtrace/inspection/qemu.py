@@ -12,9 +12,9 @@ from typing import Any
 
 from qtrace.binary.debug_layout import facts_of_debug_info
 from qtrace.binary.likely_names import likely_names
-from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.errors import QtraceError
 from qtrace.inspection.context_names import ContextNames
+from qtrace.inspection.layout_cache import aio_layout
 from qtrace.machine.architecture import Architecture
 from qtrace.machine.parts import part
 from qtrace.machine.thread_files import SystemCall, read_system_call
@@ -23,7 +23,6 @@ from qtrace.process.live_source import LiveSource
 from qtrace.process.look_source import LookSource
 from qtrace.process.process import Process, read_version
 from qtrace.process.stack import Unwinder
-from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.debug_facts import believed
 from qtrace.qemu.aio.layout import Layout
 from qtrace.roles import Roles
@@ -77,8 +76,7 @@ class Qemu:
 
     @part
     def _believed(self) -> tuple[Layout, list[str]]:
-        shown = calibrate(ModuleDisassembly(self.binary))
-        return believed(shown, facts_of_debug_info(self.binary))
+        return believed(aio_layout(self.binary), facts_of_debug_info(self.binary))
 
     @property
     def layout(self) -> Layout:

@@ -1,7 +1,8 @@
-"""The block layer's layout is kept by build id and code, and is what the code shows."""
+"""Layouts are kept by build id and code, and are what the code shows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
-from qtrace.inspection.layout_cache import block_layout
-from qtrace.qemu.block.block_calibration import calibrate
+from qtrace.inspection.layout_cache import aio_layout, block_layout
+from qtrace.qemu.aio.calibration import calibrate as calibrate_aio
+from qtrace.qemu.aio.layout import Layout
+from qtrace.qemu.block.block_calibration import calibrate as calibrate_block
+from qtrace.qemu.block.block_layout import BlockLayout
 
 LOW, HIGH = 0x5500_0000_0000, 0x5600_0000_0000
 
@@ -21,17 +25,22 @@ LOW, HIGH = 0x5500_0000_0000, 0x5600_0000_0000
     "damage",
     ["", "{", "[]", '{"code_hash": "", "facts": {}}', '{"facts": {"nodes": "x"}}'],
 )
+@pytest.mark.parametrize(
+    ("layout", "calibrate"), [(aio_layout, calibrate_aio), (block_layout, calibrate_block)]
+)
 def test_a_kept_layout_is_that_of_the_code_wherever_it_is_mapped(
-    qemu_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
+    qemu_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str,
+    layout: Callable[[Module], Layout | BlockLayout],
+    calibrate: Callable[[ModuleDisassembly], Layout | BlockLayout],
+) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = Elf(qemu_binary.with_name("qemu-img"))
     shown = calibrate(ModuleDisassembly(Module(program, HIGH)))
-    assert block_layout(Module(program, LOW)) != shown
+    assert layout(Module(program, LOW)) != shown
     (kept,) = (tmp_path / "qtrace").iterdir()
     if damage:
         kept.write_text(damage)
-    assert block_layout(Module(program, HIGH)) == shown
+    assert layout(Module(program, HIGH)) == shown
 
 
 @pytest.mark.qemu

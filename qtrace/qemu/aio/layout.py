@@ -5,7 +5,10 @@ What needs a missing one is left out and named, the rest works.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+# The facts that are run-time addresses.
+ADDRESSES = ("main_variable", "iohandler_variable", "jobs", "bql")
 
 
 def begins_bottom_half(words: tuple[int, ...], callback: int, opaque: int) -> bool:
@@ -64,6 +67,12 @@ class Layout:
         """``name`` came with 0f08586c71 (6.1), between ctx and cb; opaque and next follow."""
         cb = self.bh_next - 16 if self.bh_cb is None and self.bh_next else self.bh_cb
         return 8 if cb == 16 else None
+
+    def moved(self, by: int) -> Layout:
+        """The same binary mapped so many bytes higher."""
+        places = {name: getattr(self, name) for name in ADDRESSES}
+        # 0: there is none.
+        return replace(self, **{name: at + by for name, at in places.items() if at})
 
     def missing(self) -> list[str]:
         """The facts that were not found."""

@@ -297,7 +297,7 @@ class AllRecorder:
         """Move so many records of a ring, fewer where one is unfinished; how many."""
         left = count
         while left:
-            slots = ring.peek()[:left]
+            slots = ring.peek(left)
             if not len(slots):
                 break
             self._take(slots, facts)
@@ -325,6 +325,8 @@ class AllRecorder:
             return slots
         times = slots["time_ns"]
         inside = (times >= np.uint64(self._since_ns)) & (times < np.uint64(self._until_ns))
+        if inside.all():
+            return slots
         self._outside += int((~inside).sum())
         return slots[inside]
 

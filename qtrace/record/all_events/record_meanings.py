@@ -11,7 +11,8 @@ import numpy as np
 from qtrace.errors import NoSuchProcess
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.thread_roles import look_at
-from qtrace.record.all_events.unseen import Fresh
+from qtrace.record.all_events.all_program import slot_type
+from qtrace.record.all_events.unseen import FreshRecords, FreshValues
 from qtrace.record.ebpf.rings import Slots
 from qtrace.roles import role_of_stack
 from qtrace.sites.all_plan import AllSite
@@ -38,7 +39,12 @@ class Meanings:
         self._roles = qemu.roles
         self._contexts = qemu.contexts
         self._program = qemu.program[:15]
-        self._fresh = {key: Fresh() for key in ("name", "callback", "inner", "outer", "tid", "ctx")}
+        # All that is read of a record is one of these, or shares a word with one (its probe).
+        fields = ("tid", "ctx", "name", "callback", "caller")
+        self._records = FreshRecords(slot_type(), fields)
+        self._fresh = {
+            key: FreshValues() for key in ("name", "callback", "inner", "outer", "tid", "ctx")
+        }
         self.names: dict[int, str] = {}
         self._runners: dict[int, set[int]] = {}
         self._threads: dict[int, str] = {}
@@ -57,6 +63,9 @@ class Meanings:
 
     def of(self, slots: Slots, run_ip: int) -> dict[str, Any]:
         """Facts that are new with these records; empty when there are none."""
+        slots = self._records.of(slots)
+        if not len(slots):
+            return {}
         fresh = self._fresh
         # First what may be gone any moment: all else can be read of files, too.
         tids = fresh["tid"].of(slots["tid"])

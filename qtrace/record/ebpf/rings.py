@@ -56,12 +56,12 @@ class Ring(Mapped):
         times = words[((at + offset) & (self._size - 1)) // 8]
         return np.minimum.accumulate(times[::-1])[::-1]
 
-    def peek(self) -> Slots:
-        """The next block of complete records, still in the buffer.
+    def peek(self, most: int) -> Slots:
+        """The next block of complete records, so many at most, still in the buffer.
 
         A record whose program was interrupted ends the block; later ones wait for it.
         """
-        count = self.waiting
+        count = min(self.waiting, most)
         start = self._consumed[0] & (self._size - 1)
         straight = (self._size - start) // self._slot.itemsize
         if count and not straight:
