@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+from elftools.common.utils import parse_cstring_from_stream, struct_parse
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
@@ -96,7 +97,7 @@ class Elf:
             machine, bits = self._elf["e_machine"], self._elf.elfclass
             self.segments = tuple(
                 Segment(s["p_vaddr"], s["p_offset"], s["p_filesz"], s["p_flags"])
-                for s in self._elf.iter_segments("PT_LOAD")
+                for s in self._program_headers("PT_LOAD")
             )
         except Exception as error:
             # pyelftools raises whatever a damaged header leads to.
@@ -109,6 +110,34 @@ class Elf:
                 f"name a QEMU for {' or '.join(a.name for a in ARCHITECTURES.values())} hosts",
             )
         self.architecture: Architecture = ARCHITECTURES[machine]
+
+    # The headers alone: pyelftools' objects for segments and sections read what they are about,
+    # too, a hash table of all symbols among it, which took a third of a look.
+
+    def _program_headers(self, kind: str) -> list[Any]:
+        elf = self._elf
+        begin, size = elf["e_phoff"], elf["e_phentsize"]
+        headers = (
+            struct_parse(elf.structs.Elf_Phdr, elf.stream, begin + n * size)
+            for n in range(elf.num_segments())
+        )
+        return [header for header in headers if header["p_type"] == kind]
+
+    @cached_property
+    def _section_headers(self) -> dict[str, Any]:
+        elf = self._elf
+        begin, size = elf["e_shoff"], elf["e_shentsize"]
+        headers = [
+            struct_parse(elf.structs.Elf_Shdr, elf.stream, begin + n * size)
+            for n in range(elf.num_sections())
+        ]
+        names = headers[elf.get_shstrndx()]["sh_offset"] if headers else 0
+        return {
+            (
+                parse_cstring_from_stream(elf.stream, names + header["sh_name"]) or b""
+            ).decode(): header
+            for header in headers
+        }
 
     def read(self, vaddr: int, size: int) -> bytes:
         """Up to ``size`` bytes of the file at a link-time address; shorter at a segment's end."""
@@ -167,8 +196,8 @@ class Elf:
 
     @absent_when_damaged
     def _build_id(self) -> str | None:
-        for segment in self._elf.iter_segments("PT_NOTE"):
-            for note in cast(NoteSegment, segment).iter_notes():
+        for header in self._program_headers("PT_NOTE"):
+            for note in NoteSegment(header, self._elf.stream, self._elf).iter_notes():
                 # A damaged note may claim half the file; it becomes part of file names.
                 if note["n_type"] == "NT_GNU_BUILD_ID" and note["n_descsz"] <= MAX_BUILD_ID:
                     return str(note["n_desc"])
@@ -186,15 +215,15 @@ class Elf:
     @absent_when_damaged
     def eh_frame_hdr(self) -> int | None:
         """Link-time address of .eh_frame_hdr, None when the file has none."""
-        for segment in self._elf.iter_segments("PT_GNU_EH_FRAME"):
-            return int(segment["p_vaddr"])
+        for header in self._program_headers("PT_GNU_EH_FRAME"):
+            return int(header["p_vaddr"])
         return None
 
     def section(self, name: str) -> bytes | None:
         """A section's bytes, None when there is none (stripped section headers included)."""
         with self.lock:
             try:
-                section = self._elf.get_section_by_name(name)
+                section = self._section_headers.get(name)
             except Exception:
                 # Damaged section headers, see absent_when_damaged().
                 return None
@@ -205,8 +234,8 @@ class Elf:
     @absent_when_damaged
     def dynamic_symbols(self) -> tuple[bytes, bytes] | None:
         """.dynsym and .dynstr by PT_DYNAMIC, for files without section headers."""
-        for found in self._elf.iter_segments("PT_DYNAMIC"):
-            segment = cast(DynamicSegment, found)
+        for header in self._program_headers("PT_DYNAMIC"):
+            segment = DynamicSegment(header, self._elf.stream, self._elf)
             tags = {tag.entry.d_tag: tag.entry.d_val for tag in segment.iter_tags()}
             if "DT_SYMTAB" not in tags or "DT_STRTAB" not in tags:
                 return None
