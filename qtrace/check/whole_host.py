@@ -89,19 +89,22 @@ def _one(
         return _unknown(one, one.hindrance)
     ours, theirs = processes.Pipe(duplex=False)
     child = processes.Process(target=_work, args=(one.pid, for_s, answer, theirs), daemon=True)
-    child.start()
-    theirs.close()
     limit_s = for_s + GRACE_S
-    try:
-        if not ours.poll(limit_s):
-            # It may sleep in the kernel for ever, and is left behind then.
-            child.kill()
-            return _unknown(one, f"no answer within {limit_s:.0f} s")
-        said = ours.recv()
-    except EOFError:
-        return _unknown(one, "its check failed")
-    finally:
-        ours.close()
+    with ours:
+        try:
+            with theirs:
+                child.start()
+        except OSError as error:
+            # As where its user may not execute Python by the path that it has.
+            return _unknown(one, f"no process can be started to check it: {error.strerror}")
+        try:
+            if not ours.poll(limit_s):
+                # It may sleep in the kernel for ever, and is left behind then.
+                child.kill()
+                return _unknown(one, f"no answer within {limit_s:.0f} s")
+            said = ours.recv()
+        except (EOFError, OSError):
+            return _unknown(one, "its check failed")
     if isinstance(said, str):
         return _unknown(one, said)
     return OneOfMany(one.pid, one.name, *said) if said is not None else None

@@ -29,6 +29,7 @@ from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.other_process import stop
 from tests.live.support.ptraced import until
 from tests.live.support.stirring import DISKS, STIRS, stirred
+from tests.live.test_capabilities import for_anybody
 from tests.live.test_privilege import NOBODY
 from tests.live.test_request_stuck import ask, guest_on_server
 from tests.live.test_soak_hung import HANGS, drains, is_kept_off, opens, pauses
@@ -46,9 +47,10 @@ EMPTY = ("-S", "-machine", "none", "-nodefaults", "-no-user-config", "-display",
 
 def qtrace(*words: object, user: tuple[str, ...] = ()) -> tuple[int, dict[str, Any], float]:
     """The exit status of a command, its JSON, and how long it took."""
+    command = [sys.executable, "-m", "qtrace", *map(str, words), "--format", "json"]
     began = time.monotonic()
     run = subprocess.run(
-        [*user, sys.executable, "-m", "qtrace", *map(str, words), "--format", "json"],
+        [*user, *for_anybody(command)] if user else command,
         text=True, capture_output=True, timeout=TIMEOUT_S,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
@@ -173,7 +175,10 @@ def test_of_50_qemus_each_has_its_line_and_a_locked_one_keeps_no_other_waiting(
         status, document, took_s = qtrace("check", "--host")
         of_user = qtrace("check", "--host", "--for", "1s", user=NOBODY)
     found = {one["target"]["pid"]: one for one in document["qemus"]}
-    assert status == 4
+    ours = {*others, own, guest.pid}
+    # Others may test here, too.
+    of_others = {one["verdict"] for pid, one in found.items() if pid not in ours}
+    assert status == (4 if of_others <= {"healthy", "inconclusive", COMPUTES} else 1)
     assert "stopped by" in found[others[0]]["unclear"][0]
     assert "the kernel lets nobody read" in found[guest.pid]["error"]
     assert {found[pid]["verdict"] for pid in (*others[1:], own)} == {"healthy"}
