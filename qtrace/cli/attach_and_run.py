@@ -209,8 +209,8 @@ def tell_price() -> None:
 
     if not links_work() and check_ebpf() is None:
         warn(
-            "this kernel takes a perf event for each probe (Linux before 6.10): while they are set "
-            "the target may lose some percent of its rate (2 to 37 were seen)"
+            "this kernel takes a perf event for each probe (Linux before 6.10): they are gone some "
+            "seconds after the end of the recording only"
         )
 
 
