@@ -53,8 +53,8 @@ def may_read_without(folder: str) -> bool:
 
 
 def given_up() -> bool:
-    """Whether this process has no capability any more."""
-    return _kept == frozenset()
+    """Whether this process has given up to look into others."""
+    return _kept is not None and "CAP_SYS_PTRACE" not in _kept
 
 
 def follow() -> None:

@@ -13,6 +13,7 @@ from qtrace.gdb.channel import Message
 from qtrace.gdb.checks import check_usable, refuse_unstoppable
 from qtrace.gdb.gdb_session import GdbSession
 from qtrace.gdb.stop_registers import CAPTURE, hit_of
+from qtrace.host.capabilities import CAPABILITIES
 from qtrace.machine.arch_x86_64 import ARGUMENTS, REGISTER_NAMES
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
@@ -83,6 +84,9 @@ class GdbProbes:
     def counted_ns(self, asked_ns: int) -> int:
         """What found no room is told by the next message that does."""
         return min(asked_ns, self._counted_ns)
+
+    def needed(self) -> tuple[str, ...]:
+        return tuple(CAPABILITIES)
 
     def close(self) -> None:
         if self._session is not None:

@@ -54,6 +54,9 @@ class Probes(Protocol):
     def counted_ns(self, asked_ns: int) -> int:
         """Up to when ``lost`` had counted them all, when it was asked at ``asked_ns``."""
 
+    def needed(self) -> tuple[str, ...]:
+        """Capabilities that it takes as long as it records."""
+
     def close(self) -> None:
         """Disarm them all."""
 

@@ -115,7 +115,7 @@ def arm(
         if armed_ns is None:
             armed_ns = set_probes(qemu, plans, probes, everything)
         if confined:
-            privileges.give_up(options.keep)
+            privileges.give_up({*options.keep, *probes.needed()})
         recording.begin(attach_row(armed_ns, probes.name, qemu, plans, everything, stall_after_ns))
     except BaseException as error:
         probes.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, replace
 from mmap import PAGESIZE
 
 from qtrace.errors import RecorderUnavailable
+from qtrace.host import privileges
 from qtrace.host.bpf_syscall import (
     MAP_CREATE,
     PROG_TYPE_KPROBE,
@@ -131,6 +133,24 @@ class Program:
         Raises OSError.
         """
         update_map(self.maps["recording"], INDEX.pack(0), INDEX.pack(on))
+
+    def is_open_to_all(self) -> bool:
+        """Whether who has no capability may use its maps: not before c8644cd0efe7 (Linux 6.0),
+        where kernel.unprivileged_bpf_disabled is set."""
+        refused: list[PermissionError] = []
+
+        def use() -> None:
+            privileges.give_up_here()
+            try:
+                next(self.counts("lost"), None)
+            except PermissionError as error:
+                refused.append(error)
+
+        # Capabilities are each thread's own.
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        return not refused
 
     def close(self) -> None:
         """Let the kernel drop it, as far as nothing is attached."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qtrace.errors import RecorderUnavailable
+from qtrace.host.capabilities import capabilities
 from qtrace.host.pid_namespace import namespace_of, own_namespace
 from qtrace.machine.arch_x86_64 import (
     ARGUMENTS,
@@ -100,6 +101,11 @@ class EbpfProbes:
 
     def counted_ns(self, asked_ns: int) -> int:
         return asked_ns
+
+    def needed(self) -> tuple[str, ...]:
+        if self._program.is_open_to_all():
+            return ()
+        return ("CAP_BPF" if "CAP_BPF" in capabilities() else "CAP_SYS_ADMIN",)
 
     def close(self) -> None:
         """Disarm all probes."""
