@@ -65,6 +65,7 @@ class Checked:
         sightings: how long loops were away, who waited for the BQL and for processors.
         noted: what the recording shows and is over, or was only seen to happen, the worst first.
         reasons: why it cannot be told whether something (else) is wrong.
+        remarks: what is no finding, in words.
         unseen: what was not looked at, and why, in words.
         commands: how many QMP commands were taken; None without a recording.
         slowest: name and nanoseconds, from taken to answered, of the one that took longest; None
@@ -81,6 +82,7 @@ class Checked:
     sightings: Sightings
     noted: list[Noted] = field(default_factory=list)
     reasons: list[str] = field(init=False)
+    remarks: list[str] = field(init=False)
     unseen: list[str] = field(default_factory=list)
     commands: int | None = None
     slowest: tuple[str, int] | None = None
@@ -89,6 +91,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         self.reasons = list(self.answer.reasons)
+        self.remarks = list(self.answer.remarks)
 
     @property
     def held(self) -> str:
@@ -302,19 +305,27 @@ def _read(found: Checked, path: Path) -> None:
             for one in half["findings"][:1]
             if one["verdict"] in RECORDED and one["tid"] not in now
         ]
-    noted += [
-        Noted(SLOW, one["sentence"],
-              {"tid": one["tid"], "lasted_ns": one["at_least_ns"], "command": one["command"]})
+    slow = [
+        (HUNG_S * 1e9, Noted(SLOW, one["sentence"], {
+            "tid": one["tid"], "lasted_ns": one["at_least_ns"], "command": one["command"]}))
         for one in report["computing"]
         if one["tid"] not in now and one["at_least_ns"] >= HUNG_S * 1e9
     ]  # fmt: skip
-    told = {one.facts.get("command") for one in noted}
-    for lint in report["lints"]:
-        noted += [
-            Noted(SLOW, one["sentence"], {"tid": one["tid"], "took_ns": int(one["value"])})
-            for one in lint["findings"]
-            if one["value"] >= SLOW_NS and f"QMP {one['name']}" not in told
-        ]
+    told = {one.facts.get("command") for one in (*noted, *(one for _, one in slow))}
+    slow += [
+        (SLOW_NS, Noted(SLOW, one["sentence"], {"tid": one["tid"], "lasted_ns": int(one["value"])}))
+        for lint in report["lints"]
+        for one in lint["findings"]
+        if one["value"] >= SLOW_NS and f"QMP {one['name']}" not in told
+    ]
+    for allowed_ns, one in slow:
+        # Of one that was ready to run QEMU is not to blame.
+        waited_ns = found.sightings.waited_ns(one.facts["tid"])
+        if one.facts["lasted_ns"] - waited_ns >= allowed_ns:
+            noted.append(one)
+        else:
+            waited = f"{show(waited_ns, 'ns')} for a processor of the host in all"
+            found.remarks.append(f"{one.sentence}; but that thread waited {waited}")
     found.add(noted)
     if not found.answer.findings:
         # Else they are the same, seen by the recorder.

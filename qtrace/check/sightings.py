@@ -125,6 +125,12 @@ class Sightings:
         ran, waited = (sum(two[n] - one[n] for one, two in known) for n in (0, 1))
         return Processors(len(own), ran, waited)
 
+    def waited_ns(self, tid: int) -> int:
+        """For how long a thread was ready to run and had to wait for a processor of the host, from
+        beginning to end; 0 where that is not known."""
+        one, two = self._times.get(tid), self._last_times.get(tid)
+        return two[1] - one[1] if one and two else 0
+
     @property
     def lasted_ns(self) -> int:
         return self._ended_ns - self._began_ns

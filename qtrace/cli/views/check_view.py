@@ -54,7 +54,7 @@ def checked_json(found: Checked) -> dict[str, Any]:
             {"verdict": one.verdict, "sentence": inert(one.sentence), **one.facts}
             for one in found.noted
         ],
-        "remarks": [inert(remark) for remark in found.answer.remarks],
+        "remarks": [inert(remark) for remark in found.remarks],
         "unclear": [inert(reason) for reason in found.reasons],
         "unseen": [inert(what) for what in found.unseen],
         "loops": [
@@ -169,7 +169,7 @@ def _wrong(found: Checked) -> Iterator[Line]:
 
 def _what_else(found: Checked) -> Iterator[Line]:
     """What is no finding, the numbers, and what was not seen."""
-    for remark in found.answer.remarks[:TOLD]:
+    for remark in found.remarks[:TOLD]:
         yield Line(3, f"  {remark}")
     # Of what is stopped they would say that all is well.
     told = not found.held and (found.noted or not found.answer.findings)
