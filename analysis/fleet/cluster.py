@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from qtrace.analysis.fleet.rows import OtherVersion, Row, analysis_version, row_
 from qtrace.analysis.fleet.workers import DIED, MEMORY, Known, interrupts_wait
 from qtrace.errors import ExtraMissing, FleetFailed
 
-# For how long a scheduler, and its workers, are waited for: at first, and after they went away.
-PATIENCE_S = 60
+# For how long a scheduler, and its workers, are waited for after they went away; and at first.
+PATIENCE_S, FIRST_S = 60, 10
 LOOPBACK = "127.0.0.1"
+ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx)://\S*[^\s:/]:[0-9]+|[^\s:/]+:[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Dask:
     def rows(self, files: Collection[File], known: Known) -> Iterator[Row]:
         """See ``Workers``. A scheduler that went away may come back in time."""
         left = {file.url: file for file in files}
+        patience_s = min(FIRST_S, self.patience_s)
         while left:
             before = len(left)
-            with self._client() as client:
-                self._check(client)
+            with self._client(patience_s) as client:
+                self._check(client, patience_s)
+                patience_s = self.patience_s
                 for row in _once(client, list(left.values()), known):
                     del left[row.url]
                     yield row
@@ -54,7 +58,7 @@ class Dask:
                 )
 
     @contextlib.contextmanager
-    def _client(self) -> Iterator[Any]:
+    def _client(self, patience_s: float) -> Iterator[Any]:
         try:
             import distributed
         except ImportError as error:
@@ -75,8 +79,11 @@ class Dask:
                         silence_logs=logging.CRITICAL,
                     )
                 address = stack.enter_context(cluster)
+            elif not ADDRESS.fullmatch(address):
+                # distributed would try for good.
+                raise FleetFailed(f"{address} is no address of a scheduler", "as tcp://HOST:8786")
             try:
-                client = distributed.Client(address, timeout=self.patience_s, set_as_default=False)
+                client = distributed.Client(address, timeout=patience_s, set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
                 raise FleetFailed(
                     f"no Dask scheduler answers at {self.scheduler}",
@@ -84,14 +91,14 @@ class Dask:
                 ) from error
             yield stack.enter_context(client)
 
-    def _check(self, client: Any) -> None:
+    def _check(self, client: Any, patience_s: float) -> None:
         """Refuse workers of other code, by their names.
 
         Raises:
             FleetFailed
         """
         try:
-            client.wait_for_workers(1, timeout=self.patience_s)
+            client.wait_for_workers(1, timeout=patience_s)
         except TimeoutError as error:
             raise FleetFailed(
                 f"the scheduler {self.scheduler} has no workers", "start some: dask worker ADDRESS"

@@ -59,9 +59,10 @@ def find(sources: Iterable[str], without: Iterable[str] = ()) -> list[File]:
         files = _remote(source) if URL.match(source) else _local(Path(source))
         own = {file.url: file for file in _chained(files) if file.url not in left_out}
         if not own:
-            raise FleetFailed(
-                f"no recording in {source}", f"name a folder with {' or '.join(SUFFIXES)} files"
-            )
+            remedy = f"name a folder with {' or '.join(SUFFIXES)} files"
+            if URL.match(source):
+                remedy += ", and check that the address answers"
+            raise FleetFailed(f"no recording in {source}", remedy)
         found |= own
     return [found[url] for url in sorted(found)]
 
@@ -151,6 +152,8 @@ def _remote(url: str) -> Iterator[File]:
             listed = system.glob(inside, detail=True)
         else:
             listed = system.find(inside, detail=True)
+            # Of a file of a web server it says nothing more than that it is there.
+            listed = {name: facts or system.info(name) for name, facts in listed.items()}
     # Each library below fsspec has errors of its own, with no base in common.
     except Exception as error:
         raise _unreachable(url, error) from error
@@ -171,10 +174,14 @@ def _system(url: str) -> tuple[Any, str]:
         fsspec = importlib.import_module("fsspec")
         system, inside = fsspec.core.url_to_fs(url)
     except ImportError as error:
+        if kind not in EXTRAS and getattr(error, "name", "") != "fsspec":
+            raise FleetFailed(f"{kind}://: {error}", "install what it names") from error
         library, extra = EXTRAS.get(kind, ("fsspec", "fleet"))
         raise ExtraMissing(extra, f"{kind}:// needs the library {library}: {error}") from error
     except ValueError as error:
-        raise FleetFailed(f"{url}: {error}", "file systems: what fsspec knows") from error
+        raise FleetFailed(
+            f"{url}: {error}", "name a path, s3://BUCKET/FOLDER, or another URL that fsspec knows"
+        ) from error
     # What is listed must be what is there now.
     system.invalidate_cache()
     return system, inside

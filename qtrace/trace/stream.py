@@ -107,7 +107,9 @@ def _of_csv(
         buffer, kept, row = bytearray(min(READ_SIZE, size) + HEADER_LIMIT), 0, FIRST_ROW
         while True:
             if kept == len(buffer):
-                buffer += bytes(len(buffer))
+                larger = bytearray(2 * len(buffer))
+                larger[:kept] = buffer
+                buffer = larger
             view = memoryview(buffer)
             count = file.readinto(view[kept:])
             if count == 0:

@@ -147,6 +147,13 @@ def test_nobody_at_the_address_and_a_scheduler_without_workers_are_told(tmp_path
         survey(source, table, Dask(address, patience_s=1))
 
 
+@pytest.mark.parametrize("address", ["nonsense", "tcp://", "tcp://host"])
+def test_what_is_no_address_is_refused_at_once(address: str, tmp_path: Path) -> None:
+    saves(tmp_path / "traces/a.csv")
+    with pytest.raises(FleetFailed, match=f"{address} is no address of a scheduler"):
+        survey([str(tmp_path / "traces")], tmp_path / "t.parquet", Dask(address))
+
+
 @pytest.mark.soak
 def test_ten_thousand_recordings_within_a_gigabyte(tmp_path: Path) -> None:
     folder, table = recordings(tmp_path / "traces", 10_000), tmp_path / "summary.parquet"

@@ -175,7 +175,10 @@ def _print(fleet: Fleet, worst: Sequence[Row], parts: Sequence[Group], word: str
     for row in worst:
         if row.summary is not None:
             counts[row.verdict] = counts.get(row.verdict, 0) + 1
-    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+    parted = [f"{count:,} {verdict}" for verdict, count in counts.items()]
+    if parted and unread:
+        parted.append(f"{len(unread):,} not read")
+    verdicts = ", ".join(parted)
     line(f"{_many(len(worst))}: {verdicts or 'none could be read'}", "bold")
     if copies := len(fleet.rows) - len(worst):
         line(f"{_many(copies)} more with the content of one of these")
