@@ -8,11 +8,8 @@ from typing import Any, TypeVar
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.host.cache import load_json, store_json
-from qtrace.qemu.aio.calibration import calibrate as calibrate_aio
 from qtrace.qemu.aio.layout import Layout
-from qtrace.qemu.block.block_calibration import calibrate as calibrate_block
 from qtrace.qemu.block.block_layout import BlockLayout
 
 # Raised whenever what calibration finds, or means, changes.
@@ -23,23 +20,38 @@ L = TypeVar("L", Layout, BlockLayout)
 
 def aio_layout(module: Module) -> Layout:
     """The event loops' layout as the code of a binary shows it, where that is mapped."""
-    return _layout("aio", Layout, calibrate_aio, module)
+    return _layout("aio", Layout, _calibrate_aio, module)
 
 
 def block_layout(module: Module) -> BlockLayout:
     """Likewise the block layer's."""
-    return _layout("block", BlockLayout, calibrate_block, module)
+    return _layout("block", BlockLayout, _calibrate_block, module)
 
 
-def _layout(
-    kind: str, layout: type[L], calibrate: Callable[[ModuleDisassembly], L], module: Module
-) -> L:
+# What is kept needs no disassembler.
+
+
+def _calibrate_aio(module: Module) -> Layout:
+    from qtrace.binary.module_code import ModuleDisassembly
+    from qtrace.qemu.aio.calibration import calibrate
+
+    return calibrate(ModuleDisassembly(module))
+
+
+def _calibrate_block(module: Module) -> BlockLayout:
+    from qtrace.binary.module_code import ModuleDisassembly
+    from qtrace.qemu.block.block_calibration import calibrate
+
+    return calibrate(ModuleDisassembly(module))
+
+
+def _layout(kind: str, layout: type[L], calibrate: Callable[[Module], L], module: Module) -> L:
     """From the cache when its very code was read before."""
     elf = module.elf
     name = f"{kind}-layout-v{VERSION}-{elf.build_id or 'none'}-{elf.code_hash}.json"
     kept = _load(name, elf, layout)
     if kept is None:
-        kept = calibrate(ModuleDisassembly(module)).moved(-module.bias)
+        kept = calibrate(module).moved(-module.bias)
         store_json(name, {"code_hash": elf.code_hash, "facts": asdict(kept)})
     return kept.moved(module.bias)
 

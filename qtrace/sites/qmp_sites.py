@@ -5,16 +5,12 @@ All of it is rarely run: a few times for each command, once for each change of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from qtrace.binary.cfi import CallFrames
 from qtrace.binary.dataflow import Function, callers_of
 from qtrace.binary.elf import Elf
 from qtrace.binary.exits import find_exits
 from qtrace.binary.symbols import SymbolTable
-
-QmpStep = Literal["command", "begin", "end", "reply", "STOP", "RESUME", "status"]
+from qtrace.sites.scan import QmpSite, QmpStep
 
 DISPATCH_BH = "do_qmp_dispatch_bh"
 EVENTS: dict[str, QmpStep] = {
@@ -25,17 +21,6 @@ EVENTS: dict[str, QmpStep] = {
 # What qmp_dispatch() hands a command's name to, and as which argument: qmp_find_command(cmds,
 # name), compat_policy_input_ok(features, policy, error_class, kind, name, errp).
 TAKES_COMMAND = {"qmp_find_command": 1, "compat_policy_input_ok": 4}
-
-
-@dataclass(frozen=True, slots=True)
-class QmpSite:
-    """One place: its link-time address, and the function that it calls (0: it is an entry,
-    or with ``end`` an exit). ``argument``: of ``command``, which one its name is, from 0 on."""
-
-    step: QmpStep
-    address: int
-    callee: int = 0
-    argument: int = 0
 
 
 def find_qmp_sites(

@@ -6,7 +6,7 @@ from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
 from qtrace.host.cache import load_json, store_json
 from qtrace.process.process import read_version
-from qtrace.sites.scan import Scan, scan_binary
+from qtrace.sites.scan import Scan
 
 # Raised whenever a scan's content or meaning changes.
 VERSION = 6
@@ -23,6 +23,9 @@ def scan_module(module: Module) -> Scan:
     cached = _load(name, elf)
     if cached is not None:
         return cached
+    # Only this needs a disassembler.
+    from qtrace.sites.scanner import scan_binary
+
     scan = scan_binary(module, read_version(elf))
     store_json(name, scan.to_json())
     return scan

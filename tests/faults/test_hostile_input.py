@@ -16,7 +16,7 @@ from qtrace.errors import QtraceError
 from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP, X86_64
 from qtrace.process.maps import AddressSpace
 from qtrace.process.stack import MAX_FRAMES, CopiedStack, Unwinder
-from qtrace.sites.scan import scan_binary
+from qtrace.sites.scanner import scan_binary
 
 BINARY = Path(shutil.which("true") or "/bin/true").read_bytes()
 SPACE = AddressSpace(os.getpid())

@@ -24,7 +24,8 @@ from qtrace.machine.syscalls import GENERIC_NAMES
 from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.layout import Layout
 from qtrace.sites.all_sites import plan_all
-from qtrace.sites.scan import Scan, scan_binary
+from qtrace.sites.scan import Scan
+from qtrace.sites.scanner import scan_binary
 from qtrace.sites.watch import plan_watch
 from tests.builds import FOREIGN
 from tests.conftest import build

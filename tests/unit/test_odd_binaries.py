@@ -10,8 +10,8 @@ import pytest
 
 from qtrace.binary.elf import Elf
 from qtrace.process.maps import Module
-from qtrace.sites.scan import scan_binary
 from qtrace.sites.scan_cache import scan_module
+from qtrace.sites.scanner import scan_binary
 from tests import stripped
 
 pytestmark = pytest.mark.qemu

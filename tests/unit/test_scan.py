@@ -22,7 +22,8 @@ from qtrace.errors import NoMatch, NotQemu, TargetError, UnsupportedBinary
 from qtrace.host.cache import cache_folder
 from qtrace.machine.arch_x86_64 import ENDBR64
 from qtrace.sites import scan_cache
-from qtrace.sites.scan import Scan, scan_binary
+from qtrace.sites.scan import Scan
+from qtrace.sites.scanner import scan_binary
 from qtrace.sites.watch import plan_watch
 from tests.builds import QEMU
 from tests.conftest import build
