@@ -35,6 +35,7 @@ from qtrace.qemu.aio.walk import AioReader
 from qtrace.roles import Role, role_of_name
 
 POLL = "aio_poll"
+WORD = 8
 TRIES = 3
 # Locals of a function without unwind rules, in bytes, that are searched for its return address.
 LARGEST_LEAF = 1 << 10
@@ -69,6 +70,8 @@ class Looker:
         self._own: dict[int, int] = {}
         self._seen: dict[int, tuple[State, Thread]] = {}
         self._names: dict[int, str] = {}
+        # Of stacks that were unwound: where each return address lies.
+        self._returns: dict[int, tuple[tuple[int, int], ...]] = {}
         self._awake: Awake | None = None
 
     def look(self, *, details: bool = True) -> Look:
@@ -88,6 +91,7 @@ class Looker:
         self._names = names = self.source.threads()
         self.qemu.roles.present(names)
         self._seen = {tid: seen for tid, seen in self._seen.items() if tid in names}
+        self._returns = {tid: places for tid, places in self._returns.items() if tid in names}
         return names
 
     def pointers(self) -> dict[int, int]:
@@ -169,6 +173,16 @@ class Looker:
                 return [], []
             time.sleep(SIGHTING_S)
 
+    def returns(self, tid: int) -> tuple[tuple[int, int], ...]:
+        """Where the return addresses of a thread lay that was last seen asleep, and they; empty
+        where they lie elsewhere than on the stack."""
+        return self._returns.get(tid, ())
+
+    def has_words(self, words: Sequence[tuple[int, int]]) -> bool:
+        """Whether each of these places of memory has its word now."""
+        self._stack.forget()
+        return all(self._word(address) == word for address, word in words)
+
     def words_in(self, frames: Sequence[Frame]) -> list[int]:
         """What registers and stack hold in frames that follow each other, from the leaf on: each
         word once."""
@@ -243,6 +257,7 @@ class Looker:
         self, tid: int, name: str, owns_context: bool, state: State, chain: Chain
     ) -> Thread:
         frames = self.unwinder.names(chain)
+        self._returns[tid] = self._return_addresses(chain)
         assert state.registers is not None
         pc, stack_pointer = chain.frames[0].pc, state.registers[self.architecture.stack_pointer]
         thread = Thread(
@@ -261,6 +276,14 @@ class Looker:
             arguments=state.arguments,
         )
         return self._with_futex(thread)
+
+    def _return_addresses(self, chain: Chain) -> tuple[tuple[int, int], ...]:
+        if not self.architecture.pushes_return_address:
+            return ()
+        stack_pointer = self.architecture.stack_pointer
+        return tuple(
+            (frame.registers[stack_pointer] - WORD, frame.pc) for frame in chain.frames[1:]
+        )
 
     def _with_futex(self, thread: Thread) -> Thread:
         """The same, with what it sleeps on as that is now."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from qtrace.inspection.glance import Glance
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.proof import ENOUGH_NS, proven_again
 from qtrace.inspection.request_look import RequestLook, Requests
@@ -21,19 +22,31 @@ class Watched:
         findings: of threads, and of requests as they were last looked at.
         reasons: why it cannot be told whether there is another one.
         requests: the last look at what is in flight; None before the first.
+        glanced: whether it is merely known that all loops still sleep where ``look`` saw them in
+            their loops; all else is that look's.
     """
 
     look: Look
     findings: tuple[Finding | RequestFinding, ...]
     reasons: tuple[str, ...]
     requests: RequestLook | None
+    glanced: bool = False
 
 
 class Watch:
-    """Of one QEMU; keeps the looks that a proof may need."""
+    """Of one QEMU; keeps the looks that a proof may need.
 
-    def __init__(self, looker: Looker) -> None:
+    Args:
+        glances_ns: for so long after a look that showed nothing at all, glances may take the place
+            of looks: a hang is seen as soon, a request that is in flight with an idle loop so much
+            later.
+    """
+
+    def __init__(self, looker: Looker, *, glances_ns: int = 0) -> None:
         self.looker = looker
+        self._glances_ns = glances_ns
+        self._glance = Glance(looker)
+        self._calm: Watched | None = None
         self._looks: deque[Look] = deque()
         self._requests = RequestWatch(Requests(looker))
         self._last: RequestLook | None = None
@@ -49,6 +62,11 @@ class Watch:
         Raises:
             NoSuchProcess
         """
+        calm = self._calm
+        if calm is not None and not details and now_ns - calm.look.time_ns < self._glances_ns:
+            if self._glance.holds():
+                return calm
+            self._calm = None
         due = self._requests.due(now_ns)
         look = self.looker.look(details=due or details)
         while len(self._looks) > 1 and look.time_ns - self._looks[1].time_ns >= ENOUGH_NS:
@@ -58,4 +76,16 @@ class Watch:
         if due:
             seen = self._requests.see(look)
             self._stuck, self._last = seen.findings, seen.last
-        return Watched(look, (*of_loops, *self._stuck), tuple(reasons), self._last)
+        watched = Watched(look, (*of_loops, *self._stuck), tuple(reasons), self._last)
+        self._calm = self._if_calm(watched) if self._glances_ns else None
+        return watched
+
+    def _if_calm(self, watched: Watched) -> Watched | None:
+        """What a glance after it would show; None where only a look tells."""
+        requests = watched.requests
+        if watched.findings or watched.reasons or requests is None:
+            return None
+        if requests.causes or requests.behind:
+            return None
+        self._glance.remember(watched.look)
+        return replace(watched, glanced=True)

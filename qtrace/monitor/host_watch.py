@@ -21,7 +21,7 @@ from qtrace.monitor.labels import unique_label
 from qtrace.monitor.state import HostState, ProbeState
 from qtrace.monitor.vm_probes import VmProbes
 from qtrace.monitor.watched_vm import UNKNOWN, WatchedVm
-from qtrace.process.process_list import guest_name, qemu_processes
+from qtrace.process.process_list import QemuProcesses, guest_name
 from qtrace.qemu.aio.findings import Finding
 
 UNNAMED = "unnamed"
@@ -50,6 +50,7 @@ class HostWatch:
     def __init__(self, every_s: float, *, probing: bool = False, programs: bool = False) -> None:
         self._every_s = every_s
         self._uncounted = frozenset() if programs else WITHOUT_MAIN_LOOP
+        self._processes = QemuProcesses()
         # By pid and when it started: a pid may come again.
         self._vms: dict[Key, WatchedVm] = {}
         self._lock = threading.Lock()
@@ -71,22 +72,24 @@ class HostWatch:
         self._others = 0
         if self.probes is not None:
             self.probes.revive()
-        for pid, program in qemu_processes():
+        with self._lock:
+            vms = dict(self._vms)
+        # Whose end the kernel tells needs not be asked for.
+        sure = {key[0]: key for key, vm in vms.items() if vm.end is not None and not vm.ended}
+        for pid, program in self._processes.present():
             with suppress(OSError):
                 if program in self._uncounted:
                     self._others += 1
                 else:
-                    here[_key(pid)] = program
+                    here[sure.get(pid) or _key(pid)] = program
         news = []
-        with self._lock:
-            vms = dict(self._vms)
         for key, vm in vms.items():
-            news += [News(vm.state.vm, vm.pid, finding) for finding in vm.news()]
+            news += [News(vm.name, vm.pid, finding) for finding in vm.news()]
             if key not in here or vm.ended:
                 news += self._leave(key, vm)
         for (pid, started), program in here.items():
             self._take_up((pid, started), program)
-        names = {vm.state.vm for vm in vms.values()}
+        names = {vm.name for vm in vms.values()}
         self._found = {name: kinds for name, kinds in self._found.items() if name in names}
         for one in news:
             if one.vm in names:
@@ -154,7 +157,7 @@ class HostWatch:
         with self._lock:
             self._vms.pop(key, None)
         vm.stop()
-        name = vm.state.vm
+        name = vm.name
         status = vm.end.status() if vm.end is not None else {}
         self._ended[how_it_ended(status) or UNKNOWN] += 1
         happened = ended(status)
@@ -169,7 +172,7 @@ class HostWatch:
 
     def _unique(self, name: str) -> str:
         """Two guests may have the same name."""
-        return unique_label(name, {vm.state.vm for vm in self._vms.values()})
+        return unique_label(name, {vm.name for vm in self._vms.values()})
 
 
 def _key(pid: int) -> Key:

@@ -34,6 +34,9 @@ UNKNOWN = "unknown"
 # somebody moves whom it waits for (qtrace/qemu/aio/findings.py).
 PROVEN_AFTER_S = 3.0
 HURRY_S = 0.5
+# So long, and for so many looks, a look at a QEMU whose loops sleep takes a glance only: whether
+# they still do. A request that is in flight there, or a wait for the BQL, is seen so much later.
+CALM_S, CALM_PACES = 3.0, 3
 
 
 class WatchedVm:
@@ -63,6 +66,8 @@ class WatchedVm:
         self._waiters: dict[int, tuple[Thread, int]] = {}
         self._since_ns: dict[tuple[str, int], int] = {}
         self._stopped = False
+        # Between two looks nothing is asked.
+        self._rests = False
         self._wake = threading.Event()
         if probes is not None:
             probes.wake = self._wake.set
@@ -76,10 +81,17 @@ class WatchedVm:
     @property
     def state(self) -> VmState:
         """What is known now."""
-        path, waited_s = self._wait.unanswered() if self._wait else ("", 0.0)
-        unreadable = bool(path) and waited_s >= PATIENCE_S
-        known = replace(self._state, unreadable_s=waited_s if unreadable else 0.0)
+        known = self._state
+        if self._wait is not None and not self._rests:
+            path, waited_s = self._wait.unanswered()
+            if path and waited_s >= PATIENCE_S:
+                known = replace(known, unreadable_s=waited_s)
         return self.probes.add_to(known) if self.probes else known
+
+    @property
+    def name(self) -> str:
+        """Its label."""
+        return self._state.vm
 
     def news(self) -> list[Finding | RequestFinding | Happened]:
         """The findings that have come up since this was asked last."""
@@ -101,7 +113,8 @@ class WatchedVm:
             qemu = LiveQemu(process, self.probes.scan if self.probes else None)
             if self.probes is not None:
                 self.probes.begin(qemu)
-            watch = Watch(Looker(qemu))
+            calm_s = max(CALM_S, CALM_PACES * self._every_s)
+            watch = Watch(Looker(qemu), glances_ns=int(calm_s * 1e9))
             target = watch.looker.qemu.describe()
             self._state = replace(
                 self._state, version=str(target["version"]), build_id=str(target["build_id"])
@@ -112,7 +125,7 @@ class WatchedVm:
                 seen = watch.see(time.monotonic_ns())
                 self._take(seen, time.monotonic() - began)
                 # What may be a hang is proven by looks that need not be far apart.
-                hurry = bool(explain(seen.look)) and not seen.findings
+                hurry = not (seen.glanced or seen.findings) and bool(explain(seen.look))
                 pace_s = min(self._every_s, HURRY_S) if hurry else self._every_s
                 at = max(at + pace_s, time.monotonic())
                 self._until(at, process)
@@ -127,7 +140,10 @@ class WatchedVm:
         while True:
             if self.probes is not None:
                 self.probes.take()
-            if self._stopped or not self._wake.wait(max(0.0, at - time.monotonic())):
+            self._rests = True
+            woken = self._wake.wait(max(0.0, at - time.monotonic()))
+            self._rests = False
+            if self._stopped or not woken:
                 break
             self._wake.clear()
         if self.probes is not None:
@@ -135,6 +151,12 @@ class WatchedVm:
 
     def _take(self, seen: Watched, took_s: float) -> None:
         look, state = seen.look, self._state
+        if seen.glanced:
+            self._state = replace(
+                state, looks=state.looks + 1, looking_s=state.looking_s + took_s,
+                seen_at=time.time(),
+            )  # fmt: skip
+            return
         kinds = Counter(finding.kind for finding in seen.findings)
         now = {(one.kind, _of(one)): one for one in seen.findings}
         self._news += [one for key, one in now.items() if key not in self._known]

@@ -106,6 +106,16 @@ class LiveSource:
             known = self._states[tid] = (call, times, self._new_state(tid, call, times))
         return known[2]
 
+    def sleeps_at(self, tid: int) -> tuple[int, int] | None:
+        """The stack pointer of a thread that sleeps, and where it goes on; None of one that runs,
+        or is gone."""
+        found = system_call(self._files.read(tid, "syscall"))
+        return (found.stack_pointer, found.pc) if found else None
+
+    def letter(self, tid: int) -> str:
+        """As ``ThreadFiles.letter``."""
+        return self._files.letter(tid)
+
     def _new_state(self, tid: int, call: str, times: str) -> State:
         """The state of a thread that has run since the last look."""
         state = _state(call, times)

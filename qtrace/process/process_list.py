@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from qtrace.process.process import Process, name_among
 
 # A list is wanted at once.
 PATIENCE_S = 1.0
+# Who is so old will hardly become a QEMU; whether it has is asked so often.
+YOUNG_S, AGAIN_S = 5.0, 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,38 @@ def list_processes() -> list[Listed]:
 def qemu_processes() -> Iterator[tuple[int, str]]:
     """Their pids, in order, and the programs' names, which may be cut off at 15 bytes. Nothing
     is asked that the kernel may leave without an answer."""
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
-        with suppress(OSError):
-            comm = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-            # With debug-threads=on the main thread keeps the program's name.
-            program = comm if PROGRAMS.match(comm) else _executable(pid)
-            if PROGRAMS.match(program):
-                yield pid, program
+    return iter(QemuProcesses().present())
+
+
+class QemuProcesses:
+    """The same again and again: what a process runs is asked anew for as long as it is young (a
+    program is started by a fork and an exec), and now and then."""
+
+    def __init__(self) -> None:
+        # Since when each is known, when it was asked last, and its program.
+        self._known: dict[int, tuple[float, float, str]] = {}
+
+    def present(self) -> list[tuple[int, str]]:
+        """As ``qemu_processes``."""
+        now = time.monotonic()
+        before, self._known = self._known, {}
+        for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+            since, asked, program = before.get(pid, (now, 0.0, ""))
+            if now - since < YOUNG_S or now - asked >= AGAIN_S:
+                with suppress(OSError):
+                    self._known[pid] = (since, now, _program(pid))
+            else:
+                self._known[pid] = (since, asked, program)
+        return [(pid, known[2]) for pid, known in self._known.items() if known[2]]
+
+
+def _program(pid: int) -> str:
+    """The QEMU program that it runs, empty where it is none. Raises OSError."""
+    with open(f"/proc/{pid}/comm", errors="replace") as file:
+        comm = file.read().strip()
+    # With debug-threads=on the main thread keeps the program's name.
+    program = comm if PROGRAMS.match(comm) else _executable(pid)
+    return program if PROGRAMS.match(program) else ""
 
 
 def guest_name(pid: int) -> str:
