@@ -255,6 +255,10 @@ def proven_again(
     if now.stopped:
         return [], [_why_held(now), *unclear(now)]
     away = [finding.thread for finding in explain(now)]
+    if not away:
+        # As nearly always: nothing is to be confirmed.
+        apart = [look for look in looks if now.time_ns - look.time_ns >= APART_NS]
+        return [], still_unclear(apart[-1], now) if apart else []
     now = with_outside(looker, now, {t.tid for one in away for t in (one, *chain(now, one))})
     found: dict[tuple[str, int, int], Finding] = {}
     reasons: list[str] = []

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
@@ -234,7 +235,14 @@ def _stat(pid: int) -> str:
         return ""
 
 
+_versions: WeakKeyDictionary[Elf, str] = WeakKeyDictionary()
+
+
 def read_version(elf: Elf) -> str:
     """The version as the program prints it ("7.2.22 (Debian ...)"), empty when not found."""
-    match = VERSION.search(elf.data)
-    return match[1].decode("utf-8", "backslashreplace") if match else ""
+    version = _versions.get(elf)
+    if version is None:
+        match = VERSION.search(elf.data)
+        version = match[1].decode("utf-8", "backslashreplace") if match else ""
+        _versions[elf] = version
+    return version
