@@ -16,9 +16,11 @@ from functools import cache
 from pathlib import Path
 
 from qtrace.host import locked_memory
+from qtrace.machine.arch_aarch64 import AARCH64
+from qtrace.machine.arch_x86_64 import X86_64
 
-# By machine: asm/unistd.h.
-SYSCALL = {"x86_64": 321, "aarch64": 280}
+# By machine.
+SYSCALL = {"x86_64": X86_64.call_number("bpf"), "aarch64": AARCH64.call_number("bpf")}
 # linux/bpf.h
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_NEXT_KEY, PROG_LOAD, LINK_CREATE = 0, 1, 2, 4, 5, 28
 RAW_TRACEPOINT_OPEN = 17

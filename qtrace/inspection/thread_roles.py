@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtrace.inspection.qemu import LiveQemu
-from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import read_word
 from qtrace.machine.syscalls import RUNNING_GUEST, syscall_name
 from qtrace.process.stack import COMPLETE, Chain
@@ -36,7 +36,7 @@ def _role_of_blocked(qemu: LiveQemu, tid: int) -> Role | None:
     if syscall_name(blocked.number, blocked.arguments[1]) == RUNNING_GUEST:
         return "vcpu"
     chain = qemu.unwinder.unwind(
-        {RSP: blocked.stack_pointer, RETURN_ADDRESS: blocked.pc},
+        {HOST.stack_pointer: blocked.stack_pointer, HOST.pc: blocked.pc},
         lambda address: read_word(qemu.memory, address),
     )
     frames = qemu.unwinder.names(chain)

@@ -90,7 +90,7 @@ ENDBR64 = b"\xf3\x0f\x1e\xfa"
 RED_ZONE = 128
 
 # Numbers of system calls (asm/unistd_64.h).
-RT_SIGACTION, RESTART_SYSCALL, GET_ROBUST_LIST, PERF_EVENT_OPEN = 13, 219, 274, 298
+RT_SIGACTION, RESTART_SYSCALL = 13, 219
 # perf's numbers of the general registers (asm/perf_regs.h) to DWARF's.
 PERF_REGISTERS = {
     0: RAX, 1: RBX, 2: RCX, 3: RDX, 4: RSI, 5: RDI, 6: RBP, 7: RSP, 8: RETURN_ADDRESS,
@@ -170,6 +170,7 @@ X86_64 = Architecture(
     frame_pointer=RBP,
     return_address=RETURN_ADDRESS,
     callee_saved=CALLEE_SAVED,
+    arguments=ARGUMENTS,
     numbers=DWARF_NUMBERS,
     pc_name="rip",
     stack_pointer_name="rsp",
@@ -181,6 +182,7 @@ X86_64 = Architecture(
     callee_saved_names=CALLEE_SAVED_NAMES,
     caller_saved_names=CALLER_SAVED_NAMES,
     pushes_return_address=True,
+    keeps_order=True,
     prstatus=PRSTATUS_REGISTERS,
     kept_thread_pointer="fs_base",
     system_calls=NAMES,
@@ -191,6 +193,7 @@ X86_64 = Architecture(
     called=_called,
     stub_size=STUB_SIZE,
     jump_slot=jump_slot,
+    breakpoints=(bytes([BREAKPOINT]),),
     code_address=lambda address: address,
     jump_buffer=(*CALLEE_SAVED_NAMES, "rsp", "rip"),
     mangled=frozenset({"rbp", "rsp", "rip"}),

@@ -35,9 +35,11 @@ class Architecture:
         thread_pointer_name, thread_header: so many bytes from there on are the C library's own; a
             program's thread-local variables lie elsewhere.
         numbers: of the names of what unwinding follows, pc and stack pointer included.
+        arguments: those that are passed in registers.
         argument_names, result_name: of a call.
         caller_saved_names: what a call loses.
         pushes_return_address: a call leaves it just below the caller's frame (else in a register).
+        keeps_order: loads are done in their order, and so are stores, as all others see it.
         prstatus: struct user_regs_struct, as a core's NT_PRSTATUS has it, word by word.
         kept_thread_pointer: the one of these that is the thread pointer; empty where a note of
             its own has it (NT_ARM_TLS).
@@ -54,6 +56,7 @@ class Architecture:
         called: where the direct call goes that these bytes, which end at an address, end in.
         stub_size, jump_slot: where the address lies that a stub of the PLT jumps to: of its first
             bytes and its address; None where it is no stub.
+        breakpoints: what a uprobe, or a debugger's breakpoint, puts at an instruction's beginning.
         code_address: a return address without the signature that it may bear.
         jump_buffer: the words of glibc's jmp_buf, "" for what is of no use.
         mangled: those of them that glibc hides, and
@@ -67,6 +70,7 @@ class Architecture:
     frame_pointer: int
     return_address: int
     callee_saved: tuple[int, ...]
+    arguments: tuple[int, ...]
     numbers: Mapping[str, int]
     pc_name: str
     stack_pointer_name: str
@@ -77,6 +81,7 @@ class Architecture:
     callee_saved_names: tuple[str, ...]
     caller_saved_names: tuple[str, ...]
     pushes_return_address: bool
+    keeps_order: bool
     prstatus: tuple[str, ...]
     kept_thread_pointer: str
     system_calls: Mapping[int, str]
@@ -87,7 +92,15 @@ class Architecture:
     called: Callable[[bytes, int], int | None]
     stub_size: int
     jump_slot: Callable[[bytes, int], int | None]
+    breakpoints: tuple[bytes, ...]
     code_address: Callable[[int], int]
     jump_buffer: tuple[str, ...]
     mangled: frozenset[str]
     demangle: Callable[[int, int], int]
+
+    def call_number(self, name: str) -> int:
+        """The number of a system call. Raises KeyError."""
+        for number, known in self.system_calls.items():
+            if known == name:
+                return number
+        raise KeyError(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from qtrace.machine.arch_x86_64 import GET_ROBUST_LIST
+from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import Memory
 
 SELF = 0x10
@@ -19,6 +19,7 @@ TID_FROM, TID_TO = 0x2C0, 0x310
 # From `tid` to `robust_head`: pid_ununsed and robust_prev lie between them.
 ROBUST_AFTER_TID = 16
 ALIGNMENT = 64
+GET_ROBUST_LIST = HOST.call_number("get_robust_list")
 _libc = ctypes.CDLL(None)
 
 

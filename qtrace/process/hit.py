@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED, RDI, RETURN_ADDRESS, RSI
+from qtrace.machine.architectures import HOST
 
 # How much is copied of what may be the QEMUBH.
 QEMUBH_BYTES = 64
 # The registers behind which that much is copied: one of the callee-saved ones points to the
 # QEMUBH when a callback is entered; the others are the first two arguments.
-CANDIDATES = (*CALLEE_SAVED, RDI, RSI)
+CANDIDATES = (*HOST.callee_saved, *HOST.arguments[:2])
+PC = HOST.pc
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Hit:
     """One hit of a site, as the kernel or gdb copied it.
 
     Attributes:
-        registers: by DWARF number, ``RETURN_ADDRESS`` being the site itself.
+        registers: by DWARF number; the pc is the site itself.
         candidates: ``QEMUBH_BYTES`` behind each register of ``CANDIDATES``.
         stack: the stack's bytes from ``stack_base`` on.
     """
@@ -33,7 +34,7 @@ class Hit:
 
     @property
     def address(self) -> int:
-        return self.registers[RETURN_ADDRESS]
+        return self.registers[PC]
 
     def behind(self, register: int) -> bytes:
         """What a register of ``CANDIDATES`` points at; zeros where it points nowhere."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from qtrace.binary.module import Module
 from qtrace.errors import HasChanged, NoSuchProcess, PermissionMissing
 from qtrace.host.held_threads import Holders
-from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import ProcessMemory
 from qtrace.machine.syscalls import syscall_name
 from qtrace.machine.thread_files import ThreadFiles, system_call
@@ -173,8 +173,8 @@ def _state(call: str, times: str) -> State:
     if found is None:
         return State("", None)
     arguments = found.arguments
-    name = syscall_name(found.number, arguments[1]) if arguments else ""
-    registers = {RSP: found.stack_pointer, RETURN_ADDRESS: found.pc}
+    name = syscall_name(found.number, arguments[1], HOST.system_calls) if arguments else ""
+    registers = {HOST.stack_pointer: found.stack_pointer, HOST.pc: found.pc}
     if not found.pc:
         # A kernel thread that bears the process's id (KVM's, vhost's).
         return State(name, None, kernel=True)

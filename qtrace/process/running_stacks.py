@@ -17,10 +17,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from qtrace.machine.arch_x86_64 import PERF_EVENT_OPEN, PERF_REGISTERS, RSP
+from qtrace.machine.arch_x86_64 import PERF_REGISTERS, RSP
+from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import PAGE
 from qtrace.process.stack import CopiedStack
 
+PERF_EVENT_OPEN = HOST.call_number("perf_event_open")
 # struct perf_event_attr up to sample_stack_user (linux/perf_event.h, PERF_ATTR_SIZE_VER5).
 ATTRIBUTES = struct.Struct("<IIQQQQQIIQQQQIIQII")
 SOFTWARE, CPU_CLOCK = 1, 0

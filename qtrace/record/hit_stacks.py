@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from qtrace.machine.arch_x86_64 import RETURN_ADDRESS, RSP
+from qtrace.machine.architectures import HOST
 from qtrace.process import stack
 from qtrace.process.hit import Hit
 from qtrace.process.stack import Chain, CopiedStack, Unwinder
@@ -53,7 +53,7 @@ class _Known:
     def fits(self, words: Any, registers: dict[int, int]) -> bool:
         if len(words) < self.least or self.words(words) != self.returns:
             return False
-        base = registers[RSP]
+        base = registers[HOST.stack_pointer]
         return all(
             (registers[where] if register else words[where]) - base == distance
             for register, where, distance in self.pointers
@@ -118,9 +118,12 @@ def _known(
     """What to know a chain by; None of one that another copy or later rules may make longer."""
     if chain.end not in (stack.COMPLETE, stack.COROUTINE) or len(chain.frames) < 2:
         return None
+    if not HOST.pushes_return_address:
+        # Where it lies is not the same in each frame.
+        return None
     base, end = hit.stack_base, hit.stack_base + len(hit.stack)
     # Each lies just below the frame of its function's caller.
-    slots = {frame.registers[RSP] - WORD for frame in chain.frames[1:]}
+    slots = {frame.registers[HOST.stack_pointer] - WORD for frame in chain.frames[1:]}
     # Of the outermost frame it may have been read that there is none to return to.
     last = max(number for number, (address, _value) in enumerate(reads) if address in slots)
     returns, pointers = [], []
@@ -135,7 +138,7 @@ def _known(
     pointers += [
         (True, register, value - base)
         for register, value in hit.registers.items()
-        if base <= value < end and register not in (RSP, RETURN_ADDRESS)
+        if base <= value < end and register not in (HOST.stack_pointer, HOST.pc)
     ]
     places = [place for place, _value in returns]
     if len(places) < 2:

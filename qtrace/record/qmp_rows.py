@@ -10,12 +10,13 @@ import struct
 from dataclasses import dataclass, field
 
 from qtrace.binary.module import Module
-from qtrace.machine.arch_x86_64 import RDI, RSI, RSP
+from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import Memory, read_word
 from qtrace.process.hit import Hit
 from qtrace.roles import Role
 from qtrace.trace.schema import Event
 
+FIRST, SECOND = HOST.arguments[:2]
 STEPS = ("command", "begin", "end", "reply")
 # A command that takes longer gets its rows in any case.
 LONG_NS = 10_000_000
@@ -81,14 +82,14 @@ class Commands:
 
     def step(self, step: str, hit: Hit, role: Role) -> list[Event]:
         """A step of a command was met; the rows that are to be written now."""
-        sp = hit.registers[RSP]
+        sp = hit.registers[HOST.stack_pointer]
         if step == "command":
-            taken = self._new(self.text(hit, RSI), sp, hit.time_ns)
+            taken = self._new(self.text(hit, SECOND), sp, hit.time_ns)
             return self._add(taken, _Step(step, hit, role))
         if step == "begin":
             # struct QmpDispatchBH, on the dispatcher's stack: command and monitor come first.
-            opaque = hit.registers[RDI]
-            command, monitor = struct.unpack_from("<2Q", hit.behind(RDI))
+            opaque = hit.registers[FIRST]
+            command, monitor = struct.unpack_from("<2Q", hit.behind(FIRST))
             found = self._find(opaque) or self._new(
                 self._string(read_word(self._memory, command) or 0), opaque, hit.time_ns
             )
@@ -100,7 +101,7 @@ class Commands:
         answered = self._find(sp)
         if answered is None:
             return []
-        rows = self._add(answered, _Step(step, hit, role, hit.registers[RDI]))
+        rows = self._add(answered, _Step(step, hit, role, hit.registers[FIRST]))
         self._open.remove(answered)
         if not answered.shown:
             self.left_out += 1

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qtrace.inspection.qemu import Qemu
-from qtrace.machine.arch_x86_64 import ARGUMENTS, CALLEE_SAVED, RETURN_ADDRESS, RSP
+from qtrace.machine.architectures import HOST
 from qtrace.process.hit import Hit
 from qtrace.qemu.aio.layout import begins_bottom_half
 from qtrace.record.hit_stacks import Stacks
 from qtrace.record.qmp_rows import STEPS, Commands
 from qtrace.sites.watch import Site
 from qtrace.trace.schema import Event
+
+ARGUMENTS, PC, SP = HOST.arguments, HOST.pc, HOST.stack_pointer
 
 
 class RowMaker:
@@ -48,7 +50,7 @@ class RowMaker:
         self._counts[address] += 1
         if site.past:
             # As at the function's first instruction, which did nothing.
-            registers = {**hit.registers, RETURN_ADDRESS: address - site.past}
+            registers = {**hit.registers, PC: address - site.past}
             hit = replace(hit, registers=registers)
         if site.kind == "qmp" and site.name in STEPS:
             return self._commands.step(site.name, hit, self._roles.role(hit.tid, hit.thread))
@@ -89,7 +91,7 @@ class RowMaker:
             stack=frames,
         )
         if site.kind == "run":
-            self._running[hit.tid, hit.registers[RSP]] = row
+            self._running[hit.tid, hit.registers[SP]] = row
         return row
 
     def _step(self, site: Site, hit: Hit) -> Event:
@@ -104,7 +106,7 @@ class RowMaker:
 
     def _returned(self, site: Site, hit: Hit) -> Event:
         """A return has the facts of its run, which had the same stack pointer."""
-        run = self._running.pop((hit.tid, hit.registers[RSP]), None)
+        run = self._running.pop((hit.tid, hit.registers[SP]), None)
         if run is None or run.name != site.name:
             run = Event(0, "run", name=site.name)
         return replace(
@@ -120,7 +122,7 @@ def find_bottom_half(hit: Hit, callback: int, opaque: int) -> tuple[int, int]:
     bottom half; which one is the compiler's choice. The right one is known by what it
     points at: a QEMUBH with this very cb and opaque.
     """
-    for register in CALLEE_SAVED:
+    for register in HOST.callee_saved:
         words = struct.unpack("<8Q", hit.behind(register))
         if begins_bottom_half(words, callback, opaque):
             return hit.registers[register], words[0]

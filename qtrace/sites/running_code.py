@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from qtrace.binary.module import Module
 from qtrace.errors import CodeMismatch, TargetError
-from qtrace.machine.arch_x86_64 import BREAKPOINT
 from qtrace.machine.memory import Memory
 from qtrace.process.process import Process
 
@@ -18,14 +17,17 @@ def runs_as_in_file(module: Module, memory: Memory, vaddr: int) -> bool:
     """Compare the bytes at a link-time address."""
     in_file = module.elf.read(vaddr, COMPARED)
     running = memory.read(vaddr + module.bias, len(in_file))
-    # Another tracer's uprobe shows as a breakpoint instruction in the first byte.
-    return running[1:] == in_file[1:] and running[:1] in (in_file[:1], bytes([BREAKPOINT]))
+    # Another tracer's uprobe shows as a breakpoint instruction at the beginning.
+    return running == in_file or any(
+        running == there + in_file[len(there) :] for there in module.elf.architecture.breakpoints
+    )
 
 
 def with_breakpoint(module: Module, memory: Memory, vaddrs: Iterable[int]) -> set[int]:
     """At which of these link-time addresses a probe, or a debugger's breakpoint, is now."""
-    breakpoint = bytes([BREAKPOINT])
-    return {a for a in vaddrs if memory.read(a + module.bias, 1) == breakpoint}
+    breakpoints = module.elf.architecture.breakpoints
+    size = max(map(len, breakpoints))
+    return {a for a in vaddrs if memory.read(a + module.bias, size) in breakpoints}
 
 
 def without_probe(module: Module, memory: Memory, vaddrs: Iterable[int]) -> list[int]:

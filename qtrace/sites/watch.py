@@ -207,7 +207,8 @@ def check_sites(plan: WatchPlan, scan: Scan, module: Module, memory: Memory) -> 
         instruction = next(
             decoder.disasm(module.elf.read(site.vaddr, COMPARED), site.vaddr, 1), None
         )
-        if not (same and instruction is not None and _is_expected(site, instruction, code, module)):
+        takes = instruction is not None and code.takes_probe(instruction)
+        if not (same and takes and _is_expected(site, instruction, code, module)):
             says = "scan found" if same else "file says"
             raise code_mismatch(module, site.vaddr, site.label, says)
 

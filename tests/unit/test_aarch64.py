@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from functools import cache
@@ -19,10 +22,14 @@ from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.binary.symbols import SymbolTable
 from qtrace.errors import ScanFailed
 from qtrace.machine.arch_aarch64 import AARCH64
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.architecture import SystemCall
+from qtrace.machine.fence import LIBRARY, fence_of
+from qtrace.machine.memory import PAGE
 from qtrace.machine.syscalls import GENERIC_NAMES
 from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.layout import Layout
+from qtrace.record.ebpf.record_ring import RecordRing
 from qtrace.sites.all_sites import plan_all
 from qtrace.sites.scan import Scan
 from qtrace.sites.scanner import scan_binary
@@ -298,3 +305,43 @@ def number_of(name: str) -> int | None:
     if name in SPELLED:
         return SPELLED[name]
     return int(name[1:]) if name[0] == "x" else None
+
+
+HEADER = struct.Struct("<II")
+
+
+class Ordered(RecordRing):
+    """A ring of one page with one record; the fence is where another processor's stores come."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("ring")
+        os.truncate(fd, 3 * PAGE)
+        super().__init__(fd, 1)
+        self.memory = mmap.mmap(fd, 3 * PAGE)
+        os.close(fd)
+        self.fences = 0
+        HEADER.pack_into(self.memory, 2 * PAGE, 8, 0)
+        struct.pack_into("<Q", self.memory, PAGE, 16)
+        self._fence = self.passed
+
+    def passed(self) -> None:
+        self.fences += 1
+        assert struct.unpack_from("<Q", self.memory, 0) == (0,)
+        if self.fences == 2:
+            self.memory[2 * PAGE + 8 : 2 * PAGE + 16] = b"the data"
+
+
+def test_a_record_is_read_behind_its_length_and_given_back_behind_its_data() -> None:
+    ring = Ordered()
+    assert ring.take(PAGE) == ([b"the data"], True)
+    assert (ring.fences, struct.unpack_from("<Q", ring.memory, 0)) == (3, (16,))
+
+
+def test_only_where_the_processor_keeps_no_order_is_there_a_fence() -> None:
+    assert fence_of(X86_64) is None
+    try:
+        fence = fence_of(AARCH64)
+    except OSError:
+        pytest.skip(f"no {LIBRARY}: apt-get install libatomic1")
+    assert fence is not None
+    fence()

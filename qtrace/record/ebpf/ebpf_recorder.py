@@ -10,15 +10,8 @@ from pathlib import Path
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.capabilities import capabilities
 from qtrace.host.pid_namespace import namespace_of, own_namespace
-from qtrace.machine.arch_x86_64 import (
-    ARGUMENTS,
-    PAGE,
-    RDI,
-    REGISTER_COUNT,
-    RETURN_ADDRESS,
-    RSI,
-    RSP,
-)
+from qtrace.machine.architectures import HOST
+from qtrace.machine.memory import PAGE
 from qtrace.machine.stat_file import STARTSTACK, stat_fields
 from qtrace.process.hit import CANDIDATES, QEMUBH_BYTES, Hit
 from qtrace.record.ebpf.backlog import Backlog, Raw
@@ -27,10 +20,13 @@ from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.sites.watch import Site
 
+# probes/stack.h sends registers in the order of their DWARF numbers, the pc last.
+PC, SP = HOST.pc, HOST.stack_pointer
+FIRST, SECOND = HOST.arguments[:2]
 # So many hits are handed out at a time: a few milliseconds of work.
 STEP = 256
 # Of what the registers of a hit point at, a step has but one of the arguments, which come last.
-ABOVE = tuple(bytes(QEMUBH_BYTES * CANDIDATES.index(register)) for register in (RDI, RSI))
+ABOVE = tuple(bytes(QEMUBH_BYTES * CANDIDATES.index(register)) for register in (FIRST, SECOND))
 BELOW = (bytes(QEMUBH_BYTES), b"")
 
 
@@ -135,7 +131,7 @@ def function_of(site: Site) -> str:
         return "on_return"
     if site.name != "command":
         return "on_step"
-    return "on_command" if ARGUMENTS[site.argument] == RSI else "on_command_fifth"
+    return "on_command" if HOST.arguments[site.argument] == SECOND else "on_command_fifth"
 
 
 def main_stack(pid: int) -> int:
@@ -154,7 +150,7 @@ class HitReader:
     def __init__(self, layout: Layout) -> None:
         """``layout``: offset and size of its fields."""
         self._time, self._tid = layout["time_ns"][0], layout["tid"][0]
-        self._registers = struct.Struct(f"<{REGISTER_COUNT}Q")
+        self._registers = struct.Struct(f"<{PC + 1}Q")
         self._registers_at = layout["registers"][0]
         self._bounds = struct.Struct("<II")
         self._bounds_at = layout["stack_start"][0]
@@ -170,7 +166,7 @@ class HitReader:
             thread=_text(record[self._comm]),
             registers=dict(enumerate(registers)),
             candidates=record[self._candidates],
-            stack_base=registers[RSP],
+            stack_base=registers[SP],
             stack=record[self._stack + start : self._stack + end],
         )
 
@@ -192,7 +188,7 @@ class StepReader:
             time_ns=time_ns,
             tid=tid,
             thread=_text(record[self._comm]),
-            registers={RETURN_ADDRESS: ip, RSP: sp, RDI: first, RSI: second},
+            registers={PC: ip, SP: sp, FIRST: first, SECOND: second},
             candidates=ABOVE[text_of] + text + BELOW[text_of],
             stack_base=sp,
             stack=b"",

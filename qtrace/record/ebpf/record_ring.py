@@ -14,6 +14,8 @@ from __future__ import annotations
 import mmap
 import struct
 
+from qtrace.machine.fence import host_fence
+
 HEADER = 8
 LENGTH = struct.Struct("<I")
 BUSY, DISCARDED = 1 << 31, 1 << 30
@@ -27,7 +29,9 @@ class Mapped:
         self._size = pages * PAGE
         self._consumer = mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._data = mmap.mmap(fd, PAGE + self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
-        # x86-64 keeps the order of loads and of stores: no barriers are needed.
+        # Between the producer's position, a record's length, its data, and the position that gives
+        # the space back: the kernel goes the same way round.
+        self._fence = host_fence()
         self._consumed = memoryview(self._consumer).cast("Q")
         self._produced = memoryview(self._data).cast("Q")
 
@@ -43,16 +47,23 @@ class RecordRing(Mapped):
         """
         begin = at = self._consumed[0]
         produced = self._produced[0]
+        fence = self._fence
+        if fence:
+            fence()
         records = []
         while at < produced and at - begin < most:
             place = PAGE + (at & (self._size - 1))
             (length,) = LENGTH.unpack_from(self._data, place)
             if length & BUSY:
                 break  # its program was interrupted
+            if fence:
+                fence()
             size = length & ~DISCARDED
             if not length & DISCARDED:
                 records.append(self._copy(place + HEADER, size))
             at += HEADER + (size + 7) // 8 * 8
+        if fence:
+            fence()
         self._consumed[0] = at
         return records, at == produced
 

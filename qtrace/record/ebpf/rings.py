@@ -62,6 +62,8 @@ class Ring(Mapped):
         A record whose program was interrupted ends the block; later ones wait for it.
         """
         count = min(self.waiting, most)
+        if self._fence:
+            self._fence()
         start = self._consumed[0] & (self._size - 1)
         straight = (self._size - start) // self._slot.itemsize
         if count and not straight:
@@ -69,6 +71,11 @@ class Ring(Mapped):
         else:
             slots = np.ndarray((min(count, straight),), self._slot, self._data, offset=PAGE + start)
         unfinished = slots["length"] != self._length
+        if self._fence:
+            self._fence()
+            if count and not straight:
+                # Its data may have been copied before its length.
+                slots = self._wrapped(start)
         if unfinished.any():
             return slots[: int(unfinished.argmax())]
         return slots
@@ -82,6 +89,8 @@ class Ring(Mapped):
 
     def release(self, count: int) -> None:
         """Give the space of so many records back."""
+        if self._fence:
+            self._fence()
         self._consumed[0] += count * self._slot.itemsize
 
 

@@ -27,9 +27,10 @@ from qtrace.host.capabilities import UPROBE_PMU
 from qtrace.host.locked_maps import refuse_while_locked
 from qtrace.host.uprobe_links import link_uprobes as link
 from qtrace.host.uprobe_links import links_work
-from qtrace.machine.arch_x86_64 import PERF_EVENT_OPEN
+from qtrace.machine.architectures import HOST
 from qtrace.record.ebpf import close_later
 
+PERF_EVENT_OPEN = HOST.call_number("perf_event_open")
 # linux/perf_event.h
 ATTRIBUTE_BYTES = 72  # PERF_ATTR_SIZE_VER1: up to config2
 DISABLED = 1  # the first of the flags
