@@ -25,6 +25,7 @@ from qtrace.record.ebpf.bpf_program import load_exec, load_watch
 from qtrace.record.ebpf.ebpf_recorder import HitReader, function_of
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.record.plans import Plans, make_plans
+from qtrace.sites.running_code import check_in_place
 from qtrace.sites.watch import Site
 
 # 4 MiB, 110 hits with as much stack as is ever copied; 1 MiB, 7,000 steps.
@@ -158,6 +159,8 @@ class HostProbes:
                 (fd, {s.vaddr: s.label for s in sites.values() if function_of(s) == name})
                 for name, fd in self._program.functions.items()
             )
+            labels = {site.vaddr: site.label for site in sites.values()}
+            check_in_place(process.binary, process.memory, labels)
         except BaseException:
             uprobes.close()
             self.forget(process.pid, key)
