@@ -19,8 +19,8 @@ from qtrace.analysis.fleet.rows import OtherVersion, Row, analysis_version, row_
 from qtrace.analysis.fleet.workers import DIED, MEMORY, Known, interrupts_wait
 from qtrace.errors import ExtraMissing, FleetFailed
 
-# For how long a scheduler, and its workers, are waited for after they went away; and at first.
-PATIENCE_S, FIRST_S = 60, 10
+# For how long workers are waited for, and a scheduler that went away; and for the latter at first.
+PATIENCE_S, FIRST_S = 60, 20
 LOOPBACK = "127.0.0.1"
 ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx)://\S*[^\s:/]:[0-9]+|[^\s:/]+:[0-9]+")
 
@@ -46,7 +46,7 @@ class Dask:
         while left:
             before = len(left)
             with self._client(patience_s) as client:
-                self._check(client, patience_s)
+                self._check(client)
                 patience_s = self.patience_s
                 for row in _once(client, list(left.values()), known):
                     del left[row.url]
@@ -91,14 +91,14 @@ class Dask:
                 ) from error
             yield stack.enter_context(client)
 
-    def _check(self, client: Any, patience_s: float) -> None:
+    def _check(self, client: Any) -> None:
         """Refuse workers of other code, by their names.
 
         Raises:
             FleetFailed
         """
         try:
-            client.wait_for_workers(1, timeout=patience_s)
+            client.wait_for_workers(1, timeout=self.patience_s)
         except TimeoutError as error:
             raise FleetFailed(
                 f"the scheduler {self.scheduler} has no workers", "start some: dask worker ADDRESS"

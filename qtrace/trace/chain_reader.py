@@ -63,12 +63,17 @@ def joined(
             return
         file = _File(path, _checked(path, link, before))
         if before is None:
-            yield from _begin(first, header, file.link)
+            yield _header(first, header)
+            missing = _before_first(header["time_ns"], file.link)
         else:
-            yield from _between(before, file, first.schema)
+            missing = _between(before, file)
         for table in _rest(first.slice(1), tables, file):
             file.rows += len(table)
-            yield table
+            # In one table with the rows of about its time: who reads on needs no order but this.
+            lost, missing = missing, []
+            yield pa.concat_tables([table_of_rows(lost, table.schema), table]) if lost else table
+        if missing:
+            yield table_of_rows(missing, first.schema)
         before = file
     if before is not None and before.following is not None:
         number = before.following.number
@@ -88,18 +93,23 @@ def _checked(path: Path, link: Link | None, before: _File | None) -> Link:
     return link
 
 
-def _begin(first: pa.Table, header: dict[str, Any], link: Link) -> Iterator[pa.Table]:
-    """The header as of one file, and what was before the first file that is there."""
+def _header(first: pa.Table, header: dict[str, Any]) -> pa.Table:
+    """The header as of one file."""
     detail = {key: value for key, value in _detail(header).items() if key != KEY}
     row = to_row(Event(header["time_ns"], "attach", detail=detail))
-    yield table_of_rows([row], first.schema)
-    if link.number > 1:
-        files = (1, link.number - 1)
-        yield _lost(files, header["time_ns"], link.at_ns, Counter(link.rows), first.schema)
+    return table_of_rows([row], first.schema)
 
 
-def _between(before: _File, file: _File, schema: pa.Schema) -> Iterator[pa.Table]:
+def _before_first(since_ns: int, link: Link) -> list[list[str]]:
+    """What was before the first file that is there."""
+    if link.number == 1:
+        return []
+    return [_lost((1, link.number - 1), since_ns, link.at_ns, Counter(link.rows))]
+
+
+def _between(before: _File, file: _File) -> list[list[str]]:
     """What is missing of the file before, and of those between it and this one."""
+    missing = []
     own, last = file.link, before.link
     follows = own.number == last.number + 1
     after = before.following or (own if follows else None)
@@ -107,18 +117,17 @@ def _between(before: _File, file: _File, schema: pa.Schema) -> Iterator[pa.Table
         expected = sum(after.rows.values()) - sum(last.rows.values())
         if before.rows < expected:
             files, count = (last.number, last.number), expected - before.rows
-            yield _lost(files, last.since_ns, after.at_ns, count, schema)
+            missing.append(_lost(files, last.since_ns, after.at_ns, count))
     if follows:
-        return
+        return missing
     files = (last.number + 1, own.number - 1)
     if after is not None:
         rows = Counter(own.rows)
         rows.subtract(after.rows)
-        yield _lost(files, after.since_ns, own.at_ns, +rows, schema)
-        return
+        return [*missing, _lost(files, after.since_ns, own.at_ns, +rows)]
     # How far the file before went is not known.
     count = sum(own.rows.values()) - sum(last.rows.values()) - before.rows
-    yield _lost((last.number, files[1]), last.since_ns, own.at_ns, max(1, count), schema)
+    return [_lost((last.number, files[1]), last.since_ns, own.at_ns, max(1, count))]
 
 
 def _lost(
@@ -126,14 +135,13 @@ def _lost(
     since_ns: int,
     until_ns: int,
     rows: Counter[str] | int,
-    schema: pa.Schema,
-) -> pa.Table:
+) -> list[str]:
     detail: dict[str, Any] = {"files": list(files), "since_ns": since_ns}
     if isinstance(rows, int):
         detail["count"] = rows
     else:
         detail |= {"count": sum(rows.values()), "rows": dict(rows)}
-    return table_of_rows([to_row(Event(until_ns, "lost", detail=detail))], schema)
+    return to_row(Event(until_ns, "lost", detail=detail))
 
 
 def _rest(first: pa.Table, tables: Iterator[pa.Table], file: _File) -> Iterator[pa.Table]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,9 @@ def test_what_is_no_address_is_refused_at_once(address: str, tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-def test_ten_thousand_recordings_within_a_gigabyte(tmp_path: Path) -> None:
+def test_ten_thousand_recordings_within_a_gigabyte(
+    tmp_path: Path, soak_row: Callable[..., None]
+) -> None:
     folder, table = recordings(tmp_path / "traces", 10_000), tmp_path / "summary.parquet"
     program = f"""
 import resource
@@ -169,3 +172,5 @@ if __name__ == "__main__":
     count, peak_kb = map(int, done.stdout.split())
     assert count == 10_000
     assert peak_kb < 1 << 20
+    what = "10,000 recordings on two workers of Dask, one in fifty of them broken"
+    soak_row(what, f"{count} rows", f"{peak_kb >> 10} MB in the client")

@@ -78,6 +78,22 @@ def test_a_second_run_reads_only_what_is_new(bucket: Any, tmp_path: Path) -> Non
     assert survey(["s3://traces/day"], table).read == 0
 
 
+def test_credentials_that_nobody_knows_are_told(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    port = free_port()
+    strict = {"INITIAL_NO_AUTH_ACTION_COUNT": "0"}
+    with running(
+        sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(port), port=port,
+        log=tmp_path / "log", environment=strict,
+    ):  # fmt: skip
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{LOOPBACK}:{port}")
+        type(bucket).clear_instance_cache()
+        with pytest.raises(FleetFailed, match="cannot list s3://traces/day") as error:
+            survey(["s3://traces/day"], tmp_path / "t.parquet")
+    assert "check the credentials" in error.value.remedy
+
+
 def test_a_chain_in_a_bucket_is_fetched_as_one_recording(bucket: Any, tmp_path: Path) -> None:
     whole = saves(tmp_path / "whole/t.csv", strikes=2)
     (tmp_path / "day").mkdir()
