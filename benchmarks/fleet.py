@@ -25,6 +25,27 @@ if __name__ == "__main__":
         began = time.perf_counter()
         rows = len(survey([path], table, {workers}).rows)
 """
+# What is left of a fleet when others read: rows come ready, as from workers.
+CLIENT = """
+import tempfile, pathlib
+from dataclasses import replace
+from qtrace.analysis.fleet import survey
+from qtrace.analysis.fleet.files import find
+from qtrace.analysis.fleet.rows import analysis_version, row_of
+from qtrace.analysis.fleet.table import _columns, _row
+known = [row_of(file, analysis_version()) for file in find([path])[:10]]
+
+class Ready:
+    def rows(self, files, known_contents):
+        for number, file in enumerate(files):
+            place = {"url": file.url, "size": file.size, "stamp": file.stamp}
+            row = replace(known[number % len(known)], sha256=f"{number:064x}", **place)
+            yield _row(_columns(row))
+
+with tempfile.TemporaryDirectory() as folder:
+    began = time.perf_counter()
+    rows = len(survey([path], pathlib.Path(folder, "summary.parquet"), Ready()).rows)
+"""
 PROGRAMS = {
     "summaries alone": """
 from pathlib import Path
@@ -65,6 +86,11 @@ def run(pairs: int) -> list[Row]:
                  "at most 10 ms" if name == "one process" else "-")
             )  # fmt: skip
         many = recordings(Path(folder, "many"), MANY)
+        seconds, peak, _rows = measure(CLIENT, many)
+        rows.append(
+            (f"{MANY:,} recordings: the client alone", f"{seconds / MANY * 1e3:.1f} ms each", "-",
+             f"{peak:.0f} MB", "at most 1 GB")
+        )  # fmt: skip
         seconds, peak, _rows = measure(PROGRAMS["2 processes"], many)
         rows.append(
             (f"{MANY:,} recordings, 2 processes", f"{MANY / seconds:.0f} a second", "-",
