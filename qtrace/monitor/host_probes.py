@@ -18,11 +18,12 @@ from qtrace.binary.module import Module, ParsedFile
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.bpf_syscall import attach_raw_tracepoint
 from qtrace.host.capabilities import check_ebpf
+from qtrace.monitor.messages import HIT, LAST_HIT, LAST_STEP
 from qtrace.monitor.recorder_process import RecorderProcess
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
 from qtrace.record.ebpf.bpf_program import load_exec, load_watch
-from qtrace.record.ebpf.ebpf_recorder import HitReader, function_of
+from qtrace.record.ebpf.ebpf_recorder import HitReader, StepReader, function_of
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.record.plans import Plans, make_plans
 from qtrace.sites.running_code import check_in_place
@@ -49,6 +50,12 @@ class Told(Protocol):
     def steps(self, counts: dict[str, Any]) -> None:
         """What is counted of QMP commands and jobs so far (``VmSteps.report``)."""
 
+    def last_hit(self, hit: Hit) -> None:
+        """One of the last events, which were asked for."""
+
+    def last_end(self, since_ns: int) -> None:
+        """These were all from then on; 0: none are kept."""
+
 
 @dataclass(frozen=True)
 class Armed:
@@ -57,12 +64,14 @@ class Armed:
     Attributes:
         sites: by run-time address.
         at_ns: CLOCK_MONOTONIC, when all were set.
+        lost: hits of all QEMUs that nobody had seen until then.
     """
 
     plans: Plans
     sites: dict[int, Site]
     at_ns: int
     generation: int
+    lost: int
 
 
 class HostProbes:
@@ -70,23 +79,32 @@ class HostProbes:
 
     Args:
         started: is told the pid, the name, and when, of each program that starts and may be QEMU's.
+        last_s: for how long the events of each QEMU are kept; 0: not at all.
 
     Attributes:
         generation: which recorder it is, from 1 on: what an earlier one had armed is armed no more.
         unsent: runs that came faster than they are passed on.
     """
 
-    def __init__(self, started: Callable[[int, str, int], None]) -> None:
+    def __init__(self, started: Callable[[int, str, int], None], last_s: float = 0.0) -> None:
         """Raises RecorderUnavailable."""
         if missing := check_ebpf():
             raise RecorderUnavailable(f"{missing.name}: {missing.detail}", missing.remedy)
         self._started = started
+        self._last_ns = int(last_s * 1e9)
         self._program = load_watch(RING_PAGES, STEP_RING_PAGES)
         self._execs = load_exec(EXEC_PAGES)
         self._layouts = {**self._program.layouts, **self._execs.layouts}
-        self._read_hit = HitReader(self._program.layouts["events"])
-        at, size = self._program.layouts["events"]["tgid"]
-        self._tgid = slice(at, at + size)
+        layouts = self._program.layouts
+        self._readers: dict[bytes, Callable[[bytes], Hit]] = {
+            HIT: HitReader(layouts["events"]),
+            LAST_HIT: HitReader(layouts["events"]),
+            LAST_STEP: StepReader(layouts["steps"]),
+        }
+        self._pids = {
+            letter: layouts["steps" if letter == LAST_STEP else "events"]["tgid"]
+            for letter in self._readers
+        }
         try:
             self._notice = attach_raw_tracepoint(self._execs.functions["on_exec"], EXEC)
         except OSError as error:
@@ -95,6 +113,7 @@ class HostProbes:
                 "qtrace doctor says what is missing",
             ) from error
         self._told: dict[int, tuple[str, Told]] = {}
+        self._asked: dict[tuple[int, str], Told] = {}
         self._plans: OrderedDict[ParsedFile, Plans] = OrderedDict()
         self._lock = threading.Lock()
         self.unsent = 0
@@ -110,7 +129,7 @@ class HostProbes:
         rings = {name: (maps[name], count * PAGE) for name, count in pages.items()}
         layouts = {name: self._layouts[name] for name in rings}
         self._recorder = RecorderProcess(
-            rings, layouts, [self._notice], self._take, self._take_hit
+            rings, layouts, [self._notice], self._last_ns, self._take, self._take_record
         )  # fmt: skip
 
     @property
@@ -146,7 +165,11 @@ class HostProbes:
         plans = self._plan(process.binary)
         plans.check(process)
         bias = process.binary.bias
-        sites = {site.vaddr + bias: site for site in plans.watch.sites if site.kind in KINDS}
+        sites = {
+            site.vaddr + bias: site
+            for site in plans.watch.sites
+            if self._last_ns or site.kind in KINDS
+        }
         steps = {str(at): site.name for at, site in sites.items() if site.kind in ("qmp", "job")}
         with self._lock:
             self._told[process.pid] = (key, told)
@@ -170,7 +193,7 @@ class HostProbes:
         self._recorder.send({"what": "links", **about}, links)
         for fd in links:
             os.close(fd)
-        return Armed(plans, sites, at_ns, generation)
+        return Armed(plans, sites, at_ns, generation, self.lost())
 
     def tell_gone(self, pid: int, key: str, status: int) -> None:
         """Which status a job has when it is gone."""
@@ -213,10 +236,32 @@ class HostProbes:
                 key, told = self._told.get(message["pid"], ("", None))
             if told is not None and key == message["key"]:
                 told.steps(message["counts"])
+        elif what == "last":
+            with self._lock:
+                asked = self._asked.pop((message["pid"], message["key"]), None)
+            if asked is not None:
+                asked.last_end(message["since_ns"])
 
-    def _take_hit(self, record: bytes) -> None:
-        pid = int.from_bytes(record[self._tgid], "little")
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last events are kept."""
+        return bool(self._last_ns) and self.alive
+
+    def ask_last(self, pid: int, key: str, told: Told) -> None:
+        """Have its last events told: also of one that has ended a moment ago."""
+        with self._lock:
+            self._asked[pid, key] = told
+        self._recorder.send({"what": "last", "pid": pid, "key": key})
+
+    def _take_record(self, letter: bytes, record: bytes) -> None:
+        at, size = self._pids[letter]
+        pid = int.from_bytes(record[at : at + size], "little")
+        hit = self._readers[letter](record)
         with self._lock:
             _key, told = self._told.get(pid, ("", None))
-        if told is not None:
-            told.hit(self._read_hit(record))
+            # They are told of one QEMU after the other, in the order of the questions.
+            asked = next(iter(self._asked.values()), None)
+        if letter != HIT and asked is not None:
+            asked.last_hit(hit)
+        elif letter == HIT and told is not None:
+            told.hit(hit)

@@ -36,6 +36,7 @@ class News:
     vm: str
     pid: int
     finding: Finding | RequestFinding | Happened
+    probes: VmProbes | None = None
 
 
 class HostWatch:
@@ -45,9 +46,17 @@ class HostWatch:
         every_s: between two looks at one QEMU.
         probing: whether they are to be probed, too. Where they cannot be, ``state`` tells why.
         programs: watch those without a main loop, too.
+        last_s: for how long the events of each QEMU are kept; 0: not at all.
     """
 
-    def __init__(self, every_s: float, *, probing: bool = False, programs: bool = False) -> None:
+    def __init__(
+        self,
+        every_s: float,
+        *,
+        probing: bool = False,
+        programs: bool = False,
+        last_s: float = 0.0,
+    ) -> None:
         self._every_s = every_s
         self._uncounted = frozenset() if programs else WITHOUT_MAIN_LOOP
         self._processes = QemuProcesses()
@@ -62,7 +71,7 @@ class HostWatch:
         self.probes: HostProbes | None = None
         if probing:
             try:
-                self.probes = HostProbes(self._started)
+                self.probes = HostProbes(self._started, last_s)
             except RecorderUnavailable as error:
                 self.no_probes = f"{error.message}; {error.remedy}"
 
@@ -84,7 +93,7 @@ class HostWatch:
                     here[sure.get(pid) or _key(pid)] = program
         news = []
         for key, vm in vms.items():
-            news += [News(vm.name, vm.pid, finding) for finding in vm.news()]
+            news += [News(vm.name, vm.pid, finding, vm.probes) for finding in vm.news()]
             if key not in here or vm.ended:
                 news += self._leave(key, vm)
         for (pid, started), program in here.items():
@@ -159,9 +168,11 @@ class HostWatch:
         vm.stop()
         name = vm.name
         status = vm.end.status() if vm.end is not None else {}
+        if vm.probes is not None:
+            vm.probes.status = status
         self._ended[how_it_ended(status) or UNKNOWN] += 1
         happened = ended(status)
-        return [News(name, vm.pid, happened)] if happened else []
+        return [News(name, vm.pid, happened, vm.probes)] if happened else []
 
     @property
     def all_seen(self) -> bool:

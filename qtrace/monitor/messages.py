@@ -12,8 +12,8 @@ from typing import Any
 
 # The recorder's arguments have the looker's: a qtrace that was upgraded under a running one is not
 # understood by guess.
-VERSION = 1
-HIT = b"H"
+VERSION = 2
+HIT, LAST_HIT, LAST_STEP = b"H", b"E", b"S"
 LONGEST = 1 << 17
 # SCM_MAX_FD of linux/net/scm.h.
 MOST_FDS = 253

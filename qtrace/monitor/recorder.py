@@ -23,7 +23,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from qtrace.knowledge import PROGRAMS
-from qtrace.monitor.messages import HIT, VERSION, receive, send
+from qtrace.monitor.last_events import LastEvents
+from qtrace.monitor.messages import HIT, LAST_HIT, LAST_STEP, VERSION, receive, send
 from qtrace.monitor.rights import allow_descriptors, give_up_rights
 from qtrace.monitor.vm_steps import CommandNames, VmSteps
 from qtrace.record.ebpf.record_ring import PAGE, RecordRing
@@ -34,6 +35,8 @@ MOST_NAMES = 100
 # So many runs of watched bottom halves are passed on between two reports; of more the number.
 MOST_RUNS = 500
 READ_BYTES = 1 << 20
+# The last events of a QEMU that has ended wait so long for whoever asks for them.
+KEPT_S = 60.0
 
 Fields = dict[str, tuple[int, int]]
 
@@ -85,9 +88,11 @@ class _Vm:
     """
 
     def __init__(
-        self, key: str, steps: dict[int, str], runs: list[int], names: CommandNames
+        self, key: str, steps: dict[int, str], runs: list[int], names: CommandNames, span_ns: int
     ) -> None:
         self.key = key
+        self.last = LastEvents(span_ns, time.monotonic_ns()) if span_ns else None
+        self.ended_s = 0.0
         self.steps = steps
         self.runs = frozenset(runs)
         self.links: list[int] = []
@@ -105,6 +110,9 @@ class Recorder:
         self._layouts: dict[str, Fields] = {}
         self._runs_left = MOST_RUNS
         self._unsent = 0
+        self._span_ns = 0
+        # By key, those that have ended.
+        self._ended: dict[str, _Vm] = {}
         self.closing = _Closing(lambda: list(self._vms))
 
     def serve(self) -> None:
@@ -130,6 +138,7 @@ class Recorder:
     def _begin(self, message: dict[str, Any], fds: list[int]) -> None:
         """Ring buffers come first, then what only has to stay open."""
         self._kept = fds
+        self._span_ns = message["last_ns"]
         for (name, size), fd in zip(message["rings"].items(), fds, strict=False):
             self._rings[name] = RecordRing(fd, size // PAGE)
         self._layouts = {
@@ -145,11 +154,15 @@ class Recorder:
         message = json.loads(data)
         pid, key = message["pid"], message["key"]
         vm = self._vms.get(pid)
-        if message["what"] == "vm":
+        if message["what"] == "last":
+            # Hits of its last moments may wait in the ring buffers.
+            self._read()
+            self._tell_last(pid, key)
+        elif message["what"] == "vm":
             if vm is not None:
                 self._forget(self._vms.pop(pid))
             steps = {int(address): name for address, name in message["steps"].items()}
-            self._vms[pid] = _Vm(key, steps, message["runs"], self._names)
+            self._vms[pid] = _Vm(key, steps, message["runs"], self._names, self._span_ns)
         elif vm is None or vm.key != key:
             # It has ended meanwhile, and its pid is another's.
             self.closing.close(fds)
@@ -162,6 +175,9 @@ class Recorder:
         return True
 
     def _forget(self, vm: _Vm) -> None:
+        if vm.last is not None:
+            vm.ended_s = time.monotonic()
+            self._ended[vm.key] = vm
         self.closing.close(vm.links)
 
     def _read(self) -> None:
@@ -182,6 +198,8 @@ class Recorder:
     def _hit(self, record: bytes) -> None:
         at = self._layouts["events"]
         vm = self._vms.get(_number(record, at["tgid"]))
+        if vm is not None and vm.last is not None:
+            vm.last.add(_number(record, at["time_ns"]), False, record)
         # The registers in DWARF's order, the last is the instruction pointer.
         begin, size = at["registers"]
         if vm is None or _number(record, (begin + size - 8, 8)) not in vm.runs:
@@ -192,12 +210,23 @@ class Recorder:
         else:
             self._unsent += 1
 
+    def _tell_last(self, pid: int, key: str) -> None:
+        now = self._vms.get(pid)
+        vm = now if now is not None and now.key == key else self._ended.get(key)
+        last = vm.last if vm is not None else None
+        for _time_ns, is_step, record in last.take(time.monotonic_ns()) if last else ():
+            self._end.send((LAST_STEP if is_step else LAST_HIT) + record)
+        since_ns = last.since_ns if last else 0
+        self._tell({"what": "last", "pid": pid, "key": key, "since_ns": since_ns})
+
     def _step(self, record: bytes) -> None:
         at = self._layouts["steps"]
         vm = self._vms.get(_number(record, at["tgid"]))
         name = vm.steps.get(_number(record, at["ip"])) if vm else None
         if vm is None or name is None:
             return
+        if vm.last is not None:
+            vm.last.add(_number(record, at["time_ns"]), True, record)
         vm.counts.step(
             name, _number(record, at["time_ns"]), _number(record, at["sp"]),
             _number(record, at["first"]), _number(record, at["second"]), _text(record, at["text"]),
@@ -210,6 +239,8 @@ class Recorder:
                 counts = vm.counts.report(now_ns)
                 self._tell({"what": "steps", "pid": pid, "key": vm.key, "counts": counts})
         self._runs_left = MOST_RUNS
+        until_s = time.monotonic() - KEPT_S
+        self._ended = {key: vm for key, vm in self._ended.items() if vm.ended_s > until_s}
         if self._unsent:
             self._tell({"what": "unsent", "count": self._unsent})
             self._unsent = 0

@@ -23,8 +23,9 @@ class RecorderProcess:
         rings: by name, a ring buffer's descriptor and its size in bytes.
         layouts: of their records.
         kept: descriptors that it only keeps open.
+        last_ns: for how long it keeps the events of each QEMU; 0: not at all.
         take: is told its messages, in a thread of ours.
-        take_hit: and the records of watched bottom halves.
+        take_record: and records, behind the letter that says of which.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class RecorderProcess:
         rings: Mapping[str, tuple[int, int]],
         layouts: Mapping[str, Any],
         kept: Sequence[int],
+        last_ns: int,
         take: Callable[[dict[str, Any]], None],
-        take_hit: Callable[[bytes], None],
+        take_record: Callable[[bytes, bytes], None],
     ) -> None:
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -44,11 +46,12 @@ class RecorderProcess:
             )  # fmt: skip
         self.alive = True
         self.pid = self._process.pid
-        self._take, self._take_hit = take, take_hit
+        self._take, self._take_record = take, take_record
         self._sending = threading.Lock()
         sizes = {name: size for name, (_fd, size) in rings.items()}
         fds = [fd for fd, _size in rings.values()]
-        self.send({"rings": sizes, "layouts": dict(layouts)}, [*fds, *kept])
+        about = {"rings": sizes, "layouts": dict(layouts), "last_ns": last_ns}
+        self.send(about, [*fds, *kept])
         threading.Thread(target=self._read, daemon=True, name="recorder").start()
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
@@ -71,8 +74,8 @@ class RecorderProcess:
                 data, _fds = messages.receive(self._end)
                 if not data:
                     break
-                if data[:1] == messages.HIT:
-                    self._take_hit(data[1:])
-                else:
+                if data[:1] == b"{":
                     self._take(json.loads(data))
+                else:
+                    self._take_record(data[:1], data[1:])
         self.alive = False

@@ -24,6 +24,9 @@ from qtrace.record.disk import RESERVE
 REFRESH_S = 1.0
 # Of one guest an autopsy is made at most so often.
 AUTOPSY_EVERY_S = 600.0
+# Files by how their names end; no others in the folder are touched.
+AUTOPSY, FLIGHT = ".autopsy", ".flight.csv"
+WORDS = {AUTOPSY: "autopsy", FLIGHT: "last events"}
 START_S = 20.0
 
 
@@ -106,37 +109,23 @@ class _Running:
 
 
 class Autopsies:
-    """Autopsies of guests with findings, below one folder: at most so many bytes, the oldest are
-    removed first."""
+    """Autopsies of guests with findings, and their last events, below one folder: at most so many
+    bytes, the oldest are removed first."""
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self._folder, self._most_bytes = folder, most_bytes
-        self._made: dict[int, float] = {}
+        self._made: dict[tuple[int, str], float] = {}
         self._running: list[_Running] = []
         self._unmade: list[str] = []
         self._number = 0
 
     def make(self, one: News) -> Path | None:
         """Begin one, unless there was one of that guest a short while ago."""
-        if not Path(f"/proc/{one.pid}").exists():
+        if not Path(f"/proc/{one.pid}").exists() or not self._is_due(one, AUTOPSY):
             return None
-        now = time.monotonic()
-        if now - self._made.get(one.pid, -AUTOPSY_EVERY_S) < AUTOPSY_EVERY_S:
+        output = self._place(one, AUTOPSY)
+        if output is None:
             return None
-        self._made[one.pid] = now
-        self._make_room()
-        disk = os.statvfs(self._folder)
-        if disk.f_bavail * disk.f_frsize < RESERVE:
-            self._unmade.append(
-                f"no autopsy of {one.vm}: less than {RESERVE >> 20} MiB are free in "
-                f"{self._folder}\n"
-                "remedy: make room there, or name a folder on another disk"
-            )
-            return None
-        self._number += 1
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in one.vm)[:60]
-        name = f"{time.strftime('%Y%m%dT%H%M%S')}-{self._number}-{safe}.autopsy"
-        output = self._folder / name
         command = ["-m", "qtrace", "autopsy", "--pid", str(one.pid), "-o", str(output)]
         said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         child = subprocess.Popen(
@@ -145,6 +134,41 @@ class Autopsies:
         )  # fmt: skip
         self._running.append(_Running(one.vm, child, said))
         return output
+
+    def write_last(self, one: News) -> Path | None:
+        """Begin to write its last events, where they are kept; as often as an autopsy."""
+        if one.probes is None or not self._is_due(one, FLIGHT):
+            return None
+        path = self._place(one, FLIGHT)
+        if path is None:
+            return None
+
+        def failed(why: str) -> None:
+            self._unmade.append(f"no {WORDS[FLIGHT]} of {one.vm}: {why}")
+
+        return path if one.probes.write_last(path, failed) else None
+
+    def _is_due(self, one: News, kind: str) -> bool:
+        now = time.monotonic()
+        if now - self._made.get((one.pid, kind), -AUTOPSY_EVERY_S) < AUTOPSY_EVERY_S:
+            return False
+        self._made[one.pid, kind] = now
+        return True
+
+    def _place(self, one: News, kind: str) -> Path | None:
+        """Where a file goes; None where there is no room for it."""
+        self._make_room()
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < RESERVE:
+            self._unmade.append(
+                f"no {WORDS[kind]} of {one.vm}: less than {RESERVE >> 20} MiB are free in "
+                f"{self._folder}\n"
+                "remedy: make room there, or name a folder on another disk"
+            )
+            return None
+        self._number += 1
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in one.vm)[:60]
+        return self._folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{self._number}-{safe}{kind}"
 
     def failed(self) -> list[str]:
         """Why there is no autopsy where one was due, and what mends it, on two lines each; once."""
@@ -156,7 +180,7 @@ class Autopsies:
     def _make_room(self) -> None:
         found = sorted(
             (path.stat().st_mtime, path.stat().st_size, path)
-             for path in self._folder.glob("*.autopsy")
+             for kind in WORDS for path in self._folder.glob(f"*{kind}")
         )  # fmt: skip
         total = sum(size for _, size, _ in found)
         for _, size, path in found:
@@ -175,14 +199,15 @@ def run(
     watch: HostWatch,
     listener: Listener | None,
     autopsies: Autopsies | None,
-    say: Callable[[News, Path | None], None],
+    say: Callable[[News, Path | None, Path | None], None],
     warn: Callable[[str], None],
     ended: Callable[[], bool],
 ) -> None:
     """Until ``ended``.
 
     Args:
-        say: is told each finding that comes up, and the autopsy of it that is being made.
+        say: is told each finding that comes up, the autopsy of it that is being made, and the
+            file that its last events go to.
         warn: is told what does not work, and what mends it, on two lines.
 
     Raises:
@@ -191,7 +216,8 @@ def run(
     at = time.monotonic()
     while not ended():
         for one in watch.refresh():
-            say(one, autopsies.make(one) if autopsies else None)
+            say(one, autopsies.make(one) if autopsies else None,
+                autopsies.write_last(one) if autopsies else None)  # fmt: skip
         for lines in autopsies.failed() if autopsies else ():
             warn(lines)
         if listener is not None:

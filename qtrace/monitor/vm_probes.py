@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from qtrace.errors import NoSuchProcess, QtraceError
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.knowledge import SNAPSHOT_JOBS
+from qtrace.monitor.flight import Flight
 from qtrace.monitor.happenings import Happened, ran
 from qtrace.monitor.host_probes import Armed, HostProbes
 from qtrace.monitor.labels import OTHER
@@ -43,6 +46,7 @@ class VmProbes:
         exec_ns: when it started; 0 where it was there before.
 
     Attributes:
+        status: how the process has ended; None while it is there.
         unarmed: why it is not, empty where it is or was not tried yet.
         wake: is called when there is something to ``take``.
     """
@@ -61,6 +65,9 @@ class VmProbes:
         self._qemu: LiveQemu | None = None
         self._ran: dict[str, Counter[str]] = {}
         self._news: list[Happened] = []
+        self._asked: SimpleQueue[tuple[Path, Callable[[str], None]]] = SimpleQueue()
+        self._last: list[Hit] = []
+        self.status: dict[str, int] | None = None
         self.unarmed = ""
         self.wake: Callable[[], Any] = lambda: None
 
@@ -123,6 +130,31 @@ class VmProbes:
                         self._news.append(happened)
 
     # In any thread.
+
+    def write_last(self, path: Path, failed: Callable[[str], None]) -> bool:
+        """Begin to write its last events into a file, also when it has ended; whether it can be.
+
+        Args:
+            failed: is told why they could not be written, in another thread.
+        """
+        if self._armed is None or self._qemu is None or not self._host.keeps_last:
+            return False
+        self._asked.put((path, failed))
+        self._host.ask_last(self._pid, self._key, self)
+        return True
+
+    def last_hit(self, hit: Hit) -> None:
+        self._last.append(hit)
+
+    def last_end(self, since_ns: int) -> None:
+        hits, self._last = self._last, []
+        path, failed = self._asked.get()
+        armed, qemu = self._armed, self._qemu
+        if armed is not None and qemu is not None:
+            lost = self._host.lost() - armed.lost
+            last = Flight(qemu, armed, hits, since_ns, lost, self._commands, self.status)
+            # To unwind takes its time, and others are waited for here.
+            Thread(target=last.write, args=(path, failed), daemon=True).start()
 
     def hit(self, hit: Hit) -> None:
         self._hits.put(hit)

@@ -132,9 +132,9 @@ class Commands:
         """A job's status in QMP's words, from the target's own JobStatus_lookup."""
         return self._statuses[number] if number < len(self._statuses) else str(number)
 
-    def begin(self) -> None:
-        """Read what has to be read while the target is there."""
-        self._statuses = self._read_statuses()
+    def begin(self, known: Commands | None = None) -> None:
+        """Read what has to be read while the target is there, or take it from what did."""
+        self._statuses = known._statuses if known else self._read_statuses()
 
     def _read_statuses(self) -> list[str]:
         """The array of names that ends where one is no identifier."""

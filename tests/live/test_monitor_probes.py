@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.analysis import judge
 from qtrace.lab.guest import Guest, find_qemu
+from qtrace.trace.reader import read_trace
 from tests.limits import TIMEOUT_S
 from tests.live.support.attached import is_running, save
 from tests.live.support.monitored import monitor, parts, scrape, until, values
@@ -188,3 +190,30 @@ def test_the_signal_that_ended_a_qemu_is_told_and_programs_are_counted(tmp_path:
                 return next((x for x in lines if x.startswith(f"{guest.pid}|crashed|")), "")
 
             assert "SIGSEGV" in until(finding, "the finding")
+
+
+def test_a_crash_leaves_the_last_events_in_a_recording_that_every_command_reads(
+    tmp_path: Path,
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    options = ("--flight", "30s", "--autopsies", files)
+    with monitor(*options) as (_, url), named_guest("flies") as guest:
+        until_armed(url, "flies")
+        save(guest, 3)
+        until(lambda: "x" if _concluded(url, "flies") >= 3 else "", "the jobs")
+        os.kill(guest.pid, signal.SIGSEGV)
+
+        def written() -> str:
+            return next((str(f) for f in files.glob("*-flies.flight.csv")), "")
+
+        path = Path(until(written, "the file"))
+    trace = read_trace(path)
+    assert trace.exit == {"signal": signal.SIGSEGV}
+    events = trace.frame
+    # However short they were.
+    assert {"snapshot-save", "job-dismiss"} <= set(events["name"][events["event"] == "qmp"])
+    runs = events[(events["event"] == "run") & (events["name"] == WATCHED)]
+    assert len(runs) == 3
+    assert all("aio_bh_poll" in stack for stack in runs["stack"])
+    assert judge([path])["verdict"] == "main-loop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qtrace.monitor.last_events import MOST_BYTES, OVERHEAD, LastEvents
 from qtrace.monitor.vm_steps import NEAR, OTHER, CommandNames, VmSteps
 
 MS = 1_000_000
@@ -70,3 +71,17 @@ def test_a_job_is_one_of_its_last_status_until_it_is_gone() -> None:
     steps.gone = 10
     assert steps.report(0)["jobs"] == {2: 1}
     assert steps.report(0)["changes"] == {1: 1, 2: 2, 10: 1}
+
+
+def test_of_the_last_events_the_oldest_go_first_and_what_is_missing_is_known() -> None:
+    last = LastEvents(span_ns=100, since_ns=5)
+    for time_ns in (10, 30, 20):
+        last.add(time_ns, True, b"x")
+    assert [time_ns for time_ns, *_ in last.take(50)] == [10, 20, 30]
+    assert last.since_ns == 5
+    assert [time_ns for time_ns, *_ in last.take(115)] == [20, 30]
+    assert last.since_ns == 15
+    # No more bytes than so many: all up to the last one that went are missing.
+    last.add(40, False, bytes(MOST_BYTES - OVERHEAD))
+    assert [time_ns for time_ns, *_ in last.take(115)] == [40]
+    assert last.since_ns == 31

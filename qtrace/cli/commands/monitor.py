@@ -60,6 +60,10 @@ Examples:
     "--on-finding", metavar="CMD",
     help="Run by sh for each finding, with QTRACE_VM, _PID, _KIND, _SENTENCE.",
 )  # fmt: skip
+@click.option(
+    "--flight", type=DURATION, default=0.0, metavar="TIME",
+    help="Keep each QEMU's last events so long; with a finding they go to --autopsies DIR.",
+)  # fmt: skip
 @click.option("--looks-only", is_flag=True, help="Set no probes.")
 @click.option("--programs", is_flag=True, help="Watch qemu-img, qemu-nbd and qemu-io, too.")
 @click.option("--once", is_flag=True, help="Look until it is known, print the metrics, and end.")
@@ -73,6 +77,7 @@ def command(
     autopsies: Path | None,
     keep: int,
     on_finding: str | None,
+    flight: float,
     looks_only: bool,
     programs: bool,
     once: bool,
@@ -96,6 +101,8 @@ def command(
         raise click.UsageError(f"--listen takes HOST:PORT, not {listen!r}")
     if (tls_cert is None) != (tls_key is None) or (client_ca and tls_cert is None):
         raise click.UsageError("--tls-cert and --tls-key go together, --client-ca goes with them")
+    if flight and (autopsies is None or looks_only):
+        raise click.UsageError("--flight takes --autopsies DIR, where the files go, and probes")
     try:
         import prometheus_client  # noqa: F401
     except ImportError:
@@ -108,7 +115,7 @@ def command(
         return _once(HostWatch(min(every, 0.5)))
     listener = Listener(Address(host.strip("[]"), int(port), tls_cert, tls_key, client_ca))
     allow_descriptors()
-    watch = HostWatch(every, probing=not looks_only, programs=programs)
+    watch = HostWatch(every, probing=not looks_only, programs=programs, last_s=flight)
     kept = Autopsies(autopsies, keep) if autopsies else None
     try:
         with Signals() as signals:
@@ -118,7 +125,7 @@ def command(
                 stderr().print(f"no probes, only looks: {missing}")
             run(
                 watch, listener, kept,
-                lambda news, file: _say(news, file, on_finding), _warn,
+                lambda news, file, last: _say(news, file, last, on_finding), _warn,
                 lambda: bool(signals.reason),
             )  # fmt: skip
     finally:
@@ -129,7 +136,7 @@ def command(
     return ExitStatus.OK
 
 
-def _say(news: News, autopsy: Path | None, on_finding: str | None) -> None:
+def _say(news: News, autopsy: Path | None, last: Path | None, on_finding: str | None) -> None:
     from qtrace.cli.views.verdict_view import inert
     from qtrace.monitor import journal
 
@@ -138,8 +145,10 @@ def _say(news: News, autopsy: Path | None, on_finding: str | None) -> None:
              "SENTENCE": sentence}  # fmt: skip
     fields = {f"QTRACE_{key}": value for key, value in facts.items()}
     told = f"; autopsy: {autopsy}" if autopsy else ""
+    told += f"; last events: {last}" if last else ""
     message = f"{facts['VM']} (pid {news.pid}): {news.finding.kind}: {sentence}{told}"
-    kept = {"QTRACE_AUTOPSY": str(autopsy)} if autopsy else {}
+    files = {"QTRACE_AUTOPSY": autopsy, "QTRACE_FLIGHT": last}
+    kept = {name: str(file) for name, file in files.items() if file}
     in_journal = {"MESSAGE_ID": journal.FINDING, **fields, **kept}
     if not (journal.is_stderr() and journal.send(message, journal.ERROR, in_journal)):
         stderr().print(message)
