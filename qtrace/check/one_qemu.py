@@ -30,7 +30,8 @@ from qtrace.qemu.block.requests import count_in_flight
 from qtrace.units import show
 
 # A loop that is away for less may come back on a busy host: it is no finding of a check.
-HUNG_S = 2.0
+# The time that the host left its threads without a processor does not count, up to a limit.
+HUNG_S, HUNG_CROWDED_S = 2.0, 10.0
 # A command that keeps the main loop for so long is one: to a person at a console that is a hang.
 SLOW_NS = 1_000_000_000
 # A request that is in flight for so long is one: guests wait for no disk half a minute.
@@ -259,16 +260,20 @@ def _lasting(
 ) -> Answer:
     """The same, when every loop that it finds has been away for ``HUNG_S``; else what is found
     when that is over. (Of requests it is told only what has lasted.)"""
-    away_s = [
-        sightings.away_ns(finding.thread.tid) / 1e9
-        for finding in answer.findings
-        if isinstance(finding, Finding) and finding.thread.tid in sightings.loops
-    ]
-    left_s = HUNG_S - min(away_s, default=HUNG_S)
-    if left_s <= 0:
-        return answer
-    _go_on(sightings, wait, time.monotonic() + left_s, asked)
-    return inspector.ask().answer
+    while True:
+        away_s = [
+            sightings.away_ns(finding.thread.tid) / 1e9
+            for finding in answer.findings
+            if isinstance(finding, Finding) and finding.thread.tid in sightings.loops
+        ]
+        if not away_s:
+            return answer
+        own_s = min(away_s) * (1 - sightings.crowding())
+        left_s = min(HUNG_S - own_s, HUNG_CROWDED_S - min(away_s))
+        if left_s <= 0 or asked():
+            return answer
+        _go_on(sightings, wait, time.monotonic() + left_s, asked)
+        answer = inspector.ask().answer
 
 
 def _go_on(
@@ -293,12 +298,19 @@ def _read(found: Checked, path: Path) -> None:
     report = judge(trace)
     findings = found.answer.findings
     now = {finding.thread.tid for finding in findings if isinstance(finding, Finding)}
-    noted = [
-        Noted(STUCK, f"{one['sentence']}, for {show(one['at_least_ns'], 'ns')}, then it went on",
-              {"tid": one["tid"], "lasted_ns": one["at_least_ns"], "command": one["command"]})
-        for one in report["stuck"]
-        if one["tid"] not in now and one["at_least_ns"] >= HUNG_S * 1e9
-    ]  # fmt: skip
+    crowding = found.sightings.crowding()
+    noted: list[Noted] = []
+    for away in report["stuck"]:
+        lasted_ns = away["at_least_ns"]
+        if away["tid"] in now or lasted_ns < HUNG_S * 1e9:
+            continue
+        sentence = f"{away['sentence']}, for {show(lasted_ns, 'ns')}, then it went on"
+        if lasted_ns * (1 - crowding) < HUNG_S * 1e9 and lasted_ns < HUNG_CROWDED_S * 1e9:
+            waited = f"{100 * crowding:.0f} % of the time for a processor of the host"
+            found.remarks.append(f"{sentence}; but threads of it waited {waited}")
+            continue
+        facts = {"tid": away["tid"], "lasted_ns": lasted_ns, "command": away["command"]}
+        noted.append(Noted(STUCK, sentence, facts))
     for half in report["bottom_halves"]:
         noted += [
             Noted(one["verdict"], _ran(half["name"], one), {"tid": one["tid"]})

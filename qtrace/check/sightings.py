@@ -131,6 +131,14 @@ class Sightings:
         one, two = self._times.get(tid), self._last_times.get(tid)
         return two[1] - one[1] if one and two else 0
 
+    def crowding(self) -> float:
+        """The share of the time so far for which the thread that fared worst was ready to run and
+        had no processor of the host."""
+        lasted_ns = max(time.monotonic_ns() - self._began_ns, 1)
+        pairs = ((one, self._scheduled(tid)) for tid, one in self._times.items())
+        waited = [two[1] - one[1] for one, two in pairs if one and two]
+        return min(max(waited, default=0) / lasted_ns, 1.0)
+
     @property
     def lasted_ns(self) -> int:
         return self._ended_ns - self._began_ns

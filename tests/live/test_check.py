@@ -110,7 +110,7 @@ def test_a_request_in_flight_all_the_time_is_slow(tmp_path: Path) -> None:
     """Its server may answer yet; the guest waits, and healthy is another thing."""
     with guest_on_server(find_qemu(), tmp_path, SLOW) as (guest, _server):
         ask(guest, "aio_read 0 4k")
-        status, found = answer("--pid", guest.pid, "--for", "7s", "--looks-only")
+        status, found = answer("--pid", guest.pid, "--for", "12s", "--looks-only")
     assert (status, found["verdict"]) == (1, "slow")
     (noted,) = found["noted"]
     assert noted["sentence"].startswith(
