@@ -83,7 +83,7 @@ static __always_inline void sample(struct pt_regs *regs, u64 time_ns)
         return;
     event->time_ns = time_ns;
     event->tid = current_thread();
-    copy_registers(event, regs);
+    COPY_REGISTERS(event->registers, regs);
     copy_stack(event, regs);
     events.ringbuf_submit(event, NO_WAKEUP);
 }

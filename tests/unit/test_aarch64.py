@@ -27,8 +27,11 @@ from qtrace.machine.architecture import SystemCall
 from qtrace.machine.fence import LIBRARY, fence_of
 from qtrace.machine.memory import PAGE
 from qtrace.machine.syscalls import GENERIC_NAMES
+from qtrace.process.hit import QEMUBH_BYTES
 from qtrace.qemu.aio.calibration import calibrate
 from qtrace.qemu.aio.layout import Layout
+from qtrace.record.ebpf.bpf_compiler import LOAD_WORD, compile_image
+from qtrace.record.ebpf.bpf_image import INSTRUCTION
 from qtrace.record.ebpf.record_ring import RecordRing
 from qtrace.sites.all_sites import plan_all
 from qtrace.sites.scan import Scan
@@ -345,3 +348,21 @@ def test_only_where_the_processor_keeps_no_order_is_there_a_fence() -> None:
         pytest.skip(f"no {LIBRARY}: apt-get install libatomic1")
     assert fence is not None
     fence()
+
+
+@pytest.mark.bpf
+@pytest.mark.bcc
+def test_the_probes_of_watched_sites_compile_for_such_registers() -> None:
+    """struct user_pt_regs: x0 to x30 at 8n, sp at 248, pc at 256. Nothing of it was ever loaded."""
+    image = compile_image("watch.bpf.c", "#define AS_AARCH64\n")
+    code = image.functions["on_hit"].code
+    loads = {
+        offset
+        for operation, _registers, offset, _number in INSTRUCTION.iter_unpack(code)
+        if operation == LOAD_WORD
+    }
+    assert {8 * number for number in range(AARCH64.pc + 1)} <= loads
+    size = image.layouts["events"]
+    assert size["registers"][1] == 8 * (AARCH64.pc + 1)
+    candidates = len(AARCH64.callee_saved) + 2
+    assert size["candidates"][1] == candidates * QEMUBH_BYTES

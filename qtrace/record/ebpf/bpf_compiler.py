@@ -48,23 +48,26 @@ def compiler() -> str:
     return f"bcc {bcc.__version__}" + (f" with LLVM {llvm[1]}" if llvm else "")
 
 
-def compile_image(file: str) -> Image:
+def compile_image(file: str, before: str = "") -> Image:
     """Compile one of ``PROGRAMS``.
+
+    Args:
+        before: C that comes first: what chooses another processor's registers.
 
     Raises RecorderUnavailable when bcc, its headers or the compiler refuse.
     """
     with _compiling:
-        return _compile(file)
+        return _compile(file, before)
 
 
-def _compile(file: str) -> Image:
+def _compile(file: str, before: str) -> Image:
     prepare_headers()
     bcc = load_bcc()
     # bcc compiles in the headers' folder and makes it the working one meanwhile: this thread's
     # alone, or files would be opened, and programs started, there.
     ctypes.CDLL(None).unshare(CLONE_FS)
     try:
-        module = bcc.BPF(text=_source(file).encode())
+        module = bcc.BPF(text=f"{before}{_source(file)}".encode())
     except Exception as error:
         # bcc raises bare Exceptions; what clang said went to stderr.
         raise RecorderUnavailable(
