@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from qtrace.lab.guest import Guest
 from qtrace.lab.snapshot_jobs import save_round
-from qtrace.process.qmp_client import QmpClient
+from qtrace.process.qmp_client import CommandRefused, QmpClient
 
 Stir = Callable[[QmpClient, int], None]
 
@@ -26,7 +26,11 @@ def migrate(qmp: QmpClient, _number: int) -> None:
     qmp.command("migrate", uri="exec:cat > /dev/null")
     while qmp.command("query-migrate").get("status") not in ("completed", "failed"):
         pass
-    qmp.command("cont")
+    while True:
+        # It is told to be completed before it is at its end.
+        with suppress(CommandRefused):
+            qmp.command("cont")
+            return
 
 
 def mirror(qmp: QmpClient, number: int) -> None:
