@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from qtrace.binary.cfi import CallFrames
 from qtrace.binary.dataflow import Function, arguments, callers_of
 from qtrace.binary.elf import Elf
@@ -16,10 +18,12 @@ from qtrace.sites.inlined import enqueues, find_enqueue, memory_step, slots
 # The newer of them has a name argument.
 NAMED = "aio_bh_schedule_oneshot_full"
 SCHEDULERS = (NAMED, "aio_bh_schedule_oneshot")
+# Scheduled by way of replay_bh_schedule_oneshot_event() (7.2 and 10.0).
+THROUGH_REPLAY = "bdrv_co_drain_bh_cb"
 # Names that aio_bh_schedule_oneshot_full() is called with in every QEMU: where a binary
 # exports no symbols, the function that gets them all as fourth argument is it.
 WELL_KNOWN_NAMES = (
-    *SNAPSHOT_JOBS, "job_exit", "aio_wait_bh", "dummy_bh_cb", "bdrv_co_drain_bh_cb",
+    *SNAPSHOT_JOBS, "job_exit", "aio_wait_bh", "dummy_bh_cb", THROUGH_REPLAY,
     "do_qmp_dispatch_bh",
 )  # fmt: skip
 
@@ -114,3 +118,10 @@ def _strings(elf: Elf, text: str) -> list[int]:
             found.append(vaddr)
         at = elf.data.find(needle, at + 1)
     return found
+
+
+def names_without_schedule(elf: Elf, scheduled: Collection[str]) -> list[str]:
+    """Well-known names that a binary has, and that nothing was seen to schedule: where the
+    scheduling function was put into its callers that shows on x86-64 alone (``inlined``)."""
+    missing = [n for n in WELL_KNOWN_NAMES if n not in scheduled and n != THROUGH_REPLAY]
+    return [name for name in missing if _strings(elf, name)]

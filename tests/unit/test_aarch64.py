@@ -36,6 +36,7 @@ from qtrace.record.ebpf.record_ring import RecordRing
 from qtrace.sites.all_sites import plan_all
 from qtrace.sites.scan import Scan
 from qtrace.sites.scanner import scan_binary
+from qtrace.sites.scheduler import names_without_schedule
 from qtrace.sites.watch import plan_watch
 from tests.builds import FOREIGN
 from tests.conftest import build
@@ -119,6 +120,15 @@ def test_each_watched_place_takes_a_probe_and_a_call_costs_one_trap(name: str) -
         (instruction,) = code.decoder().disasm(raw, site.vaddr)
         assert code.takes_probe(instruction), site.label
         assert code.is_simulated(instruction) or not site.callee, site.label
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_name_that_nothing_was_seen_to_schedule_is_told(name: str) -> None:
+    elf, scan = Elf(program(name)), scan_of(program(name))
+    found = {half.name for half in scan.bottom_halves}
+    assert names_without_schedule(elf, found) == []
+    assert names_without_schedule(elf, found - {"job_exit"}) == ["job_exit"]
 
 
 @pytest.mark.builds

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qtrace.cli.output import format_option, print_json, stdout
+from qtrace.cli.output import format_option, print_json, stderr, stdout
 from qtrace.errors import ExitStatus
 
 EXAMPLES = """\b
@@ -32,9 +32,18 @@ def command(binary: Path, patterns: tuple[str, ...], output_format: str) -> int:
     from qtrace.errors import NoMatch
     from qtrace.machine.arch_x86_64 import X86_64
     from qtrace.sites.scan_cache import scan_module
+    from qtrace.sites.scheduler import names_without_schedule
 
     elf = Elf(binary)
     scan = scan_module(Module(elf, 0))
+    if elf.architecture is not X86_64:
+        unseen = names_without_schedule(elf, {half.name for half in scan.bottom_halves})
+        if unseen:
+            stderr().print(
+                f"warning: {', '.join(unseen)} and maybe others are not in this list: of an "
+                f"{elf.architecture.name} binary schedules that the linker inlined are not read",
+                soft_wrap=True,
+            )
     halves = [
         half
         for half in scan.bottom_halves
