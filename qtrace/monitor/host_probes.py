@@ -11,13 +11,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from qtrace.binary.module import Module, ParsedFile
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.bpf_syscall import attach_raw_tracepoint
 from qtrace.host.capabilities import check_ebpf
+from qtrace.machine.stat_file import STIME, UTIME, stat_fields
 from qtrace.monitor.messages import HIT, LAST_HIT, LAST_STEP
 from qtrace.monitor.recorder_process import RecorderProcess
 from qtrace.process.hit import Hit
@@ -141,6 +144,14 @@ class HostProbes:
     def pid(self) -> int:
         """The recorder's."""
         return self._recorder.pid
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that the recorder has used; 0 while there is none."""
+        with suppress(OSError):
+            fields = stat_fields(Path(f"/proc/{self.pid}/stat").read_text(errors="replace"))
+            return (int(fields[UTIME]) + int(fields[STIME])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
 
     def revive(self) -> None:
         """Begin another recorder where it has ended: who was armed is to be armed again."""

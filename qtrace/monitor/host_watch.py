@@ -129,7 +129,7 @@ class HostWatch:
             tuple(replace(s, found=dict(self._found.get(s.vm, {}))) for s in states),
             self._others,
             dict(Counter(vm.refused for vm in vms if vm.refused)),
-            time.process_time(),
+            time.process_time() + (self.probes.cpu_s if self.probes else 0.0),
             time.time(),
             dict(self._ended),
             self._probe_state(vms) if self._probing else None,

@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from qtrace.knowledge import PROGRAMS
+from qtrace.machine.thread_files import ThreadFiles
 from qtrace.monitor.last_events import LastEvents
 from qtrace.monitor.messages import HIT, LAST_HIT, LAST_STEP, VERSION, receive, send
 from qtrace.monitor.rights import allow_descriptors, give_up_rights
@@ -37,17 +38,20 @@ MOST_RUNS = 500
 READ_BYTES = 1 << 20
 # The last events of a QEMU that has ended wait so long for whoever asks for them.
 KEPT_S = 60.0
+# Who sleeps uninterruptibly for so long is stuck: a slow disk takes less.
+STUCK_S, AGAIN_S = 1.0, 0.05
 
 Fields = dict[str, tuple[int, int]]
 
 
-class _Closing:
+class Closing:
     """Takes probes off, one QEMU's after the other's.
 
     To take one off the kernel locks the memory map of every process that runs that program, and
     no process can be started on the host until it has them all (qtrace/host/locked_maps.py). Who
     holds such a lock may sleep for ever. So this waits before, in a read that takes the same lock
-    and is in nobody's way: while one QEMU is stuck so, probes stay where they are.
+    and is in nobody's way, and for threads that sleep uninterruptibly, which may hold what readers
+    share: while one QEMU is stuck so, probes stay where they are.
 
     Args:
         armed: the processes that are probed; what else has a QEMU's name is found here.
@@ -63,11 +67,27 @@ class _Closing:
 
     def wait(self) -> None:
         """Until no map of theirs is locked."""
+        while asleep := self._asleep():
+            until = time.monotonic() + STUCK_S
+            while asleep and time.monotonic() < until:
+                time.sleep(AGAIN_S)
+                now = self._asleep()
+                asleep = {tid: turns for tid, turns in asleep.items() if now.get(tid) == turns}
+            if not asleep:
+                return
+
+    def _asleep(self) -> dict[int, str]:
+        """The threads that sleep so, and what changes when one has run; when all have answered."""
+        found: dict[int, str] = {}
         armed = set(self._armed())
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):
                 if pid in armed or PROGRAMS.match(_read(pid, "comm")):
                     _read(pid, "cmdline")
+                    files = ThreadFiles(pid)
+                    asleep = [tid for tid in files.tids() if files.letter(tid) == "D"]
+                    found |= {tid: files.read(tid, "schedstat") for tid in asleep}
+        return found
 
     def _work(self) -> None:
         while True:
@@ -113,7 +133,7 @@ class Recorder:
         self._span_ns = 0
         # By key, those that have ended.
         self._ended: dict[str, _Vm] = {}
-        self.closing = _Closing(lambda: list(self._vms))
+        self.closing = Closing(lambda: list(self._vms))
 
     def serve(self) -> None:
         first, fds = receive(self._end)

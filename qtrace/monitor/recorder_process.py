@@ -63,7 +63,7 @@ class RecorderProcess:
         """End it, and with it all that it has armed."""
         with suppress(OSError):
             self._end.shutdown(socket.SHUT_RDWR)
-        # Not killed: that may be what stops the host (see _Closing there).
+        # Not killed: that may be what stops the host (see Closing there).
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
         self._end.close()

@@ -109,7 +109,7 @@ class HostState:
     Attributes:
         others: QEMU programs without a main loop, which are counted only.
         refused: QEMUs that could not be looked into, by reason.
-        cpu_s: processor time that the monitor has used.
+        cpu_s: processor time that the looker and the recorder have used.
         at: when this was true, in seconds since 1970.
         ended: how many QEMUs have ended, by how: ``SIGSEGV``, ``status 0``.
         probes: None where the monitor is to look only.

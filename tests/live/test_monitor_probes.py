@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import pytest
 
 from qtrace.analysis import judge
 from qtrace.lab.guest import Guest, find_qemu
+from qtrace.monitor.recorder import STUCK_S, Closing
 from qtrace.trace.reader import read_trace
 from tests.limits import TIMEOUT_S
 from tests.live.support.attached import is_running, save
+from tests.live.support.dead_fuse import locked_memory_map
 from tests.live.support.monitored import monitor, parts, scrape, until, values
 
 pytest.importorskip("prometheus_client")
@@ -217,3 +219,13 @@ def test_a_crash_leaves_the_last_events_in_a_recording_that_every_command_reads(
     assert len(runs) == 3
     assert all("aio_bh_poll" in stack for stack in runs["stack"])
     assert judge([path])["verdict"] == "main-loop"
+
+
+@pytest.mark.fuse
+def test_no_probe_is_taken_off_while_the_memory_map_of_a_qemu_is_locked(tmp_path: Path) -> None:
+    """It would keep the whole host from starting processes."""
+    with locked_memory_map(find_qemu(), tmp_path) as (_, file), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Closing(list).wait)
+        assert not wait([waiting], STUCK_S + 1).done
+        file.thaw()
+        waiting.result(TIMEOUT_S)
