@@ -25,7 +25,7 @@ from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_proof import RequestFinding, RequestProof, RequestWatch
 from qtrace.process.process import Process, unless_it_ends
-from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STRANDED, STUCK, Finding
+from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STUCK, Finding
 from qtrace.qemu.block.requests import count_in_flight
 from qtrace.units import show
 
@@ -39,10 +39,12 @@ SLOW_REQUEST_NS = 5_000_000_000
 # A sighting of a thread takes some 0.1 ms of a processor.
 EVERY_S = 0.05
 HEALTHY, INCONCLUSIVE, SLOW = "healthy", "inconclusive", "slow"
-# What a recording, or a look in between, shows and the last looks do not, the worst first.
-RECORDED = (STUCK, REQUEST_STUCK, STRANDED, "vcpu-poll", "foreign-poll", SLOW)
+# What a recording, or a look in between, shows and the last looks do not, the worst first. A bottom
+# half that was stranded when the recording ended either is by the last looks, too, or was not for
+# ``HUNG_S``.
+RECORDED = (STUCK, REQUEST_STUCK, "vcpu-poll", "foreign-poll", SLOW)
 # Every verdict, the worst first.
-RANKING = (*(kind for kind in SEVERITY if kind != COMPUTES), *RECORDED[3:], COMPUTES, INCONCLUSIVE,
+RANKING = (*(kind for kind in SEVERITY if kind != COMPUTES), *RECORDED[2:], COMPUTES, INCONCLUSIVE,
            HEALTHY)  # fmt: skip
 
 
@@ -356,6 +358,4 @@ def _read(found: Checked, path: Path) -> None:
 
 def _ran(name: str, finding: Any) -> str:
     where = f"thread {finding['tid']} ({finding['thread'] or finding['role']})"
-    if finding["verdict"] == STRANDED:
-        return str(finding["sentence"])
     return f"{name} ran on {where}, inside its aio_poll() of `{finding['context']}`"
