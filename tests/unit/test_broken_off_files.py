@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qtrace.cli.recording_files import Files
+from qtrace.errors import OutputExists
 
 
 def broken_off(
@@ -56,3 +57,33 @@ def test_before_anything_was_recorded_nothing_is_said(
     output.write_text("an earlier one")
     broken_off(output, tmp_path, None, force=True)
     assert capsys.readouterr().err == ""
+
+
+def test_the_files_of_a_chain_are_to_be_converted_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growing = [tmp_path / f"t.chain-0000{number}.parquet.raw" for number in (2, 3)]
+
+    def record() -> None:
+        with Files(tmp_path / "t.parquet", False, True, tmp_path, chain=True):
+            for path in growing:
+                path.write_text("rows")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record()
+    said = capsys.readouterr().err
+    assert f"2 files from {growing[0]} on hold all that was recorded" in said
+    assert f"qtrace convert {growing[0]} --to parquet" in said
+
+
+def test_an_earlier_chain_goes_when_the_new_one_has_begun(tmp_path: Path) -> None:
+    old = [tmp_path / "t.csv", *(tmp_path / f"t.chain-0000{n}.csv" for n in (1, 2, 7))]
+    for path in old:
+        path.write_text("an earlier one")
+    with pytest.raises(OutputExists):
+        Files(tmp_path / "t.csv", False, False, tmp_path, chain=True)
+    with Files(tmp_path / "t.csv", True, False, tmp_path, chain=True) as files:
+        assert all(path.exists() for path in old)
+        files.begun()
+    assert [path for path in old if path.exists()] == [tmp_path / "t.chain-00001.csv"]
