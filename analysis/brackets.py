@@ -73,13 +73,13 @@ def match(group: Codes, opens: Mask, position: Positions) -> tuple[Positions, Po
 
 def match_single(
     group: Codes, opens: Mask, position: Positions
-) -> tuple[Positions, Positions, Mask]:
+) -> tuple[Positions, Positions, Positions]:
     """Likewise, where at most one can be open: an opening proves that the one before is over.
 
     What follows an opening closes it.
 
     Returns:
-        As ``match``, and for which pairs the end was not seen though there must have been one.
+        As ``match``, and where each was over: its end, or what was opened next; -1 for nowhere.
     """
     follows = ~starts_of(group)
     closes = np.zeros(len(group), np.bool_)
@@ -89,14 +89,14 @@ def match_single(
     alone = np.ones(len(group), np.bool_)
     alone[begin] = alone[end] = False
     # Opened again, and nothing in between.
-    unseen = np.zeros(len(group), np.bool_)
-    unseen[:-1] = opens[:-1] & opens[1:] & follows[1:]
+    anew = np.full(len(group), -1)
+    anew[:-1] = np.where(opens[:-1] & opens[1:] & follows[1:], position[1:], -1)
     left, right = np.flatnonzero(alone & opens), np.flatnonzero(alone & ~opens)
     none = np.full(len(group), -1)
     return (
         np.concatenate([position[begin], position[left], none[: len(right)]]),
         np.concatenate([position[end], none[: len(left)], position[right]]),
-        np.concatenate([none[: len(begin)] == 0, unseen[left], none[: len(right)] == 0]),
+        np.concatenate([position[end], anew[left], position[right]]),
     )
 
 

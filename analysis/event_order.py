@@ -50,6 +50,27 @@ AFTER_TABLE: list[list[int]] = AFTER.tolist()
 WINDOW, LATE, MOMENTS = 128, 3, 3
 # Steps of one search: a late one may have come before any of so many.
 STEPS = 20_000
+# Between its operation and its note no thread is held up for longer: what lies further apart did
+# not cross. It is also how far ahead a part of a recording has to be known (analysis/slices.py).
+LATE_NS = 500_000_000
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known of each group from before these events.
+
+    Attributes:
+        state: what its bottom half was (ANY: not known).
+        time_ns: of its last event; the smallest int64 for none.
+    """
+
+    state: npt.NDArray[np.int8]
+    time_ns: npt.NDArray[np.int64]
+
+    @classmethod
+    def unknown(cls, groups: int) -> Before:
+        """Of so many groups, nothing."""
+        return cls(np.full(groups, ANY, np.int8), np.full(groups, np.iinfo(np.int64).min))
 
 
 def nearest_legal_order(
@@ -58,21 +79,26 @@ def nearest_legal_order(
     tid: Codes,
     time: Codes,
     losses: pd.DataFrame | None,
-) -> Positions:
+    before: Before | None = None,
+) -> tuple[Positions, list[tuple[int, int]]]:
     """The events in the order in which they happened.
 
     Args:
         group: of each event; those of a group, a bottom half, stand together as they were noted.
         kind: INSERTED and so on.
         losses: ``since_ns`` and ``until_ns``, as of a ``TraceFile``.
+        before: by the group's number; nothing is known when None.
 
     Returns:
-        Positions. Where no legal order is found, they stay as they are.
+        Positions: where no legal order is found, they stay as they are. And which stretches of them
+        (first, behind the last) were put in order.
     """
     order = np.arange(len(group))
+    spans: list[tuple[int, int]] = []
     if not len(group):
-        return order
-    start, state = _states(group, kind)
+        return order, spans
+    before = before or Before.unknown(int(group.max()) + 1)
+    start, state = _states(group, kind, before.state)
     broken = np.flatnonzero(AFTER[state, kind] == NEVER)
     ends = _ends(group, broken)
     crossed = _has_company(tid, np.maximum(start[broken], broken - WINDOW), ends)
@@ -80,13 +106,17 @@ def nearest_legal_order(
     for at, end in zip(broken[crossed].tolist(), ends[crossed].tolist(), strict=True):
         if at < done or AFTER_TABLE[state[at]][kind[at]] != NEVER:
             continue
-        first, found = _search(kind[:end], tid, state, max(int(start[at]), done), at)
+        begin = max(int(start[at]), done, at - WINDOW)
+        begin += int(time[begin : at + 1].searchsorted(time[at] - LATE_NS))
+        until = at + int(time[at:end].searchsorted(time[at] + LATE_NS, side="right"))
+        first, found = _search(kind[:until], tid, state, begin, at)
         last = first + len(found)
-        if found and not (losses is not None and _lossy(group, time, first, last, losses)):
+        if found and not (losses is not None and _lossy(group, time, first, last, losses, before)):
             order[first:last] = first + np.array(found)
+            spans.append((first, last))
             done = last
             _go_on(state, kind, order, first, last, end)
-    return order
+    return order, spans
 
 
 def _ends(group: Codes, places: Positions) -> Positions:
@@ -107,7 +137,9 @@ def _has_company(tid: Codes, first: Positions, end: Positions) -> npt.NDArray[np
     return found
 
 
-def _states(group: Codes, kind: npt.NDArray[np.int8]) -> tuple[Positions, npt.NDArray[np.int8]]:
+def _states(
+    group: Codes, kind: npt.NDArray[np.int8], initial: npt.NDArray[np.int8]
+) -> tuple[Positions, npt.NDArray[np.int8]]:
     """Where the group of each event begins, and what its bottom half is before it, as noted."""
     place = np.arange(len(group))
     start = np.maximum.accumulate(np.where(starts_of(group), place, 0))
@@ -115,7 +147,7 @@ def _states(group: Codes, kind: npt.NDArray[np.int8]) -> tuple[Positions, npt.ND
     telling = np.maximum.accumulate(np.where(kind != CANCEL, place, -1))
     before = np.concatenate([[-1], telling[:-1]])
     known = before >= start
-    state = np.where(known, AFTER[ANY, kind[before]], ANY).astype(np.int8)
+    state = np.where(known, AFTER[ANY, kind[before]], initial[group]).astype(np.int8)
     cancelled = place - np.where(known, before + 1, start) > 0
     return start, np.where(cancelled, AFTER[state, CANCEL], state)
 
@@ -126,9 +158,7 @@ def _search(
     """Where the part begins that has to be put in order so that the event ``at`` keeps the rule,
     and its order; none when there is none.
     """
-    moments = [
-        place for place in range(at, max(start, at - WINDOW) - 1, -1) if state[place] != DUE
-    ][:MOMENTS]
+    moments = [place for place in range(at, start - 1, -1) if state[place] != DUE][:MOMENTS]
     for late in range(1, LATE + 1):
         for first in moments:
             search = Search(kind[first:].tolist(), tid[first : len(kind)].tolist(), at - first)
@@ -138,10 +168,11 @@ def _search(
     return at, []
 
 
-def _lossy(group: Codes, time: Codes, first: int, last: int, losses: pd.DataFrame) -> bool:
+def _lossy(
+    group: Codes, time: Codes, first: int, last: int, losses: pd.DataFrame, before: Before
+) -> bool:
     """Whether events were lost between what came before these and what comes after them."""
-    limits = np.iinfo(np.int64)
-    since, until = limits.min, limits.max
+    since, until = int(before.time_ns[group[first]]), np.iinfo(np.int64).max
     if first and group[first - 1] == group[first]:
         since = time[first - 1]
     if last < len(group) and group[last] == group[first]:

@@ -2,27 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from qtrace.analysis.arrays import Numbers
+from qtrace.analysis.brackets import Mask
 from qtrace.analysis.contexts import contexts_of
 from qtrace.analysis.held import held
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.jobs import jobs_of
 from qtrace.analysis.losses import joined
 from qtrace.analysis.qmp_commands import carried_out, commands_of, qmp_rows
-from qtrace.analysis.runs import latest_ends, runs_of, unfinished
+from qtrace.analysis.runs import last_moments, latest_ends, runs_of, unfinished, watched_until
 from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.stuck import Away, threads_away
 from qtrace.analysis.threads import threads_of
 from qtrace.analysis.timing import run_durations
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import TraceFile, read_trace
+
+
+class Part(Protocol):
+    """A recording, or a stretch of one that is read part by part (analysis/slices.py): what folds
+    are shown, one part after the other. See ``Frames`` for the frames.
+
+    Attributes:
+        own, own_runs: which of the instances and runs are this part's; the others are from before.
+            Over all parts each is in one.
+        first_event: the position of the first event that is.
+        number: of each instance its index in the recording.
+        is_last: nothing follows.
+        watched_until: see ``analysis/runs.py``; of the last part.
+    """
+
+    @property
+    def file(self) -> TraceFile: ...
+    @property
+    def events(self) -> pd.DataFrame: ...
+    @property
+    def instances(self) -> pd.DataFrame: ...
+    @property
+    def runs(self) -> pd.DataFrame: ...
+    @property
+    def durations(self) -> pd.DataFrame: ...
+    @property
+    def latest_ends(self) -> Numbers: ...
+    @property
+    def proofs(self) -> dict[int, Proof]: ...
+    @property
+    def own(self) -> Mask: ...
+    @property
+    def own_runs(self) -> Mask: ...
+    @property
+    def first_event(self) -> int: ...
+    @property
+    def number(self) -> Numbers: ...
+    @property
+    def is_last(self) -> bool: ...
+    @property
+    def watched_until(self) -> int: ...
+
+
+@dataclass
+class Stretch:
+    """A ``Part`` that is not all of a recording."""
+
+    file: TraceFile
+    events: pd.DataFrame
+    instances: pd.DataFrame
+    runs: pd.DataFrame
+    durations: pd.DataFrame
+    latest_ends: Numbers
+    own: Mask
+    own_runs: Mask
+    first_event: int
+    number: Numbers
+    is_last: bool
+    watched_until: int
+
+    @cached_property
+    def proofs(self) -> dict[int, Proof]:
+        """As ``Frames.proofs``: only what is pending at the end is stranded."""
+        return proofs(self.instances, self.file) if self.is_last else {}
 
 
 class Frames:
@@ -157,7 +224,9 @@ class Frames:
     @cached_property
     def carried_out(self) -> pd.DataFrame:
         """One row per QMP command that was begun, and until when it lasted at least."""
-        return carried_out(self.file, self.qmp_steps, self.away, self.qmp_losses)
+        return carried_out(
+            self.file, self.qmp_steps, self.away, self.qmp_losses, self.watched_until
+        )
 
     @cached_property
     def proofs(self) -> dict[int, Proof]:
@@ -183,12 +252,48 @@ class Frames:
     def unfinished(self) -> pd.Series:
         """The runs that had not come to an end: for how long at least, in ns, by their index in
         ``runs`` (analysis/runs.py)."""
-        return unfinished(self.runs, self.latest_ends, self.file, self.all_losses)
+        return unfinished(
+            self.runs, self.latest_ends, self.file, self.watched_until, self.all_losses
+        )
 
     @cached_property
     def latest_ends(self) -> Numbers:
         """When each of ``runs`` had ended at the latest (analysis/runs.py)."""
-        return latest_ends(self.runs, self.file)
+        return latest_ends(self.runs, self.events)
+
+    @cached_property
+    def watched_until(self) -> int:
+        """Until when a return would surely have been recorded (analysis/runs.py)."""
+        return watched_until(self.file, last_moments(self.events))
+
+    @property
+    def own(self) -> Mask:
+        """See ``Part``: it is one of its own."""
+        return np.ones(len(self.instances), np.bool_)
+
+    @property
+    def own_runs(self) -> Mask:
+        """See ``Part``."""
+        return np.ones(len(self.runs), np.bool_)
+
+    @property
+    def first_event(self) -> int:
+        """See ``Part``."""
+        return 0
+
+    @property
+    def number(self) -> Numbers:
+        """See ``Part``."""
+        return np.arange(len(self.instances))
+
+    @property
+    def is_last(self) -> bool:
+        """See ``Part``."""
+        return True
+
+    def parts(self) -> Iterator[Part]:
+        """It, part by part, each with the same frames."""
+        yield self
 
     def evidence(self, rows: Iterable[int]) -> pd.DataFrame:
         """The rows of ``events`` with these numbers (column ``row``), in time order."""

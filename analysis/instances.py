@@ -13,6 +13,7 @@ out of order, are put in order first (analysis/event_order.py).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,15 @@ from qtrace.analysis.brackets import (
     starts_of,
 )
 from qtrace.analysis.event_order import (
+    AFTER,
+    ANY,
     CANCEL,
     COALESCED,
     INSERTED,
     REQUEUED,
     RUN,
     SCHEDULE,
+    Before,
     nearest_legal_order,
 )
 from qtrace.trace.details import address_of, detail_column, detail_table
@@ -46,6 +50,74 @@ KINDS = ("schedule", "run", "cancel", "delete")
 ENQUEUES = {"inserted": INSERTED, "requeued": REQUEUED, "coalesced": COALESCED}
 # Instead of one of these: it was scheduled anew while no row tells that it had ended.
 UNSEEN = "unseen"
+# Of a bottom half with flags, before it was seen: its state and its last event.
+UNKNOWN = (ANY, int(np.iinfo(np.int64).min))
+
+
+@dataclass(frozen=True)
+class Lives:
+    """What only a whole recording tells of its bottom halves, where a part of it is paired.
+
+    Attributes:
+        pointed: (bh, callback) of those whose pointer is known when they are scheduled.
+        flagged: (bh, callback, name; empty where there is a callback) of those with flags.
+        blind: (callback, opaque) of one-shots whose context somebody could not read.
+        blocked: the ``blocked`` rows.
+    """
+
+    pointed: frozenset[tuple[int, int]]
+    flagged: frozenset[tuple[int, int, str]]
+    blind: frozenset[tuple[int, int]]
+    blocked: pd.DataFrame
+
+
+@dataclass
+class Past:
+    """What a part of a recording has to know of those before it (analysis/slices.py).
+
+    Attributes:
+        lives: see there.
+        paired: of the first rows of its frame, which are from before: those that are no schedule
+            that is pending. They are left alone.
+        groups: by (bh, callback, name) what a bottom half with flags was at the end of the part
+            before, and the time of its last event.
+        ends: of the callbacks that looks found pending, what happened last to each bottom half.
+    """
+
+    lives: Lives
+    paired: Mask
+    groups: dict[tuple[int, int, str], tuple[int, int]]
+    ends: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Instances as positions in the frame; -1 for none. In the order of their first event.
+
+    Attributes:
+        begin, end: the schedule; the run, cancel or delete.
+        over: where it was over: ``end``, or the schedule that shows it; -1 while it is pending.
+        again: positions of the schedules that made no instance, and of those they went into.
+        spans: first and last position of what was put in order.
+        flagged: what ``groups_at`` needs.
+    """
+
+    begin: Positions
+    end: Positions
+    over: Positions
+    again: tuple[Positions, Positions]
+    spans: list[tuple[int, int]]
+    flagged: Flagged | None
+
+    @property
+    def first(self) -> Positions:
+        """Where each was seen first."""
+        return np.where(self.begin >= 0, self.begin, self.end)
+
+    @property
+    def unseen(self) -> Mask:
+        """Of which the end was not seen though there must have been one."""
+        return (self.end < 0) & (self.over >= 0)
 
 
 def pair_instances(frame: pd.DataFrame, losses: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -63,35 +135,58 @@ def pair_instances(frame: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
     ``coalesced`` (int64, further schedules of the same instance). In the order of their first
     event.
     """
+    pairs = pairs_of(frame, losses)
+    coalesced = swallowed_by(pairs, len(frame))
+    return assemble(frame, pairs.begin, pairs.end, pairs.unseen, coalesced)
+
+
+def pairs_of(
+    frame: pd.DataFrame, losses: pd.DataFrame | None = None, past: Past | None = None
+) -> Pairs:
+    """Which events of a trace, or of a part of it, make an instance."""
     kind = code_of(frame["event"], KINDS)
-    kind[_seen_again(frame, kind == SCHEDULE)] = -1
+    kind[_seen_again(frame, kind == SCHEDULE, past)] = -1
+    if past is not None:
+        kind[: len(past.paired)][past.paired] = -1
     rows = np.flatnonzero(kind >= 0)
     kind = kind[rows]
-    group, persistent = _groups(frame, rows, kind)
+    group, persistent = _groups(frame, rows, kind, past)
     order = stable_order(group)
     rows, kind, group, persistent = rows[order], kind[order], group[order], persistent[order]
     act = _acts(frame, rows, kind)
-    order = _order(frame, rows, group, np.where(persistent, act, SCHEDULE), losses)
+    order, spans, flagged = _order(
+        frame, rows, group, np.where(persistent, act, SCHEDULE), losses, past
+    )
     rows, kind, act, persistent = rows[order], kind[order], act[order], persistent[order]
     opens = kind == SCHEDULE
     starts = starts_of(group)
     again = _again(act, opens, persistent, starts)
-    coalesced = _coalesced(rows, opens & ~again, again, starts)
+    swallowed = _swallowed(rows, opens & ~again, again, starts)
     kept = np.flatnonzero(~again)
     # A cancel or delete ends nothing when it is not pending.
     follows_open = np.zeros(len(kept), np.bool_)
     follows_open[1:] = opens[kept[:-1]] & ~starts_of(group[kept])[1:]
     kept = kept[(kind[kept] < CANCEL) | follows_open]
     single, several = kept[persistent[kept]], kept[~persistent[kept]]
-    begin, end, unseen = match_single(group[single], opens[single], rows[single])
+    begin, end, over = match_single(group[single], opens[single], rows[single])
     others = match(group[several], opens[several], rows[several])
     begin, end = np.concatenate([begin, others[0]]), np.concatenate([end, others[1]])
-    unseen = np.concatenate([unseen, np.zeros(len(others[0]), np.bool_)])
+    over = np.concatenate([over, others[1]])
     order = _in_order(begin, end, len(frame))
-    return _assemble(frame, begin[order], end[order], unseen[order], coalesced)
+    return Pairs(begin[order], end[order], over[order], swallowed, spans, flagged)
 
 
-def _seen_again(frame: pd.DataFrame, schedules: npt.NDArray[np.bool_]) -> Positions:
+def swallowed_by(pairs: Pairs, length: int) -> npt.NDArray[np.int32]:
+    """For each of so many rows how many schedules went into it."""
+    found = np.zeros(length, np.int32)
+    into, count = np.unique(pairs.again[1], return_counts=True)
+    found[into] = count
+    return found
+
+
+def _seen_again(
+    frame: pd.DataFrame, schedules: npt.NDArray[np.bool_], past: Past | None
+) -> Positions:
     """The positions of schedules that a look at QEMU's memory found, of instances that an earlier
     schedule began.
 
@@ -101,30 +196,53 @@ def _seen_again(frame: pd.DataFrame, schedules: npt.NDArray[np.bool_]) -> Positi
     wrote the row knows the address; older recordings have it in its ``blocked`` row only.
     """
     found = np.flatnonzero(detail_column(frame["detail"], "pending_already", False) & schedules)
+    found = found[found >= (0 if past is None else len(past.paired))]
     if not len(found):
         return found
-    bh = frame["bh"].to_numpy()
-    about = frame["callback"].isin(frame["callback"].to_numpy()[found]).to_numpy() & (bh != 0)
-    blocked = about & (frame["event"] == "blocked").to_numpy()
-    ends = frame["event"].isin(("run", "cancel", "delete")).to_numpy()
-    lives = np.flatnonzero(about & (schedules | ends))
+    looks = frame[(frame["event"] == "blocked").to_numpy()] if past is None else past.lives.blocked
+    blocked = looks[(looks["bh"] != 0).to_numpy()]
+    lives = _lives(frame, frozenset(frame["callback"].iloc[found].tolist()), past)
     keys = ["callback", "opaque"]
     told_at = detail_column(frame["detail"].iloc[found], "bh", "")
     again = []
     for row, pointer in zip(found, told_at, strict=True):
         one = frame.iloc[row]
-        same = (frame[keys] == one[keys]).all(axis=1).to_numpy()
         told = address_of(pointer)
-        pointers = np.array([told], np.uint64) if told else np.unique(bh[blocked & same])
-        before = lives[(lives < row) & np.isin(bh[lives], pointers)]
+        seen = blocked["bh"][(blocked[keys] == one[keys]).all(axis=1).to_numpy()].unique()
+        pointers = np.array([told], np.uint64) if told else seen
+        before = lives[((lives["at"] < row) & lives["bh"].isin(pointers)).to_numpy()]
+        last = before.groupby("bh").tail(1)
         # A cancel or delete has no argument of its own to compare.
-        last = pd.Series(before).groupby(bh[before]).last().to_numpy(np.int64)
-        if (schedules[last] & same[last]).any():
+        if (last["schedule"] & (last[keys] == one[keys]).all(axis=1)).any():
             again.append(row)
     return np.array(again, np.int64)
 
 
-def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) -> tuple[Codes, Mask]:
+def _lives(frame: pd.DataFrame, callbacks: frozenset[int], past: Past | None) -> pd.DataFrame:
+    """What happened to the bottom halves of some callbacks that have a pointer: ``bh``,
+    ``callback``, ``opaque``, ``schedule``, and ``at``, the position; -1 for the part before."""
+    kind = code_of(frame["event"], KINDS)
+    kind[: 0 if past is None else len(past.paired)] = -1
+    own = (kind >= 0) & (frame["bh"] != 0).to_numpy() & frame["callback"].isin(callbacks).to_numpy()
+    at = np.flatnonzero(own)
+    found = frame.loc[own, ["bh", "callback", "opaque"]].assign(
+        at=at, schedule=kind[at] == SCHEDULE
+    )
+    return found if past is None else pd.concat([past.ends, found], ignore_index=True)
+
+
+def ends_at(frame: pd.DataFrame, cut: int, callbacks: frozenset[int], past: Past) -> pd.DataFrame:
+    """What ``Past.ends`` is at a position of the frame."""
+    if not callbacks:
+        return past.ends
+    lives = _lives(frame, callbacks, past)
+    last = lives[(lives["at"] <= cut).to_numpy()].groupby("bh").tail(1)
+    return last.assign(at=-1)
+
+
+def _groups(
+    frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8], past: Past | None
+) -> tuple[Codes, Mask]:
     """A number for each set of events that may be pairs, and which have a pointer as identity.
 
     A bottom half is persistent when its pointer is known whenever it is scheduled.
@@ -137,6 +255,8 @@ def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) ->
     pointed = column("bh") != 0
     known = np.zeros(int(group.max(initial=-1)) + 1, np.bool_)
     known[group[pointed & (kind != RUN)]] = True
+    if past is not None:
+        known |= _is_one_of(past.lives.pointed, group, column("bh"), column("callback"))
     persistent = known[group] & pointed
     oneshot = np.flatnonzero(~persistent)
     if len(oneshot):
@@ -146,6 +266,9 @@ def _groups(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) ->
         # Where one side could not read the context, it cannot tell pairs apart.
         blind = np.zeros(int(what.max()) + 1, np.bool_)
         blind[what[ctx == 0]] = True
+        if past is not None:
+            values = (frame[name].to_numpy()[own] for name in ("callback", "opaque"))
+            blind |= _is_one_of(past.lives.blind, what, *values)
         group[oneshot] = len(known) + numbered(what, np.where(blind[what], 0, ctx))
     nameless = column("callback") == 0
     if nameless.any():
@@ -162,19 +285,88 @@ def _acts(frame: pd.DataFrame, rows: Positions, kind: npt.NDArray[np.int8]) -> n
     return np.where(kind == SCHEDULE, enqueued, kind)
 
 
+def _is_one_of(keys: frozenset[Any], group: Codes, *columns: npt.NDArray[Any]) -> Mask:
+    """Of each group, whether its values are among some."""
+    _, first = np.unique(group, return_index=True)
+    values = zip(*(column[first].tolist() for column in columns), strict=True)
+    return np.fromiter((key in keys for key in values), np.bool_, len(first))
+
+
+def _keys(frame: pd.DataFrame, rows: Positions) -> list[tuple[int, int, str]]:
+    """What bottom halves with flags are called from one part of a recording to the next."""
+    own = frame[["bh", "callback", "name"]].iloc[rows]
+    names = np.where(own["callback"] == 0, own["name"].astype(object), "")
+    return list(zip(own["bh"].tolist(), own["callback"].tolist(), names.tolist(), strict=True))
+
+
 def _order(
     frame: pd.DataFrame,
     rows: Positions,
     group: Codes,
     act: npt.NDArray[np.int8],
     losses: pd.DataFrame | None,
-) -> Positions:
-    """In which order they happened; of what has no flags, as noted."""
+    past: Past | None,
+) -> tuple[Positions, list[tuple[int, int]], Flagged | None]:
+    """In which order they happened; of what has no flags, as noted. Which stretches of the frame
+    were put in order. And of a part of a recording what had flags."""
     flagged = np.zeros(int(group.max(initial=-1)) + 1, np.bool_)
     flagged[group[act >= INSERTED]] = True
+    before = Before.unknown(len(flagged))
+    first = np.flatnonzero(starts_of(group))
+    if past is not None:
+        # Of what has no flags in this part, others may have some.
+        for number, key in zip(group[first], _keys(frame, rows[first]), strict=True):
+            flagged[number] |= key in past.lives.flagged
+            before.state[number], before.time_ns[number] = past.groups.get(key, UNKNOWN)
     act = np.where(flagged[group], act, SCHEDULE)
     tid, time = (frame[name].to_numpy()[rows] for name in ("tid", "time_ns"))
-    return nearest_legal_order(group, act, tid, time, losses)
+    # What stands open from the part before is in order: of it the state tells.
+    new = np.flatnonzero(rows >= (0 if past is None else len(past.paired)))
+    found, spans = nearest_legal_order(group[new], act[new], tid[new], time[new], losses, before)
+    order = np.arange(len(rows))
+    order[new] = new[found]
+    stretches = [(rows[new[a:b]].min(), rows[new[a:b]].max()) for a, b in spans]
+    if past is None:
+        return order, stretches, None
+    own = order[new][flagged[group[new]]]
+    return order, stretches, Flagged(rows[own], group[own], act[own])
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """The events of bottom halves whose flags are known, group by group as they happened."""
+
+    rows: Positions
+    group: Codes
+    act: npt.NDArray[np.int8]
+
+
+def groups_at(
+    frame: pd.DataFrame, pairs: Pairs, cut: int, past: Past
+) -> dict[tuple[int, int, str], tuple[int, int]]:
+    """What ``Past.groups`` is at a position of the frame; nothing may have been put in order across
+    it."""
+    if pairs.flagged is None:
+        return past.groups
+    own = pairs.flagged.rows <= cut
+    rows, group, act = pairs.flagged.rows[own], pairs.flagged.group[own], pairs.flagged.act[own]
+    if not len(rows):
+        return past.groups
+    first = np.flatnonzero(starts_of(group))
+    place = np.arange(len(rows))
+    # As in event_order: all but a cancel leave it in the same state, whatever it was before.
+    telling = np.maximum.reduceat(np.where(act != CANCEL, place, -1), first)
+    last = np.append(first[1:], len(rows)) - 1
+    latest = frame["time_ns"].to_numpy()[np.maximum.reduceat(rows, first)]
+    found = dict(past.groups)
+    for key, at, end, time_ns in zip(
+        _keys(frame, rows[first]), telling.tolist(), last.tolist(), latest.tolist(), strict=True
+    ):
+        state = int(AFTER[ANY, act[at]]) if at >= 0 else past.groups.get(key, UNKNOWN)[0]
+        if at < end:
+            state = int(AFTER[state, CANCEL])
+        found[key] = (state, time_ns)
+    return found
 
 
 def _again(act: npt.NDArray[np.int8], opens: Mask, persistent: Mask, starts: Mask) -> Mask:
@@ -188,19 +380,19 @@ def _again(act: npt.NDArray[np.int8], opens: Mask, persistent: Mask, starts: Mas
     return np.asarray((again & persistent & (act == SCHEDULE)) | (act == COALESCED))
 
 
-def _coalesced(
+def _swallowed(
     rows: Positions, first: Mask, again: Mask, starts: Mask
 ) -> tuple[Positions, Positions]:
-    """The schedules into which others were coalesced, and how many.
+    """The schedules that made no instance, and those into which they were coalesced.
 
     One that is noted after the end belongs to it, or to one whose schedule was lost: to none.
     """
     place = np.arange(len(rows))
     latest = np.maximum.accumulate(np.where(~again, place, -1))
     start = np.maximum.accumulate(np.where(starts, place, 0))
-    into, count = np.unique(latest[again & (latest >= start)], return_counts=True)
-    still_open = first[into]
-    return rows[into[still_open]], count[still_open]
+    own = np.flatnonzero(again & (latest >= start))
+    own = own[first[latest[own]]]
+    return rows[own], rows[latest[own]]
 
 
 def _in_order(begin: Positions, end: Positions, length: int) -> Positions:
@@ -210,13 +402,18 @@ def _in_order(begin: Positions, end: Positions, length: int) -> Positions:
     return number[number >= 0]
 
 
-def _assemble(
+def assemble(
     frame: pd.DataFrame,
     begin: Positions,
     end: Positions,
     unseen: Mask,
-    coalesced: tuple[Positions, Positions],
+    coalesced: npt.NDArray[np.int32],
 ) -> pd.DataFrame:
+    """The instances that begin and end at these positions, see ``pair_instances``.
+
+    Args:
+        coalesced: of each row of the frame, how many schedules went into it.
+    """
     scheduled, ended = begin >= 0, end >= 0
     first, last = np.where(scheduled, begin, end), np.where(ended, end, begin)
 
@@ -242,8 +439,6 @@ def _assemble(
     everywhere = np.ones(len(begin), np.bool_)
     context = text("context", last, everywhere)
     unknown = context.codes == context.categories.get_loc("")
-    number = np.zeros(len(frame), np.int32)
-    number[coalesced[0]] = coalesced[1]
     columns = {
         "name": text("name", last, everywhere),
         "context": text("context", np.where(unknown, first, last), everywhere),
@@ -267,7 +462,7 @@ def _assemble(
         "thread": text("thread", last, ended),
         "role": text("role", last, ended),
         "stack": text("stack", last, ended),
-        "coalesced": np.where(scheduled, number[first], 0).astype(np.int64),
+        "coalesced": np.where(scheduled, coalesced[first], 0).astype(np.int64),
     }
     columns["wait_ns"] = columns["ended_ns"] - columns["scheduled_ns"]
     return pd.DataFrame(columns, copy=False)

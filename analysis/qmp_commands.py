@@ -11,7 +11,6 @@ import pandas as pd
 
 from qtrace.analysis.arrays import Numbers
 from qtrace.analysis.losses import disturbed
-from qtrace.analysis.runs import watched_until
 from qtrace.analysis.stuck import Away
 from qtrace.trace.details import detail_columns
 from qtrace.trace.reader import TraceFile
@@ -69,7 +68,11 @@ def answered(commands: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def carried_out(
-    trace: TraceFile, steps: pd.DataFrame, away: Iterable[Away], losses: pd.DataFrame
+    trace: TraceFile,
+    steps: pd.DataFrame,
+    away: Iterable[Away],
+    losses: pd.DataFrame,
+    watched: int,
 ) -> pd.DataFrame:
     """One row per command that has its ``begin`` row, in time order.
 
@@ -77,6 +80,7 @@ def carried_out(
         steps: of ``qmp_rows``.
         away: when its threads were seen not to come back.
         losses: of rows of QMP.
+        watched: until when all was (``watched_until``).
 
     Returns:
         ``number``, ``name``, ``tid``, ``thread``, ``role``; ``time_ns``, ``begun_row``;
@@ -91,7 +95,7 @@ def carried_out(
     end = ended["time_ns"].reindex(number).astype("Int64")
     done = end.notna().to_numpy()
     found = begun[["number", "name", "tid", "thread", "role", "time_ns"]].reset_index(drop=True)
-    until = _until(trace, found, away)
+    until = _until(trace, found, away, watched)
     until[done] = end[done].to_numpy(np.int64)
     began = found["time_ns"].to_numpy(np.int64)
     until = np.maximum(until, began)
@@ -124,10 +128,12 @@ def _first_of_each_step(steps: pd.DataFrame) -> pd.DataFrame:
     return steps[(steps["number"] >= 0).to_numpy()].drop_duplicates(["number", "step"])
 
 
-def _until(trace: TraceFile, found: pd.DataFrame, away: Iterable[Away]) -> npt.NDArray[np.int64]:
+def _until(
+    trace: TraceFile, found: pd.DataFrame, away: Iterable[Away], watched: int
+) -> npt.NDArray[np.int64]:
     """For each command until when its end would surely have been recorded."""
     if trace.complete or trace.exit is not None:
-        return np.full(len(found), watched_until(trace), np.int64)
+        return np.full(len(found), watched, np.int64)
     # Cut off: rows of QMP are written as they come, an end before the last of them would have
     # been. And looks may show its thread in it.
     events = trace.frame

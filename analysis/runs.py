@@ -191,7 +191,7 @@ def on_vcpus(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def latest_ends(runs: pd.DataFrame, trace: TraceFile) -> Numbers:
+def latest_ends(runs: pd.DataFrame, events: pd.DataFrame) -> Numbers:
     """For each run of ``Frames.runs`` when it ended, or, where no row tells, when it had
     ended at the latest: when its thread ran something that lies no deeper in the stack; ``NEVER``
     where it did not.
@@ -200,7 +200,7 @@ def latest_ends(runs: pd.DataFrame, trace: TraceFile) -> Numbers:
     found = filled(runs["end_ns"]).copy()
     unknown = found < 0
     found[unknown] = NEVER
-    depth = _depths(trace)
+    depth = _depths(events)
     for thread in np.unique(tid[unknown]):
         own = np.flatnonzero(tid == thread)
         for level in np.unique(depth[own[unknown[own]]]):
@@ -211,7 +211,7 @@ def latest_ends(runs: pd.DataFrame, trace: TraceFile) -> Numbers:
 
 
 def unfinished(
-    runs: pd.DataFrame, ends: Numbers, trace: TraceFile, losses: pd.DataFrame
+    runs: pd.DataFrame, ends: Numbers, trace: TraceFile, until: int, losses: pd.DataFrame
 ) -> pd.Series:
     """The runs of ``Frames.runs`` whose return would have been recorded, and was not.
 
@@ -220,6 +220,7 @@ def unfinished(
 
     Args:
         ends: what ``latest_ends`` gives.
+        until: what ``watched_until`` gives.
 
     Returns:
         By the run's index, for how many nanoseconds (int64) it provably had not returned; 0 when
@@ -228,30 +229,41 @@ def unfinished(
     recorded = "all" in trace.header or runs["name"].isin(trace.header.get("returns", []))
     at = np.flatnonzero((ends == NEVER) & np.asarray(recorded))
     began = runs["time_ns"].to_numpy(np.int64)[at]
-    until = watched_until(trace)
     kept = ~disturbed(began, np.maximum(began, until), losses)
     return pd.Series(np.maximum(until - began, 0)[kept], index=at[kept], dtype=np.int64)
 
 
-def watched_until(trace: TraceFile) -> int:
-    """The last moment at which a return would surely have been recorded, 0 when that is unknown."""
+def watched_until(trace: TraceFile, latest: tuple[int, int]) -> int:
+    """The last moment at which a return would surely have been recorded, 0 when that is unknown.
+
+    Args:
+        latest: ``last_moments`` of all events.
+    """
     every = trace.detach.get("all")
     dropped = every.get("dropped_ns") if isinstance(every, dict) else None
     known = dropped if type(dropped) is int else trace.detach.get("until_ns")
-    times = trace.frame["time_ns"].to_numpy(np.int64)
     if trace.exit is not None:
         # The end of the process was noticed some time after it.
-        own = times[(trace.frame["tid"] != 0).to_numpy()]
-        return int(own[-1]) if len(own) else 0
-    if type(known) is int:
-        return known
+        return latest[0]
     # Of an older recording: as long as there are returns of others.
-    returns = times[(trace.frame["event"] == "return").to_numpy()]
-    return int(returns[-1]) if len(returns) else 0
+    return known if type(known) is int else latest[1]
 
 
-def _depths(trace: TraceFile) -> Numbers:
+def last_moments(events: pd.DataFrame) -> tuple[int, int]:
+    """The times of the last event of a thread, and of the last return; 0 for none."""
+    times = events["time_ns"].to_numpy(np.int64)
+    own = times[(events["tid"] != 0).to_numpy()]
+    returns = times[(events["event"] == "return").to_numpy()]
+    return int(own[-1]) if len(own) else 0, int(returns[-1]) if len(returns) else 0
+
+
+def later(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """``last_moments`` of two parts together."""
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def _depths(events: pd.DataFrame) -> Numbers:
     """How many runs lie around each one; 0 where that was not recorded."""
-    runs = (trace.frame["event"] == "run").to_numpy()
-    depths: Numbers = detail_column(trace.frame["detail"][runs], "depth", 0)
+    runs = (events["event"] == "run").to_numpy()
+    depths: Numbers = detail_column(events["detail"][runs], "depth", 0)
     return depths

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.arrays import Numbers, code_of
-from qtrace.analysis.brackets import match, numbered, stable_order
+from qtrace.analysis.brackets import Positions, match, numbered, stable_order
 from qtrace.analysis.losses import disturbed
 
 # What tells one distribution of times from another.
@@ -25,26 +25,47 @@ class Percentiles(TypedDict):
 
 
 def run_durations(events: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
-    """Runs of one trace, in time order, to ``row`` and ``duration_ns`` of those that have an end.
+    """Runs of one trace, in time order, to ``row`` and ``duration_ns`` of those that have an end,
+    and ``end_row``.
+
+    A pair around which events were lost is left out: the return may be another run's.
+    """
+    begin, end = returns_of(events)
+    pairs = (begin >= 0) & (end >= 0)
+    begin, end = begin[pairs], end[pairs]
+    times, rows = events["time_ns"].to_numpy(), events["row"].to_numpy()
+    return undisturbed(rows[begin], times[begin], times[end], rows[end], losses)
+
+
+def undisturbed(
+    rows: Numbers, began: Numbers, ended: Numbers, end_rows: Numbers, losses: pd.DataFrame
+) -> pd.DataFrame:
+    """See ``run_durations``."""
+    found = pd.DataFrame({"row": rows, "duration_ns": ended - began, "end_row": end_rows})
+    return found[~disturbed(began, ended, losses)].reset_index(drop=True)
+
+
+def returns_of(
+    events: pd.DataFrame, left_alone: Positions | None = None
+) -> tuple[Numbers, Numbers]:
+    """Runs and their returns, as positions; -1 for what is not there.
 
     The recorder joined each return with its run by the thread and its stack pointer; one that
     it could not join has no callback and ends nothing. A bottom half may run again inside its
-    own run (its callback polls): brackets on one thread. A pair around which events were lost
-    is left out: the return may be another run's.
+    own run (its callback polls): brackets on one thread.
+
+    Args:
+        left_alone: these rows are none.
     """
     kind = code_of(events["event"], ("run", "return"))
+    if left_alone is not None:
+        kind[left_alone] = -1
     bh = events["bh"].to_numpy()
     at = np.flatnonzero((kind >= 0) & (bh != 0) & (events["callback"].to_numpy() != 0))
     group = numbered(events["tid"].to_numpy()[at], bh[at])
     order = stable_order(group)
     at = at[order]
-    begin, end = match(group[order], kind[at] == 0, at)
-    pairs = (begin >= 0) & (end >= 0)
-    begin, end = begin[pairs], end[pairs]
-    times = events["time_ns"].to_numpy()
-    began, ended = times[begin], times[end]
-    found = pd.DataFrame({"row": events["row"].to_numpy()[begin], "duration_ns": ended - began})
-    return found[~disturbed(began, ended, losses)].reset_index(drop=True)
+    return match(group[order], kind[at] == 0, at)
 
 
 def waits(instances: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,19 @@ def effective_role(role: pd.Series, tid: pd.Series, vcpu_frames: Mask, trace: Tr
     return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(categories))
 
 
-def classify(instances: pd.DataFrame, trace: TraceFile) -> pd.DataFrame:
+def classify(
+    instances: pd.DataFrame, trace: TraceFile, silent: Collection[str] | None = None
+) -> pd.DataFrame:
     """Add to each instance of ``trace`` its verdict and what that rests on.
 
     New columns: ``verdict``; ``reason`` (why it is inconclusive, else empty); ``role`` is
     made more exact where the stack shows it; ``deciding_frame`` and ``device_frame`` (Int16,
     positions in ``stack.split(";")``, absent where there is none). What
     proves a stranded one: ``proofs``.
+
+    Args:
+        silent: of instances that are not all of the recording, the names of the bottom halves that
+            were scheduled again and again (``SILENT``), and whose run was never seen.
     """
     stranded = instances.index.isin(list(proofs(instances, trace)))
     facts = facts_by_code(instances["stack"])
@@ -87,7 +93,7 @@ def classify(instances: pd.DataFrame, trace: TraceFile) -> pd.DataFrame:
     role = effective_role(instances["role"], instances["tid"], vcpu_frames, trace)
     owned_by_main = code_of(instances["context"], MAIN_CONTEXTS) >= 0
     problem = pd.Categorical(facts["problem"]).take(stack)
-    reason = _doubts(instances, trace, ran, role, owned_by_main, problem)
+    reason = _doubts(instances, trace, ran, role, owned_by_main, problem, silent)
     # It was seen pending at the very end: its run probe had nothing to fire for.
     reason[stranded & (reason == REASONS.index(SILENT_RUN))] = 0
 
@@ -144,15 +150,16 @@ def _doubts(
     role: Any,
     owned_by_main: Mask,
     problem: Any,
+    silent: Collection[str] | None,
 ) -> npt.NDArray[np.int8]:
     """Why nothing certain can be said of an instance, an index into REASONS; 0 where it can."""
     open_end = code_of(instances["end"], ("",)) == 0
     name = instances["name"].array.codes
     # A bottom half that was scheduled again and again, and whose run was never seen.
-    begun = np.bincount(name[instances["scheduled_ns"].notna().to_numpy()], minlength=1)
-    runs = np.bincount(name[ran], minlength=len(begun))
-    silent = np.zeros(max(len(begun), len(runs)), np.bool_)
-    silent[: len(begun)] = (begun >= SILENT) & (runs[: len(begun)] == 0)
+    if silent is None:
+        quiet = _silent(instances, ran)
+    else:
+        quiet = np.append(instances["name"].cat.categories.isin(silent), False)
     # A thread of unknown role may be the IOThread that owns its context. The contexts of the
     # main thread have no other owner.
     unsure = code_of(pd.Series(role), ("", "other"))
@@ -163,7 +170,7 @@ def _doubts(
     for text, holds in (
         ("the role of the thread that ran it is not known", ran & unknown),
         *((text, ran & (problems == number)) for number, text in enumerate(PROBLEMS)),
-        (SILENT_RUN, open_end & silent[name]),
+        (SILENT_RUN, open_end & quiet[name]),
         (NO_END, code_of(instances["end"], (UNSEEN,)) == 0),
         ("the trace was cut off before it ran", open_end & (not trace.complete)),
         ("the probes of --all were taken off before it ran", open_end & _dropped(instances, trace)),
@@ -171,6 +178,16 @@ def _doubts(
     ):
         reason[holds] = REASONS.index(text)
     return reason
+
+
+def _silent(instances: pd.DataFrame, ran: Mask) -> Mask:
+    """By the code of the name."""
+    name = instances["name"].array.codes
+    begun = np.bincount(name[instances["scheduled_ns"].notna().to_numpy()], minlength=1)
+    runs = np.bincount(name[ran], minlength=len(begun))
+    silent = np.zeros(max(len(begun), len(runs)), np.bool_)
+    silent[: len(begun)] = (begun >= SILENT) & (runs[: len(begun)] == 0)
+    return silent
 
 
 def _is_watched(instances: pd.DataFrame, trace: TraceFile) -> Mask:

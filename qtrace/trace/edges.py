@@ -43,6 +43,13 @@ def beyond(frame: pd.DataFrame, header: dict[str, Any], detach: dict[str, Any], 
     return found
 
 
+def tells_its_end(header: dict[str, Any], detach: dict[str, Any], gone: bool) -> bool:
+    """Whether ``beyond`` is a matter of each row alone: of a part of a trace it is the same."""
+    every = detach.get("all")
+    told = (detach.get("until_ns"), every.get("dropped_ns") if isinstance(every, dict) else None)
+    return "all" not in header or not detach or gone or any(type(one) is int for one in told)
+
+
 def _is_alls(frame: pd.DataFrame, header: dict[str, Any]) -> Mask:
     """The rows of the probes of `--all`: of some kinds a watched bottom half has its own."""
     watched = [item["name"] for item in header["watched"]]

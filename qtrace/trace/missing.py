@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,28 @@ def missing_rows(
         gaps: what was in them is missing, and is told already.
     """
     hits = detach.get("hits")
+    if not isinstance(hits, dict):
+        return {}
+    names = {escape(label.partition(" ")[2]) for label in hits}
+    own = frame.loc[frame["name"].isin(names).to_numpy(), ["event", "name"]]
+    return missing_of(counts_of(own), detach, only, gaps)
+
+
+def counts_of(rows: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """How many there are of each kind and name."""
+    found: Any = rows.groupby(["event", "name"], observed=True).size().to_dict()
+    counts: dict[tuple[str, str], int] = found
+    return counts
+
+
+def missing_of(
+    counts: Mapping[tuple[str, str], int],
+    detach: dict[str, Any],
+    only: Collection[str] | None,
+    gaps: Sequence[Gap] = (),
+) -> dict[str, int]:
+    """As ``missing_rows``, by how many rows there are of each kind and name."""
+    hits = detach.get("hits")
     wanted: dict[tuple[str, str], int] = {}
     for label, count in hits.items() if isinstance(hits, dict) else ():
         kind, _, name = label.partition(" ")
@@ -33,10 +55,7 @@ def missing_rows(
         if kind in COUNTED and read and type(count) is int:
             there = count - sum(gap.rows.get(label, 0) for gap in gaps if gap.rows is not None)
             wanted[kind, escape(name)] = there
-    names = {name for _kind, name in wanted}
-    own = frame.loc[frame["name"].isin(names).to_numpy(), ["event", "name"]]
-    found = own.groupby(["event", "name"], observed=True).size().to_dict()
-    short = {probe: count - int(found.get(probe, 0)) for probe, count in wanted.items()}
+    short = {probe: count - counts.get(probe, 0) for probe, count in wanted.items()}
     found_short = {" ".join(probe): count for probe, count in short.items() if count > 0}
     # They may be those of which nothing but their number is known.
     untold = sum(gap.count for gap in gaps if gap.rows is None)

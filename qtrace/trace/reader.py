@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from qtrace.trace.schema import COLUMNS, INTEGER_COLUMNS
 from qtrace.trace.stream import tables_of
 
 # What a column is before its first row.
-_KINDS = dict.fromkeys(INTEGER_COLUMNS, np.dtype(np.int64)) | dict.fromkeys(
-    TEXT_COLUMNS, np.dtype(np.int8)
+_KINDS = (
+    dict.fromkeys(COLUMNS, np.dtype(np.uint64))
+    | dict.fromkeys((*INTEGER_COLUMNS, "row"), np.dtype(np.int64))
+    | dict.fromkeys(TEXT_COLUMNS, np.dtype(np.int8))
 )
 
 
@@ -83,13 +85,24 @@ def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFi
     frame = _frame(tables_of(path, warnings), _chooser(only), warnings)
     facts = details.file_facts(path, frame)
     missing = missing_rows(frame, facts.detach, only, facts.gaps)
+    late = beyond(frame, facts.header, facts.detach, gone=facts.exit is not None)
+    if late.any():
+        frame = frame[~late].reset_index(drop=True)
+    return as_file(path, frame, facts, missing, warnings)
+
+
+def as_file(
+    path: Path,
+    frame: pd.DataFrame,
+    facts: details.FileFacts,
+    missing: dict[str, int],
+    warnings: list[str],
+) -> TraceFile:
+    """With what is missing (``missing_rows``) among its losses."""
     warnings += [gap.sentence for gap in facts.gaps]
     warnings += [f"{count:,} rows of {probe!r} are missing" for probe, count in missing.items()]
     steps = sum(count for probe, count in missing.items() if probe.startswith("return "))
     others = sum(missing.values()) - steps
-    late = beyond(frame, facts.header, facts.detach, gone=facts.exit is not None)
-    if late.any():
-        frame = frame[~late].reset_index(drop=True)
     if not facts.complete:
         warnings.append("it was cut off: there is no detach row; what came later is not known")
     if facts.detach.get("all", {}).get("produced") == 0:
@@ -127,9 +140,8 @@ def _chooser(only: Collection[str] | None) -> Chooser:
 
 def _frame(tables: Iterable[pa.Table], choose: Chooser, warnings: list[str]) -> pd.DataFrame:
     """The rows in time order, with their numbers in the file."""
-    texts = {column: Texts() for column in TEXT_COLUMNS}
-    parts = {column: Growing(_KINDS.get(column, np.dtype(np.uint64))) for column in COLUMNS}
-    rows = Growing(np.dtype(np.int64))
+    columns = Columns()
+    parts = {column: Growing(kind) for column, kind in _KINDS.items()}
     first = FIRST_ROW
     for whole in tables:
         table, numbers = whole, np.arange(first, first + len(whole))
@@ -137,21 +149,60 @@ def _frame(tables: Iterable[pa.Table], choose: Chooser, warnings: list[str]) -> 
         if choose is not None:
             keep = choose(whole)
             table, numbers = whole.filter(keep), numbers[keep.to_numpy()]
-        rows.append(numbers)
-        for column, part in parts.items():
+        for column, values in columns.chunks(table, numbers):
+            parts[column].append(values)
+    found = {column: part.values() for column, part in parts.items()}
+    return known_kinds(columns.frame(in_time_order(found)), warnings)
+
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def in_time_order(columns: Arrays) -> Arrays:
+    """Rows, those of the same time as they stand in the file."""
+    times = columns["time_ns"]
+    if (times[1:] >= times[:-1]).all():
+        return columns
+    order = np.argsort(times, kind="stable")
+    return {column: values[order] for column, values in columns.items()}
+
+
+class Columns:
+    """Tables as arrays: a text is its number, the same in all of them."""
+
+    def __init__(self) -> None:
+        self._texts = {column: Texts() for column in TEXT_COLUMNS}
+
+    def chunks(
+        self, table: pa.Table, numbers: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Each column, piece by piece, and the numbers of the rows as ``row``."""
+        for column in COLUMNS:
+            known = self._texts.get(column)
+            if not len(table):
+                yield column, np.empty(0, _KINDS[column])
             for chunk in table[column].chunks:
-                known = texts.get(column)
-                part.append(known.codes(chunk) if known else chunk.to_numpy())
-    times = parts["time_ns"].values()
-    order = None if (times[1:] >= times[:-1]).all() else np.argsort(times, kind="stable")
-    columns: dict[str, Any] = {}
-    for column, part in (parts | {"row": rows}).items():
-        values = part.values() if order is None else part.values()[order]
-        columns[column] = texts[column].series(values) if column in texts else values
-    return _known(pd.DataFrame(columns, copy=False), warnings)
+                yield column, known.codes(chunk) if known else chunk.to_numpy()
+        yield "row", numbers
+
+    def arrays(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> Arrays:
+        """Each column in one."""
+        pieces: dict[str, list[npt.NDArray[Any]]] = {}
+        for column, values in self.chunks(table, numbers):
+            pieces.setdefault(column, []).append(values)
+        return {column: np.concatenate(values) for column, values in pieces.items()}
+
+    def frame(self, arrays: Arrays) -> pd.DataFrame:
+        """See ``TraceFile.frame``."""
+        texts = self._texts
+        columns: dict[str, Any] = {
+            column: texts[column].series(values) if column in texts else values
+            for column, values in arrays.items()
+        }
+        return pd.DataFrame(columns, copy=False)
 
 
-def _known(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
+def known_kinds(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
     """Without the rows of kinds that another minor version has."""
     kinds = frame["event"].cat.categories
     if kinds.isin(NAMES).all():

@@ -1,0 +1,135 @@
+"""A recording that is judged part by part shows what it shows in one piece."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtrace.analysis import Trace, event_order
+from qtrace.analysis.arrays import filled
+from qtrace.analysis.frames import Part
+from qtrace.analysis.slices import Sliced
+from qtrace.trace import parquet
+from qtrace.trace.schema import Event, to_row
+from qtrace.trace.table_output import plain
+from qtrace.trace.table_rows import table_of_rows
+from tests.unit.event_rows import attach, detach, lost
+from tests.unit.qemu_model import MAIN
+from tests.unit.test_analysis_model import NAMES, sessions
+from tests.unit.test_event_order import late
+
+SAMPLES = Path(__file__).resolve().parents[2] / "analysis/samples"
+PARQUET = sorted(SAMPLES.glob("*.parquet"))
+# Samples take some seconds: their notes are told apart after a millisecond.
+LATE_NS = 1_000_000
+CUTS = settings(max_examples=60, deadline=None)
+
+
+def in_groups(path: Path, target: Path, rows: int) -> Path:
+    """The same file in row groups, which are read one by one."""
+    pq.write_table(pq.read_table(path), target, row_group_size=rows)
+    return target
+
+
+def parts_of(path: Path, rows: int) -> list[Part] | None:
+    sliced = Sliced.of(path, rows)
+    return None if sliced is None else list(sliced)
+
+
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """What of it does not depend on how texts are numbered."""
+    texts = frame.select_dtypes("category").columns
+    return frame.astype(dict.fromkeys(texts, object)).reset_index(drop=True)
+
+
+def instances_of(parts: list[Part]) -> pd.DataFrame:
+    found = pd.concat([shown(part.instances[part.own]) for part in parts], ignore_index=True)
+    number = np.concatenate([part.number[part.own] for part in parts])
+    order = np.argsort(number)
+    assert number[order].tolist() == list(range(len(number)))
+    return found.take(order).reset_index(drop=True)
+
+
+def runs_of(parts: list[Part]) -> pd.DataFrame:
+    """With the rows of other runs and the numbers of instances instead of places."""
+    found = []
+    for part in parts:
+        runs, row = part.runs, part.runs["row"].to_numpy()
+        at = filled(runs["instance"])
+        own = shown(runs).assign(
+            instance=np.where(at >= 0, part.number[at] if len(part.number) else -1, -1),
+            **{
+                column: np.where(filled(runs[column]) >= 0, row[filled(runs[column])], -1)
+                for column in ("outer", "parent")
+            },
+        )
+        found.append(own[part.own_runs])
+    return pd.concat(found, ignore_index=True)
+
+
+def assert_same(whole: Trace, parts: list[Part]) -> None:
+    pd.testing.assert_frame_equal(instances_of(parts), shown(whole.instances), check_dtype=False)
+    pd.testing.assert_frame_equal(runs_of(parts), runs_of([whole]), check_dtype=False)
+    ends = [part.latest_ends[part.own_runs] for part in parts]
+    resolved = np.concatenate(ends) == whole.latest_ends
+    assert (resolved | (np.concatenate(ends) == np.iinfo(np.int64).max)).all()
+
+
+@pytest.mark.parametrize("path", PARQUET, ids=lambda path: path.stem)
+@pytest.mark.parametrize("count", [3, 20])
+def test_every_sample_in_parts(
+    path: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = max(pq.ParquetFile(path).metadata.num_rows // count, 50)
+    monkeypatch.setattr(parquet, "STEP_ROWS", rows)
+    monkeypatch.setattr(event_order, "LATE_NS", LATE_NS)
+    parts = parts_of(in_groups(path, tmp_path / "cut.parquet", rows), rows)
+    whole = Trace(path)
+    if parts is None:
+        # Only the whole recording of an early qtrace tells when it ended.
+        assert "until_ns" not in whole.detach
+        return
+    assert_same(whole, parts)
+
+
+@st.composite
+def recordings(draw: st.DrawFn) -> list[Event]:
+    """Whatever QEMU did, noted late by some threads, with pauses, and with losses."""
+    events = list(draw(sessions()).events)
+    for _ in range(draw(st.integers(0, 4))):
+        place, by = draw(st.integers(0, max(len(events) - 1, 0))), draw(st.integers(1, 6))
+        if events:
+            events = late(events, place, by)
+    pauses = st.sampled_from([0, 10, 10, LATE_NS // 3, LATE_NS, 3 * LATE_NS])
+    now, found = 10, [attach(all={}, target={"pid": MAIN}, watched=[{"name": NAMES[0]}])]
+    for event in events:
+        if draw(st.integers(0, 19)) == 0:
+            since = now - draw(st.sampled_from([5, LATE_NS, 5 * LATE_NS]))
+            found.append(lost(max(since, 2), now))
+            if draw(st.booleans()):
+                continue
+        found.append(replace(event, time_ns=now))
+        now += draw(pauses)
+    return [*found, detach(now, until_ns=now, lost=sum(e.event == "lost" for e in found))]
+
+
+@CUTS
+@given(recordings(), st.integers(1, 40))
+def test_any_recording_in_any_parts(events: list[Event], rows: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "recording.parquet")
+        table = table_of_rows([to_row(event) for event in events])
+        pq.write_table(plain(table), path, row_group_size=rows)
+        patch.setattr(parquet, "STEP_ROWS", rows)
+        patch.setattr(event_order, "LATE_NS", LATE_NS)
+        parts = parts_of(path, rows)
+        assert parts is not None
+        assert_same(Trace(path), parts)
