@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.arrays import Numbers
+from qtrace.analysis.arrays import Numbers, code_of
 from qtrace.analysis.brackets import Mask
 from qtrace.analysis.contexts import contexts_of
 from qtrace.analysis.held import held
-from qtrace.analysis.instances import pair_instances
+from qtrace.analysis.instances import KINDS, pair_instances
 from qtrace.analysis.jobs import jobs_of
 from qtrace.analysis.losses import joined
 from qtrace.analysis.qmp_commands import carried_out, commands_of, qmp_rows
@@ -39,6 +39,9 @@ class Part(Protocol):
         number: of each instance its index in the recording.
         is_last: nothing follows.
         watched_until: see ``analysis/runs.py``; of the last part.
+        idle: by context, when the last run before this part had ended.
+        since: moments, in order: since when what is pending at the end has been, and has had nobody
+            of its context run.
     """
 
     @property
@@ -67,6 +70,10 @@ class Part(Protocol):
     def is_last(self) -> bool: ...
     @property
     def watched_until(self) -> int: ...
+    @property
+    def idle(self) -> Mapping[str, int]: ...
+    @property
+    def since(self) -> Numbers: ...
 
 
 @dataclass
@@ -85,6 +92,8 @@ class Stretch:
     number: Numbers
     is_last: bool
     watched_until: int
+    idle: Mapping[str, int]
+    since: Numbers = field(default_factory=lambda: np.empty(0, np.int64))
 
     @cached_property
     def proofs(self) -> dict[int, Proof]:
@@ -290,6 +299,22 @@ class Frames:
     def is_last(self) -> bool:
         """See ``Part``."""
         return True
+
+    @property
+    def idle(self) -> Mapping[str, int]:
+        """See ``Part``."""
+        return {}
+
+    @property
+    def since(self) -> Numbers:
+        """See ``Part``."""
+        return np.empty(0, np.int64)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The bottom halves in the order in which they were seen."""
+        own = code_of(self.events["event"], KINDS) >= 0
+        return list(map(str, self.events.loc[own, "name"].drop_duplicates()))
 
     def parts(self) -> Iterator[Part]:
         """It, part by part, each with the same frames."""

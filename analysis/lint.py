@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.frames import Frames, Part
 from qtrace.units import TIMES, show
 
 Unit = Literal["ns", "/s", ""]
@@ -157,6 +157,32 @@ class Seen:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+class Fold(Protocol):
+    """A lint on its way through one recording, which may come part by part."""
+
+    def add(self, part: Part) -> None:
+        """Look at what is the part's own."""
+
+    def end(self) -> Seen:
+        """What all of it shows."""
+
+
+@dataclass
+class Once:
+    """The fold of a lint that asks for nothing that comes by the million."""
+
+    check: Callable[[Frames, Threshold], Seen]
+    trace: Frames
+    threshold: Threshold
+
+    def add(self, _part: Part) -> None:
+        """Nothing to see."""
+
+    def end(self) -> Seen:
+        """See ``Fold``."""
+        return self.check(self.trace, self.threshold)
+
+
 @dataclass(frozen=True)
 class Lint:
     """One thing to look for.
@@ -169,7 +195,8 @@ class Lint:
         needs: ``--all`` where nothing can be said without the rows of every bottom half.
         evidence: which rows prove a finding.
         source: the QEMU commits and issues it comes from.
-        check: looks at one recording, by a threshold (one of zero where there is none).
+        fold: looks at one recording, by a threshold (one of zero where there is none). Of the
+            recording it may ask for what comes seldom: the header, QMP, looks.
         qmp: rows of QMP and jobs that were lost leave it open.
     """
 
@@ -180,5 +207,5 @@ class Lint:
     needs: Needs
     evidence: str
     source: str
-    check: Callable[[Frames, Threshold], Seen]
+    fold: Callable[[Frames, Threshold], Fold]
     qmp: bool = True

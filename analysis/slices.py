@@ -12,7 +12,7 @@ What is from before a part stands at the beginning of its frames; ``own`` are th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,10 @@ import pandas as pd
 from qtrace.analysis import event_order
 from qtrace.analysis.arrays import Numbers, code_of, filled
 from qtrace.analysis.brackets import Mask, Positions
-from qtrace.analysis.frames import Stretch
+from qtrace.analysis.frames import Frames, Part, Stretch
 from qtrace.analysis.instances import Pairs, Past, assemble, ends_at, groups_at, pairs_of
 from qtrace.analysis.losses import joined
-from qtrace.analysis.runs import last_moments, later, latest_ends, runs_of, watched_until
+from qtrace.analysis.runs import NEVER, last_moments, later, latest_ends, runs_of, watched_until
 from qtrace.analysis.survey import Survey
 from qtrace.analysis.timing import returns_of, undisturbed
 from qtrace.analysis.verdicts import SILENT, classify
@@ -75,6 +75,7 @@ class _Known:
     scheduled: Counter[str] = field(default_factory=Counter)
     ran: Counter[str] = field(default_factory=Counter)
     latest: tuple[int, int] = (0, 0)
+    idle: dict[str, int] = field(default_factory=dict)
 
 
 class Sliced:
@@ -263,6 +264,7 @@ class _Judged:
             number=number[order],
             is_last=self.is_last,
             watched_until=until,
+            idle=known.idle,
         )
 
     def _count(self, own: pd.DataFrame) -> None:
@@ -287,6 +289,12 @@ class _Judged:
 
     def carried(self, part: Stretch) -> _Carried:
         pairs = self.pairs
+        self.known.idle = self._idle(part)
+        begin = pairs.begin[self.pending]
+        since = self.arrays["time_ns"][begin]
+        contexts = part.events["context"].iloc[begin].astype(object)
+        idle = np.array([self.known.idle.get(name, 0) for name in contexts], np.int64)
+        part.since = np.unique(np.concatenate([since, np.maximum(since, idle)]))
         kept = self._runs_kept(part)
         at = self.run_at[kept]
         instance = filled(part.runs["instance"])[kept]
@@ -318,6 +326,16 @@ class _Judged:
             ahead={column: values[self.cut + 1 :] for column, values in self.arrays.items()},
         )
 
+    def _idle(self, part: Stretch) -> dict[str, int]:
+        """When the last run of each context had ended, of those that are known to have."""
+        ended = part.latest_ends != NEVER
+        contexts = part.runs["context"][ended].astype(object)
+        latest = pd.Series(part.latest_ends[ended]).groupby(contexts.to_numpy()).max()
+        found = dict(self.known.idle)
+        for name, time_ns in latest.items():
+            found[str(name)] = max(found.get(str(name), 0), int(time_ns))
+        return found
+
     def _runs_kept(self, part: Stretch) -> Positions:
         """The runs that what is open may still ask for."""
         runs, now = part.runs, int(self.arrays["time_ns"][self.cut])
@@ -325,7 +343,9 @@ class _Judged:
         kept = (ended > now) | ((ended < 0) & (part.latest_ends > now))
         begin = self.pairs.begin[self.pending]
         since = self.arrays["time_ns"][begin]
-        kept |= _may_be_in_the_way(runs, ended, np.sort(since), now)
+        kept |= _may_be_in_the_way(runs, ended, part.since, now)
+        # What each thread began last tells in which run it is.
+        kept[_around(runs, *_now(runs, now))] = True
         # In which run each was scheduled, and in which that one was.
         kept[_around(runs, self.arrays["tid"][begin], since)] = True
         outer = filled(runs["outer"])
@@ -335,6 +355,12 @@ class _Judged:
         kept[_around(runs, filled(own["scheduled_by_tid"]), filled(own["scheduled_ns"]))] = True
         kept[outer[kept & (outer >= 0)]] = True
         return np.flatnonzero(kept)
+
+
+def _now(runs: pd.DataFrame, now: int) -> tuple[Numbers, Numbers]:
+    """All threads, and this moment for each."""
+    threads = np.unique(runs["tid"].to_numpy(np.int64))
+    return threads, np.full(len(threads), now)
 
 
 def _around(runs: pd.DataFrame, tid: Numbers, time: Numbers) -> Positions:
@@ -396,3 +422,41 @@ def _no_lives() -> pd.DataFrame:
     kinds = {"bh": np.uint64, "callback": np.uint64, "opaque": np.uint64, "at": np.int64,
              "schedule": np.bool_}  # fmt: skip
     return pd.DataFrame({column: np.empty(0, kind) for column, kind in kinds.items()})
+
+
+class Outlined(Frames):
+    """A recording that is only judged part by part: the frames of what comes seldom are there, of
+    bottom halves there are ``parts``. It is read again for each time through."""
+
+    def __init__(self, sliced: Sliced) -> None:
+        super().__init__(sliced.file)
+        self._sliced = sliced
+
+    def parts(self) -> Iterator[Part]:
+        """See ``Frames.parts``. After the last one ``watched_until`` is known."""
+        for part in self._sliced:
+            self.watched_until = part.watched_until
+            yield part
+
+    @property
+    def names(self) -> list[str]:
+        """See ``Frames``."""
+        return self._sliced.names
+
+    def evidence(self, rows: Iterable[int]) -> pd.DataFrame:
+        """See ``Frames``: the file is read for them."""
+        wanted = np.array(sorted(rows), np.int64)
+        found: list[Arrays] = []
+        columns = Columns()
+        for numbers, arrays in parts_of(self.file):
+            own = np.isin(arrays["row"], wanted)
+            found.append({column: values[own] for column, values in arrays.items()})
+            columns = numbers
+        return columns.frame(_together(found))
+
+    @property
+    def instances(self) -> pd.DataFrame:
+        """There are too many."""
+        raise TypeError("a recording that is read part by part has its instances in parts()")
+
+    runs = durations = instances

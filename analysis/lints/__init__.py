@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from qtrace.analysis.frames import Frames
-from qtrace.analysis.lint import Answer, Lint, LintResult, Seen, Threshold
+from qtrace.analysis.frames import Frames, Part
+from qtrace.analysis.lint import Answer, Fold, Lint, LintResult, Seen, Threshold
 from qtrace.errors import BadThreshold, NoSuchLint
 
 # Stands for every lint.
@@ -43,29 +44,58 @@ def find(name: str) -> Lint:
     return lint
 
 
-def lint_trace(trace: Frames, lint: Lint, threshold: Threshold | None) -> LintResult:
-    """Let one lint look at one recording.
+class Linting:
+    """Several lints on their way through one recording.
 
     A proven finding stands. Without one, lost events, an end that was cut off or rows that
     were never recorded leave it open: what is missing might have been one.
     """
-    if lint.needs == "--all" and not trace.every:
+
+    def __init__(
+        self, trace: Frames, lints: Iterable[Lint], limits: Mapping[str, Threshold | None]
+    ) -> None:
+        self._trace, self._limits = trace, limits
+        self._folds = [
+            (lint, None if lint.needs == "--all" and not trace.every
+             else lint.fold(trace, limits[lint.name] or Threshold(0, "")))
+            for lint in lints
+        ]  # fmt: skip
+
+    def add(self, part: Part) -> None:
+        """See ``Fold``."""
+        for _lint, fold in self._folds:
+            if fold is not None:
+                fold.add(part)
+
+    def end(self) -> list[LintResult]:
+        """A result of each."""
+        return [self._result(lint, fold) for lint, fold in self._folds]
+
+    def _result(self, lint: Lint, fold: Fold | None) -> LintResult:
         seen = Seen(doubts=["it needs every bottom half: record with --all"])
-    else:
-        seen = lint.check(trace, threshold or Threshold(0, ""))
-    doubts = list(seen.doubts)
-    lost = trace.lost_events
-    if not lint.qmp:
-        lost -= int(trace.file.qmp_losses["count"].sum())
-    if lost:
-        doubts.append(f"events lost: {lost:,}")
-    if not trace.complete:
-        doubts.append("the recording was cut off")
-    findings = sorted(seen.findings, key=lambda one: (one.level != "error", -one.value))
-    result: Answer = "finding" if findings else "inconclusive" if doubts else "none"
-    reason = "; ".join(doubts) if result == "inconclusive" else ""
-    path = str(trace.path)
-    return LintResult(lint.name, path, result, reason, findings, threshold, seen.facts)
+        if fold is not None:
+            seen = fold.end()
+        trace, doubts = self._trace, list(seen.doubts)
+        lost = trace.lost_events
+        if not lint.qmp:
+            lost -= int(trace.file.qmp_losses["count"].sum())
+        if lost:
+            doubts.append(f"events lost: {lost:,}")
+        if not trace.complete:
+            doubts.append("the recording was cut off")
+        findings = sorted(seen.findings, key=lambda one: (one.level != "error", -one.value))
+        result: Answer = "finding" if findings else "inconclusive" if doubts else "none"
+        reason = "; ".join(doubts) if result == "inconclusive" else ""
+        limit = self._limits[lint.name]
+        path = str(trace.path)
+        return LintResult(lint.name, path, result, reason, findings, limit, seen.facts)
+
+
+def fold_all(trace: Frames, folds: Iterable[Linting | Any]) -> None:
+    """Lead a recording past them, once."""
+    for part in trace.parts():
+        for fold in folds:
+            fold.add(part)
 
 
 def run_lints(
@@ -85,12 +115,25 @@ def run_lints(
         BadThreshold: a text that is no such value, or a lint without a threshold.
     """
     chosen = choose(names)
+    limits = limits_of(chosen, thresholds)
+    found: list[LintResult] = []
+    for trace in traces:
+        linting = Linting(trace, chosen, limits)
+        fold_all(trace, [linting])
+        found += linting.end()
+    return found
+
+
+def limits_of(
+    chosen: Iterable[Lint], thresholds: Mapping[str, float | str] | None
+) -> dict[str, Threshold | None]:
+    """The threshold of each, see ``run_lints``."""
     limits = {lint.name: lint.threshold for lint in chosen}
     for name, value in (thresholds or {}).items():
         if name == ALL:
             raise NoSuchLint(ALL, ())
         limits[name] = _threshold(choose([name])[0], value)
-    return [lint_trace(trace, lint, limits[lint.name]) for trace in traces for lint in chosen]
+    return limits
 
 
 def choose(names: Iterable[str] | None) -> list[Lint]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.frames import Frames, Part
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.lint_groups import busiest, place_of
+from qtrace.analysis.lint_groups import Bursts, busiest, place_of, with_schedules
 from qtrace.analysis.lints.storm import WINDOW_NS
 from qtrace.analysis.qemu_facts import COMPLETIONS
 from qtrace.analysis.runs import self_made
-from qtrace.analysis.timing import busiest_window
 from qtrace.analysis.wording import thread_of
 
 SHARE = 0.9
 
 
-def check(trace: Frames, threshold: Threshold) -> Seen:
+class BusyLoop:
     """A context's busiest 0.1 s in which nine runs of ten were self-made.
 
     Self-made is a run that was scheduled inside a run of the same bottom half, or of one that
@@ -24,38 +21,46 @@ def check(trace: Frames, threshold: Threshold) -> Seen:
     thread and no file descriptor kept the loop going. File descriptors that are always ready
     (75dcb4d790) do not show in a trace of bottom halves.
     """
-    runs = trace.runs
-    # A request whose completion submits the next one keeps no argument for long, but malloc()
-    # hands the same address out again: with completions only the direct case is certain.
-    own = self_made(runs, generations=1)
-    own = own | (self_made(runs, generations=2) & ~runs["name"].isin(COMPLETIONS).to_numpy())
-    findings = []
-    for key, part in runs[own].groupby(["context", "tid"], observed=True):
-        context, tid = str(key[0]), int(str(key[1]))
-        time = part["time_ns"].to_numpy(np.int64)
-        at, count, rate = busiest_window(time, WINDOW_NS)
-        if rate < threshold.value:
-            continue
-        same = (runs["tid"] == tid).to_numpy() & (runs["context"] == context).to_numpy()
-        beside = runs["time_ns"].to_numpy(np.int64)[same]
-        held = beside.searchsorted(time[at] + WINDOW_NS) - beside.searchsorted(time[at])
-        if count < SHARE * held:
-            continue
-        kinds = part["name"].iloc[at : at + count].astype(object).value_counts()
-        names = [str(name) for name in kinds.index]
-        one = part.iloc[at]
-        findings.append(
-            Finding(
-                "busy-loop",
-                trace,
-                f"{thread_of(one)} spun in `{context or '?'}`: {count / held:.0%} of its"
-                f" {held:,} runs in 0.1 s were {' and '.join(names[:2])} scheduling themselves",
-                **place_of(one) | {"name": names[0]},
-                **busiest(trace.instances, part, at, rate),
-                facts={"share": round(float(count / held), 4), "names": names},
+
+    def __init__(self, trace: Frames, threshold: Threshold) -> None:
+        self._trace = trace
+        self._bursts = Bursts(("context", "tid"), WINDOW_NS, threshold.value)
+        self._self_made = 0
+
+    def add(self, part: Part) -> None:
+        """See ``Fold``."""
+        runs = part.runs
+        # A request whose completion submits the next one keeps no argument for long, but malloc()
+        # hands the same address out again: with completions only the direct case is certain.
+        own = self_made(runs, generations=1)
+        own = own | (self_made(runs, generations=2) & ~runs["name"].isin(COMPLETIONS).to_numpy())
+        own &= part.own_runs
+        self._self_made += int(own.sum())
+        every = part.runs.loc[part.own_runs, ["context", "tid", "time_ns"]]
+        self._bursts.add(with_schedules(part, own), part, every)
+
+    def end(self) -> Seen:
+        """See ``Fold``."""
+        findings = []
+        for key, burst in self._bursts.found():
+            context, count, held = str(key[0]), burst.held, burst.others
+            if count < SHARE * held:
+                continue
+            kinds = burst.rows["name"].iloc[:count].astype(object).value_counts()
+            names = [str(name) for name in kinds.index]
+            one = burst.rows.iloc[0]
+            findings.append(
+                Finding(
+                    "busy-loop",
+                    self._trace,
+                    f"{thread_of(one)} spun in `{context or '?'}`: {count / held:.0%} of its"
+                    f" {held:,} runs in 0.1 s were {' and '.join(names[:2])} scheduling themselves",
+                    **place_of(one) | {"name": names[0]},
+                    **busiest(burst, self._bursts.counts[key]),
+                    facts={"share": round(float(count / held), 4), "names": names},
+                )
             )
-        )
-    return Seen(findings, (), {"self_made": int(own.sum())})
+        return Seen(findings, (), {"self_made": self._self_made})
 
 
 LINT = Lint(
@@ -66,6 +71,6 @@ LINT = Lint(
     needs="--all",
     evidence="the first schedules and runs of the busiest moment",
     source="21891a5a30 (QEMU's own warning, dropped because it named no cause); b7a745dc33",
-    check=check,
+    fold=BusyLoop,
     qmp=False,
 )

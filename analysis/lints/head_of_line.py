@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from qtrace.analysis.frames import Frames
+from typing import Any
+
+from qtrace.analysis.frames import Frames, Part
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.lint_groups import grouped, place_of
+from qtrace.analysis.lint_groups import Groups, place_of
 from qtrace.analysis.lints.starvation import waiting
 from qtrace.analysis.qemu_facts import is_one_task
 from qtrace.analysis.runs import in_the_way
@@ -12,39 +14,64 @@ from qtrace.analysis.wording import thread_of, times
 from qtrace.units import show
 
 
-def check(trace: Frames, threshold: Threshold) -> Seen:
+class HeadOfLine:
     """Instances that waited longer than the threshold, most of it for one run of their context."""
-    if is_one_task(trace.header):
-        return Seen(facts={"tool": True})
-    found = waiting(trace, threshold)
-    findings = []
-    rows = ("scheduled_row", "ended_row")
-    for group in grouped(found, ("name", "context", "ctx", "tid"), "wait_ns", rows):
-        for one in group.shown:
-            since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
-            first = in_the_way(trace.runs, int(one["tid"]), since, until, one["context"])
-            if first is not None:
-                break
-        else:
-            continue
-        findings.append(
-            Finding(
-                "head-of-line",
-                trace,
-                f"{one['name']} waited {show(until - since, 'ns')} in `{one['context']}`"
-                f" ({times(group.count)} over {threshold}) behind {first['name']}, which"
-                f" {thread_of(one)} ran for {show(first['end_ns'] - first['time_ns'], 'ns')}",
-                **place_of(one),
-                time_ns=until,
-                value=until - since,
-                unit="ns",
-                rows=tuple(sorted({*group.rows, int(first["row"])})),
-                count=group.count,
-                instance=one["index"],
-                facts={"behind": str(first["name"])},
-            )
+
+    def __init__(self, trace: Frames, threshold: Threshold) -> None:
+        self._trace, self._threshold = trace, threshold
+        self._groups = Groups(
+            ("name", "context", "ctx", "tid"),
+            "wait_ns",
+            ("scheduled_row", "ended_row"),
+            self._first,
         )
-    return Seen(findings, (), {"waited": len(found)})
+        self._part: Part | None = None
+
+    def add(self, part: Part) -> None:
+        """See ``Fold``."""
+        if is_one_task(self._trace.header):
+            return
+        self._part = part
+        self._groups.add(waiting(self._trace, part, self._threshold))
+        self._part = None
+
+    def _first(self, one: dict[str, Any]) -> dict[str, Any]:
+        """The run that it waited behind."""
+        assert self._part is not None
+        since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
+        return {
+            "behind": in_the_way(self._part.runs, int(one["tid"]), since, until, one["context"])
+        }
+
+    def end(self) -> Seen:
+        """See ``Fold``."""
+        if is_one_task(self._trace.header):
+            return Seen(facts={"tool": True})
+        findings = []
+        for group in self._groups.groups():
+            one = next((one for one in group.shown if one["behind"] is not None), None)
+            if one is None:
+                continue
+            first, until = one["behind"], int(one["ended_ns"])
+            waited = until - int(one["scheduled_ns"])
+            findings.append(
+                Finding(
+                    "head-of-line",
+                    self._trace,
+                    f"{one['name']} waited {show(waited, 'ns')} in `{one['context']}`"
+                    f" ({times(group.count)} over {self._threshold}) behind {first['name']}, which"
+                    f" {thread_of(one)} ran for {show(first['end_ns'] - first['time_ns'], 'ns')}",
+                    **place_of(one),
+                    time_ns=until,
+                    value=waited,
+                    unit="ns",
+                    rows=tuple(sorted({*group.rows, int(first["row"])})),
+                    count=group.count,
+                    instance=one["index"],
+                    facts={"behind": str(first["name"])},
+                )
+            )
+        return Seen(findings, (), {"waited": self._groups.count})
 
 
 LINT = Lint(
@@ -55,6 +82,6 @@ LINT = Lint(
     needs="--all",
     evidence="the schedule and the late run of what waited, and the run in front of it",
     source="effd60c878, and the late reply that the RFC of 5 June 2024 describes",
-    check=check,
+    fold=HeadOfLine,
     qmp=False,
 )

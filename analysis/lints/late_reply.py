@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from qtrace.analysis.arrays import filled
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.frames import Frames, Part
 from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.lint_groups import grouped, instance_of, place_of
+from qtrace.analysis.lint_groups import Groups, instance_of, numbered, place_of
 from qtrace.analysis.lints.starvation import waiting
 from qtrace.analysis.qemu_facts import is_one_task
 from qtrace.analysis.qmp_commands import LEFT_OUT_NS, answered
@@ -21,55 +23,102 @@ from qtrace.units import show
 COMMAND, REPLY = "do_qmp_dispatch_bh", "co_schedule_bh_cb"
 
 
-def check(trace: Frames, threshold: Threshold) -> Seen:
+class LateReply:
     """Answers that existed and were sent later than the threshold.
 
     By the rows of QMP where the recording has them: they name the command. Else by the wake-up
     of the dispatcher from inside do_qmp_dispatch_bh().
     """
-    if is_one_task(trace.header):
-        return Seen(facts={"tool": True})
-    if {"end", "reply"} <= set(trace.header.get("qmp", [])):
-        found = _by_steps(trace, threshold)
-        quick = threshold.value < LEFT_OUT_NS
-        doubts = [f"commands faster than {show(LEFT_OUT_NS, 'ns')} are left out"] if quick else []
-    elif trace.every:
-        found, doubts = _by_wakeups(trace, threshold), []
-    else:
-        return Seen(doubts=["it needs the rows of QMP, or every bottom half (--all)"])
-    findings: list[Finding] = []
-    rows = ("row", "scheduled_row", "ended_row")
-    for group in grouped(found, ("name", "tid"), "wait_ns", rows):
-        for one in group.shown:
-            since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
-            tid, role = int(one["tid"]), str(one["role"])
-            blocker = in_the_way(trace.runs, tid, since, until, role=role)
-            if blocker is not None:
-                break
-        else:
-            lasted = show(group.worst["wait_ns"], "ns")
-            doubts.append(f"a reply waited {lasted} for what the recording has not")
-            continue
-        behind, took = str(blocker["name"]), show(blocker["end_ns"] - blocker["time_ns"], "ns")
-        findings.append(
-            Finding(
-                "late-reply",
-                trace,
-                f"the reply to {one['name'] or 'a QMP command'} came {show(until - since, 'ns')}"
-                f" after the command was"
-                f" done ({times(group.count)} over {threshold}): {behind}"
-                f" (`{blocker['context']}`) ran first, for {took}",
-                **place_of(one) | {"context": ""},
-                time_ns=until,
-                value=until - since,
-                unit="ns",
-                rows=tuple(sorted({*group.rows, int(blocker["row"])})),
-                count=group.count,
-                instance=instance_of(blocker),
-                facts={"behind": behind},
-            )
+
+    def __init__(self, trace: Frames, threshold: Threshold) -> None:
+        self._trace, self._threshold = trace, threshold
+        self._tool = is_one_task(trace.header)
+        self._steps = {"end", "reply"} <= set(trace.header.get("qmp", []))
+        self._groups = Groups(
+            ("name", "tid"), "wait_ns", ("row", "scheduled_row", "ended_row"), self._behind
         )
-    return Seen(findings, doubts, {"late": len(found)})
+        self._part: Part | None = None
+        self._blockers: dict[int, dict[str, Any]] = {}
+        self._lasted: dict[int, int] = {}
+        if self._steps and not self._tool:
+            self._groups.add(_by_steps(trace, threshold))
+        # When they came is known before: each part may show what they waited for.
+        self._asked = [one for group in self._groups.groups() for one in group.shown]
+
+    def add(self, part: Part) -> None:
+        """See ``Fold``."""
+        if self._tool:
+            return
+        if self._steps:
+            for one in self._asked:
+                self._look(part, one)
+        elif self._trace.every:
+            self._part = part
+            self._groups.add(_by_wakeups(self._trace, part, self._threshold))
+            self._part = None
+
+    def _look(self, part: Part, one: dict[str, Any]) -> None:
+        """Whether this part has the run that was in its way."""
+        times = part.events["time_ns"]
+        since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
+        if int(times.iloc[part.first_event]) > until or int(times.iloc[-1]) < since:
+            return
+        found = in_the_way(part.runs, int(one["tid"]), since, until, role=str(one["role"]))
+        if found is None:
+            return
+        lasted = min(int(found["end_ns"]), until) - max(int(found["time_ns"]), since)
+        if lasted > self._lasted.get(one["index"], 0):
+            self._lasted[one["index"]] = lasted
+            self._blockers[one["index"]] = numbered(part, found)
+
+    def _behind(self, one: dict[str, Any]) -> dict[str, Any]:
+        if self._part is None:
+            return {}
+        since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
+        tid, role = int(one["tid"]), str(one["role"])
+        found = in_the_way(self._part.runs, tid, since, until, role=role)
+        if found is not None:
+            self._blockers[one["index"]] = numbered(self._part, found)
+        return {}
+
+    def end(self) -> Seen:
+        """See ``Fold``."""
+        if self._tool:
+            return Seen(facts={"tool": True})
+        doubts: list[str] = []
+        if not self._steps and not self._trace.every:
+            return Seen(doubts=["it needs the rows of QMP, or every bottom half (--all)"])
+        if self._steps and self._threshold.value < LEFT_OUT_NS:
+            doubts = [f"commands faster than {show(LEFT_OUT_NS, 'ns')} are left out"]
+        findings: list[Finding] = []
+        for group in self._groups.groups():
+            one = next((one for one in group.shown if one["index"] in self._blockers), None)
+            if one is None:
+                lasted = show(group.worst["wait_ns"], "ns")
+                doubts.append(f"a reply waited {lasted} for what the recording has not")
+                continue
+            blocker, until = self._blockers[one["index"]], int(one["ended_ns"])
+            waited = until - int(one["scheduled_ns"])
+            behind, took = str(blocker["name"]), blocker["end_ns"] - blocker["time_ns"]
+            findings.append(
+                Finding(
+                    "late-reply",
+                    self._trace,
+                    f"the reply to {one['name'] or 'a QMP command'} came {show(waited, 'ns')}"
+                    f" after the command was"
+                    f" done ({times(group.count)} over {self._threshold}): {behind}"
+                    f" (`{blocker['context']}`) ran first, for {show(took, 'ns')}",
+                    **place_of(one) | {"context": ""},
+                    time_ns=until,
+                    value=waited,
+                    unit="ns",
+                    rows=tuple(sorted({*group.rows, int(blocker["row"])})),
+                    count=group.count,
+                    instance=instance_of(blocker),
+                    facts={"behind": behind},
+                )
+            )
+        return Seen(findings, doubts, {"late": self._groups.count})
 
 
 def _by_steps(trace: Frames, threshold: Threshold) -> pd.DataFrame:
@@ -86,16 +135,17 @@ def _by_steps(trace: Frames, threshold: Threshold) -> pd.DataFrame:
     return found[(wait >= max(threshold.value, 1)).to_numpy()]
 
 
-def _by_wakeups(trace: Frames, threshold: Threshold) -> pd.DataFrame:
-    runs = trace.runs
-    parent = filled(runs["parent"])
+def _by_wakeups(trace: Frames, part: Part, threshold: Threshold) -> pd.DataFrame:
+    runs = part.runs
+    parent, instance = filled(runs["parent"]), filled(runs["instance"])
     command = (runs["name"] == COMMAND).to_numpy()
     reply = (runs["name"] == REPLY).to_numpy() & (parent >= 0) & command[parent]
-    woken = runs[reply].set_index("instance")
-    found = waiting(trace, threshold)
-    found = found[found.index.isin(woken.index)]
-    row = runs["row"].to_numpy(np.int64)[filled(woken["parent"].reindex(found.index))]
-    return found.assign(row=row, name="")
+    reply = reply & part.own_runs & (instance >= 0)
+    number = part.number[instance[reply]]
+    row = pd.Series(runs["row"].to_numpy(np.int64)[parent[reply]], index=number)
+    found = waiting(trace, part, threshold)
+    found = found[found.index.isin(number)]
+    return found.assign(row=row.reindex(found.index).to_numpy(), name="")
 
 
 LINT = Lint(
@@ -106,5 +156,5 @@ LINT = Lint(
     needs="",
     evidence="the end of the command, the late reply, and the run of what ran first",
     source="effd60c878 and the RFC of 5 June 2024",
-    check=check,
+    fold=LateReply,
 )

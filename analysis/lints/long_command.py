@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from qtrace.analysis.frames import Frames
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
-from qtrace.analysis.lint_groups import grouped, place_of
+from qtrace.analysis.lint import Finding, Lint, Once, Seen, Threshold
+from qtrace.analysis.lint_groups import Groups, place_of
 from qtrace.analysis.wording import thread_of, times
 from qtrace.units import show
 
@@ -27,7 +28,9 @@ def check(trace: Frames, threshold: Threshold) -> Seen:
     unsure = ~found["sure"].to_numpy(np.bool_)
     findings = []
     rows = ("begun_row", "ended_row")
-    for group in grouped(found[long & ~unsure], ("name", "tid"), "took", rows):
+    groups = Groups(("name", "tid"), "took", rows)
+    groups.add(found[long & ~unsure])
+    for group in groups.groups():
         one = group.worst
         least, still = "", ""
         if not one["ended"]:
@@ -85,5 +88,5 @@ LINT = Lint(
     needs="",
     evidence="the begin and the end of the command",
     source="gitlab#1307, LP#1831750, LP#1472083",
-    check=check,
+    fold=partial(Once, check),
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from qtrace.analysis.frames import Frames
-from qtrace.analysis.lint import Finding, Lint, Seen, Threshold
+from qtrace.analysis.lint import Finding, Lint, Once, Seen, Threshold
 from qtrace.analysis.lint_groups import place_of
 from qtrace.analysis.stacks import functions, judge_wait
 from qtrace.analysis.wording import thread_of
@@ -63,6 +65,6 @@ LINT = Lint(
     needs="",
     evidence="the first and the last look at the thread, with its whole stack",
     source="4720cbeea1, 6690302b84, 91ba0e1c38; Proxmox savevm-async, March 2025",
-    check=check,
+    fold=partial(Once, check),
     qmp=False,
 )
