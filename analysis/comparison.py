@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from qtrace.analysis.rates import Count, bursts, chance, hits, say
-from qtrace.analysis.report import judge_opened
+from qtrace.analysis.distribution import Times
+from qtrace.analysis.frames import Frames, Part, fold_all, own_times
+from qtrace.analysis.rates import Count, Series, bursts, chance, say
+from qtrace.analysis.report import Judged, asked_names, report_of
 from qtrace.analysis.report_types import Report
-from qtrace.analysis.timing import durations, percentiles, waits
-from qtrace.analysis.traces import Source, Traces, open_traces
+from qtrace.analysis.traces import Source, open_traces
 from qtrace.analysis.verdicts import FINDINGS, SEVERITY
 from qtrace.errors import ExitStatus
-
-Samples = dict[tuple[str, str], list[npt.NDArray[np.float64]]]
 
 
 def compare(
@@ -46,14 +44,18 @@ def compare(
     Raises:
         TraceUnreadable, NoMatch, NoSuchLint, BadThreshold: see ``judge``.
     """
-    sides = [open_traces(before), open_traces(after)]
+    sides = [[trace.view for trace in open_traces(side)] for side in (before, after)]
     wanted = list(patterns)
-    reports = [
-        judge_opened(side, _known(side, wanted), lints=lints, thresholds=thresholds)
-        for side in sides
-    ]
-    halves = _bottom_halves(reports, sides)
-    samples = [_samples(side) for side in sides]
+    names = [asked_names(side, _known(side, wanted)) for side in sides]
+    both = list(dict.fromkeys([*names[0], *names[1]]))
+    judged: list[list[Judged]] = []
+    samples = [_Samples(), _Samples()]
+    for side, sample in zip(sides, samples, strict=True):
+        judged.append([Judged(one, both, lints=lints, thresholds=thresholds) for one in side])
+        for one in judged[-1]:
+            fold_all(one.trace, [one, sample])
+    reports = [report_of(side, own) for side, own in zip(judged, names, strict=True)]
+    halves = _bottom_halves(reports, judged)
     moved = _moved(samples)
     found = [_findings(report, moved) for report in reports]
     came = [found[1][key] for key in found[1] if key not in found[0]]
@@ -78,9 +80,9 @@ def compare_status(comparison: dict[str, Any]) -> ExitStatus:
     return statuses.get(comparison["answer"], ExitStatus.OK)
 
 
-def _known(side: Traces, patterns: list[str]) -> list[str]:
+def _known(side: Sequence[Frames], patterns: list[str]) -> list[str]:
     """Of these patterns those that one side knows: the other may have nothing of it."""
-    names = {n for t in side for n in [*t.watched, *map(str, t.instances["name"].unique())]}
+    names = {name for trace in side for name in [*trace.watched, *trace.names]}
     return [pattern for pattern in patterns if fnmatch.filter(names, pattern)] or patterns
 
 
@@ -89,7 +91,7 @@ def _side(report: Report) -> dict[str, Any]:
     return {key: found[key] for key in ("traces", "verdict", "complete", "lost_events")}
 
 
-def _bottom_halves(reports: list[Report], sides: list[Traces]) -> list[dict[str, Any]]:
+def _bottom_halves(reports: list[Report], sides: list[list[Judged]]) -> list[dict[str, Any]]:
     own = [{half["name"]: half["verdicts"] for half in r["bottom_halves"]} for r in reports]
     halves = []
     for name in dict.fromkeys([*own[0], *own[1]]):
@@ -97,7 +99,10 @@ def _bottom_halves(reports: list[Report], sides: list[Traces]) -> list[dict[str,
         total = [sum(side.values()) for side in counts]
         rows = []
         for verdict in sorted({*counts[0], *counts[1]}, key=SEVERITY.index):
-            each = bursts([hits(one.instances, name, verdict) for one in side] for side in sides)
+            each = bursts(
+                [Series.of_hits(one.halves.found[name].had(verdict)) for one in side]
+                for side in sides
+            )
             pair = [Count(c.get(verdict, 0), n, each) for c, n in zip(counts, total, strict=True)]
             rows.append(
                 {
@@ -183,24 +188,26 @@ def _answer(
     return "none", "nothing new came"
 
 
-def _samples(traces: Traces) -> dict[str, Samples]:
+class _Samples:
     """All waits and durations of one side, by name and context."""
-    samples: dict[str, Samples] = {"wait": {}, "duration": {}}
-    for trace in traces:
-        for what, found in (("wait", waits(trace.instances)), ("duration", durations(trace.runs))):
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[tuple[str, str], Times]] = {"wait": {}, "duration": {}}
+
+    def add(self, part: Part) -> None:
+        """What is the part's own."""
+        for what, found in own_times(part):
             for (name, context), values in found.groupby(["name", "context"], observed=True)["ns"]:
-                samples[what].setdefault((str(name), str(context)), []).append(
-                    values.to_numpy(np.float64)
-                )
-    return samples
+                times = self.found[what].setdefault((str(name), str(context)), Times())
+                times.add(values.to_numpy(np.int64))
 
 
-def _moved(sides: list[dict[str, Samples]]) -> dict[str, tuple[str, str]]:
+def _moved(sides: list[_Samples]) -> dict[str, tuple[str, str]]:
     """Names to the contexts before and after, of what ran in one before and in another one after,
     as with a fix that schedules it elsewhere: that is compared with itself all the same."""
     own: list[dict[str, set[str]]] = [{}, {}]
     for side, contexts in zip(sides, own, strict=True):
-        for name, context in {key for samples in side.values() for key in samples}:
+        for name, context in {key for samples in side.found.values() for key in samples}:
             contexts.setdefault(name, set()).add(context)
     found = {}
     for name in own[0].keys() & own[1].keys():
@@ -210,14 +217,12 @@ def _moved(sides: list[dict[str, Samples]]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _times(
-    sides: list[dict[str, Samples]], moved: dict[str, tuple[str, str]]
-) -> list[dict[str, Any]]:
+def _times(sides: list[_Samples], moved: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
     """The bottom halves of either side, those that ran most first."""
     keys = dict.fromkeys(
         (name, moved.get(name, (context, context)))
         for side in sides
-        for samples in side.values()
+        for samples in side.found.values()
         for name, context in samples
     )
     rows = []
@@ -227,10 +232,10 @@ def _times(
         for what in ("wait", "duration"):
             pair = []
             for side, context in zip(sides, contexts, strict=True):
-                values = np.concatenate([*side[what].get((name, context), []), np.empty(0)])
-                ran = max(ran, len(values))
-                found = percentiles(values)
-                pair.append(None if found is None else {"count": len(values), **found})
+                times = side.found[what].get((name, context), Times())
+                ran = max(ran, times.count)
+                found = times.percentiles()
+                pair.append(None if found is None else {"count": times.count, **found})
             row[what] = {"before": pair[0], "after": pair[1]}
         rows.append((ran, row))
     return [row for _, row in sorted(rows, key=lambda one: -one[0])]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,16 @@ from qtrace.analysis.arrays import Numbers
 
 # How far a percentile may be from the true one: 1 in so many.
 ACCURACY = 100
+# Percentiles of as many are exact; of more they are right to 1 %, however the recording is read.
+EXACT = 1_000_000
+
+
+class Percentiles(TypedDict):
+    """Where times lie: the middle, the tail, the worst; nanoseconds."""
+
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
 
 
 @cache
@@ -92,3 +103,40 @@ class Distribution:
         low = int(edges()[bucket - 1]) + 1 if bucket else high
         middle = 2 * low * high // max(low + high, 1)
         return min(max(middle, self.smallest_ns), self.largest_ns)
+
+
+class Times:
+    """Times that come part by part: as they are while there are few, then a distribution."""
+
+    def __init__(self) -> None:
+        self._few: list[npt.NDArray[np.int64]] = []
+        self._many = Distribution()
+        self.count = 0
+
+    def add(self, times: npt.NDArray[np.int64]) -> None:
+        """Some more, in nanoseconds."""
+        self.count += len(times)
+        if not self._many.counts and self.count <= EXACT:
+            self._few.append(times)
+            return
+        for some in (*self._few, times):
+            self._many += Distribution.of(some)
+        self._few = []
+
+    def percentiles(self) -> Percentiles | None:
+        """Of all of them; None for none."""
+        if not self.count:
+            return None
+        if self._many.counts:
+            p50, p99 = (self._many.percentile(share) for share in (0.5, 0.99))
+            return {"p50_ns": p50, "p99_ns": p99, "max_ns": self._many.largest_ns}
+        return percentiles(np.concatenate(self._few))
+
+
+def percentiles(values: npt.NDArray[Any]) -> Percentiles | None:
+    """Of nanoseconds, NaN left out; None for none."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    p50, p99 = np.percentile(known, (50, 99))
+    return {"p50_ns": int(p50), "p99_ns": int(p99), "max_ns": int(known.max())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import cast
 
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.frames import Part
 from qtrace.analysis.qemu_facts import COMPLETIONS
 from qtrace.analysis.report_types import RanElsewhere
 
@@ -13,36 +13,44 @@ VERDICTS = ("vcpu-poll", "foreign-poll")
 COLUMNS = ["name", "context", "verdict", "role", "thread", "tid"]
 
 
-def ran_elsewhere(trace: Frames) -> list[RanElsewhere]:
-    """Of a recording of every bottom half, those with a run of one of these verdicts.
+class Elsewhere:
+    """Of a recording of every bottom half, those with a run of one of these verdicts."""
 
-    Returns:
-        One for each bottom half, context and verdict, with the thread that ran most of them;
+    def __init__(self) -> None:
+        self._ran: Counter[tuple[str, str]] = Counter()
+        self._threads: dict[tuple[str, str, str], Counter[tuple[str, str, int]]] = {}
+
+    def add(self, part: Part) -> None:
+        """What is the part's own."""
+        ran = part.own & (part.instances["end"] == "run").to_numpy()
+        runs = part.instances.loc[ran, COLUMNS]
+        for key, count in runs.groupby(COLUMNS, observed=True).size().items():
+            found = cast("tuple[str, str, str, str, str, int]", key)
+            name, context, verdict, role, thread, tid = found
+            self._ran[name, context] += count
+            if verdict in VERDICTS:
+                own = self._threads.setdefault((name, context, verdict), Counter())
+                own[role, thread, tid] += count
+
+    def end(self) -> list[RanElsewhere]:
+        """One for each bottom half, context and verdict, with the thread that ran most of them;
         ``awaited``: such a poll waits for completions of block requests (they come last).
-    """
-    ran: Counter[tuple[str, str]] = Counter()
-    threads: dict[tuple[str, str, str], Counter[tuple[str, str, int]]] = {}
-    runs = trace.instances[(trace.instances["end"] == "run").to_numpy()]
-    for key, count in runs.groupby(COLUMNS, observed=True).size().items():
-        name, context, verdict, role, thread, tid = cast("tuple[str, str, str, str, str, int]", key)
-        ran[name, context] += count
-        if verdict in VERDICTS:
-            threads.setdefault((name, context, verdict), Counter())[role, thread, tid] += count
-    rows: list[RanElsewhere] = []
-    for (name, context, verdict), own in threads.items():
-        (role, thread, tid), _most = own.most_common(1)[0]
-        rows.append(
-            {
-                "name": name,
-                "context": context,
-                "verdict": verdict,
-                "count": own.total(),
-                "runs": ran[name, context],
-                "role": role,
-                "thread": thread,
-                "tid": tid,
-                "threads": len(own),
-                "awaited": name in COMPLETIONS and context == "main",
-            }
-        )
-    return sorted(rows, key=lambda row: (row["awaited"], -row["count"]))
+        """
+        rows: list[RanElsewhere] = []
+        for (name, context, verdict), own in sorted(self._threads.items()):
+            (role, thread, tid), _most = min(own.items(), key=lambda one: (-one[1], one[0]))
+            rows.append(
+                {
+                    "name": name,
+                    "context": context,
+                    "verdict": verdict,
+                    "count": own.total(),
+                    "runs": self._ran[name, context],
+                    "role": role,
+                    "thread": thread,
+                    "tid": tid,
+                    "threads": len(own),
+                    "awaited": name in COMPLETIONS and context == "main",
+                }
+            )
+        return sorted(rows, key=lambda row: (row["awaited"], -row["count"]))

@@ -23,7 +23,7 @@ from qtrace.analysis.runs import last_moments, latest_ends, runs_of, unfinished,
 from qtrace.analysis.stranded import Proof, proofs
 from qtrace.analysis.stuck import Away, threads_away
 from qtrace.analysis.threads import threads_of
-from qtrace.analysis.timing import run_durations
+from qtrace.analysis.timing import durations, run_durations, waits
 from qtrace.analysis.verdicts import classify, finding_rows
 from qtrace.trace.reader import TraceFile, read_trace
 
@@ -119,6 +119,16 @@ class Frames:
         """What the reader gives. Raises TraceUnreadable: no such file, no trace, a broken one."""
         source = self._source
         return source if isinstance(source, TraceFile) else read_trace(source, self._only)
+
+    def read(self) -> None:
+        """Read it in one piece, for who needs frames of all of it."""
+        _file = self.file
+
+    @property
+    def is_read(self) -> bool:
+        """It has been read already, or is a part of what the file has."""
+        known = isinstance(self._source, TraceFile) or "file" in self.__dict__
+        return known or self._only is not None
 
     @property
     def path(self) -> Path:
@@ -334,3 +344,24 @@ class Frames:
         since = times.astype("Int64") - int(first.iloc[0])
         found: pd.Series = began + pd.to_timedelta(since, unit="ns")
         return found.astype("datetime64[ns, UTC]")
+
+
+class Folded(Protocol):
+    """What takes a recording part by part."""
+
+    def add(self, part: Part) -> None:
+        """Look at what is the part's own."""
+
+
+def fold_all(trace: Frames, folds: Iterable[Folded]) -> None:
+    """Lead a recording past them, once."""
+    wanted = list(folds)
+    for part in trace.parts():
+        for fold in wanted:
+            fold.add(part)
+
+
+def own_times(part: Part) -> Iterator[tuple[str, pd.DataFrame]]:
+    """``waits`` and ``durations`` of what is a part's own, as ``wait`` and ``duration``."""
+    yield "wait", waits(part.instances, part.own)
+    yield "duration", durations(part.runs, part.own_runs)

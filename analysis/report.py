@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from qtrace.analysis.bottom_halves import Halves
 from qtrace.analysis.calls import summarize_calls
-from qtrace.analysis.elsewhere import ran_elsewhere
+from qtrace.analysis.elsewhere import Elsewhere
+from qtrace.analysis.frames import Frames, Part, fold_all
 from qtrace.analysis.held import in_words
-from qtrace.analysis.late_replies import late_replies
+from qtrace.analysis.late_replies import LateReplies, worst_of_each_kind
 from qtrace.analysis.lint import LintResult
-from qtrace.analysis.lints import choose, run_lints
+from qtrace.analysis.lints import Linting, choose, limits_of
 from qtrace.analysis.losses import losses_of
 from qtrace.analysis.report_types import (
     BottomHalf,
     Held,
+    LateReply,
     LintAnswer,
+    RanElsewhere,
     Report,
+    Statistics,
     ThreadAway,
     TraceFacts,
-    VerdictFinding,
 )
 from qtrace.analysis.selection import select_names
-from qtrace.analysis.stacks import frames_of, functions, judge_wait
-from qtrace.analysis.statistics import summarize
+from qtrace.analysis.stacks import functions
+from qtrace.analysis.statistics import Summarizing
 from qtrace.analysis.stuck import COMPUTES, Away, doubt, is_proven_stuck
 from qtrace.analysis.traces import Source, Trace, open_traces
-from qtrace.analysis.verdicts import FINDINGS, SILENT, worst
+from qtrace.analysis.verdicts import SILENT, worst
 from qtrace.errors import ExitStatus
 from qtrace.knowledge import SNAPSHOT_JOBS
 from qtrace.trace.chain import ALL
@@ -86,13 +89,84 @@ def judge_opened(
     thresholds: Mapping[str, float | str] | None = None,
 ) -> Report:
     """``judge`` of traces that are open already: what they have computed is not done again."""
-    asked = choose(lints)
+    views = [trace.view for trace in traces]
+    names = asked_names(views, patterns) if only is None else list(only)
+    judged = [Judged(view, names, strict, only is None, lints, thresholds) for view in views]
+    for one in judged:
+        fold_all(one.trace, [one])
+    return report_of(judged, names, numbered=only is None)
+
+
+def asked_names(views: Sequence[Frames], patterns: Iterable[str] = ()) -> list[str]:
+    """The bottom halves to judge, see ``judge``."""
+    return select_names(views, list(patterns))
+
+
+class Judged:
+    """One recording on its way: everything that a report says of it.
+
+    Attributes:
+        trace, halves: the recording, and what it shows of the bottom halves that are asked for.
+    """
+
+    def __init__(
+        self,
+        trace: Frames,
+        names: Collection[str],
+        strict: bool = False,
+        every: bool = True,
+        lints: Collection[str] | None = (),
+        thresholds: Mapping[str, float | str] | None = None,
+    ) -> None:
+        """``every``: it has the events of every bottom half that it can have."""
+        asked = [lint.name for lint in choose(lints)]
+        chosen = choose([*asked, *ALWAYS])
+        self.trace = trace
+        self.halves = Halves(trace, names, strict)
+        self._told = asked if lints is not None else []
+        self._linting = Linting(trace, chosen, limits_of(chosen, thresholds))
+        self._late = LateReplies(trace)
+        alls = trace.every and every
+        self._elsewhere = Elsewhere() if alls else None
+        self._statistics = Summarizing() if alls else None
+
+    def add(self, part: Part) -> None:
+        """What is the part's own."""
+        for fold in (self.halves, self._linting, self._late, self._elsewhere, self._statistics):
+            if fold is not None:
+                fold.add(part)
+
+    @cached_property
+    def lints(self) -> list[LintAnswer]:
+        """A result of each."""
+        return [_lint(one, asked=one.lint in self._told) for one in self._linting.end()]
+
+    @property
+    def late_replies(self) -> list[LateReply]:
+        """All of them."""
+        return self._late.end()
+
+    @property
+    def elsewhere(self) -> list[RanElsewhere]:
+        """Empty unless it has every bottom half."""
+        return [] if self._elsewhere is None else self._elsewhere.end()
+
+    @property
+    def statistics(self) -> list[Statistics]:
+        """Likewise."""
+        return [] if self._statistics is None else self._statistics.end()
+
+
+def report_of(judged: Sequence[Judged], names: Iterable[str], numbered: bool = True) -> Report:
+    """What ``judge`` returns, of recordings that have been led past.
+
+    Args:
+        numbered: instances have the numbers of the whole recording.
+    """
+    traces = [one.trace for one in judged]
     loaded = [trace.file for trace in traces]
-    parts = [trace.instances.assign(trace=number) for number, trace in enumerate(traces)]
-    names = select_names(loaded, list(patterns)) if only is None else list(only)
-    halves = [_bottom_half(name, traces, parts, strict) for name in names]
-    if only is not None:
-        # The whole recording has other numbers.
+    halves = [_bottom_half(name, judged) for name in names]
+    if not numbered:
         for half in halves:
             for finding in half["findings"]:
                 finding["instance"] = None
@@ -104,7 +178,6 @@ def judge_opened(
         notes.append("events were lost, and none of any bottom half was recorded")
     if notes or (held and worst(found) == NOT_SEEN):
         found.append("inconclusive")
-    told = [lint.name for lint in asked]
     return {
         "verdict": worst([*found, *(["stuck"] if stuck else [])]),
         "complete": all(trace.complete for trace in loaded),
@@ -116,13 +189,10 @@ def judge_opened(
         "notes": notes,
         "bottom_halves": halves,
         "calls": summarize_calls(loaded),
-        "late_replies": late_replies(traces),
-        "elsewhere": [ran_elsewhere(one) if one.every and only is None else [] for one in traces],
-        "statistics": [summarize(one) if one.every and only is None else [] for one in traces],
-        "lints": [
-            _lint(result, asked=lints is not None and result.lint in told)
-            for result in run_lints(traces, [*told, *ALWAYS], thresholds)
-        ],
+        "late_replies": worst_of_each_kind([late for one in judged for late in one.late_replies]),
+        "elsewhere": [one.elsewhere for one in judged],
+        "statistics": [one.statistics for one in judged],
+        "lints": [answer for one in judged for answer in one.lints],
         "traces": [_describe(trace) for trace in loaded],
         "warnings": [f"{trace.path}: {text}" for trace in loaded for text in trace.warnings],
     }
@@ -142,7 +212,7 @@ def exit_status(report: Report) -> ExitStatus:
 
 
 def _threads(
-    traces: Sequence[Trace],
+    traces: Sequence[Frames],
 ) -> tuple[list[ThreadAway], list[ThreadAway], list[str]]:
     """Who was stuck, who computed, and what looks at threads leave open."""
     stuck: list[ThreadAway] = []
@@ -166,7 +236,7 @@ def _threads(
     return stuck, computing, notes
 
 
-def _away(one: Away, trace: Trace) -> ThreadAway:
+def _away(one: Away, trace: Frames) -> ThreadAway:
     return {
         "tid": one.tid,
         "thread": one.thread,
@@ -185,7 +255,7 @@ def _away(one: Away, trace: Trace) -> ThreadAway:
     }
 
 
-def _held(trace: Trace) -> list[Held]:
+def _held(trace: Frames) -> list[Held]:
     return [
         {
             "why": one["why"],
@@ -219,54 +289,49 @@ def _describe(trace: TraceFile) -> TraceFacts:
     }
 
 
-def _bottom_half(
-    name: str, traces: Sequence[Trace], parts: list[pd.DataFrame], strict: bool
-) -> BottomHalf:
-    files = [one.file for one in traces]
-    own = [part[(part["name"] == name).to_numpy()] for part in parts]
-    counts: dict[str, int] = {}
-    reasons: dict[str, int] = {}
+def _bottom_half(name: str, judged: Sequence[Judged]) -> BottomHalf:
+    traces = [one.trace for one in judged]
+    own = [one.halves.found[name] for one in judged]
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     notes: list[str] = []
     verdicts: list[str] = []
-    for part, trace in zip(own, files, strict=True):
-        _count(counts, part["verdict"])
-        _count(reasons, part.loc[part["reason"] != "", "reason"])
-        watched = _is_watched(name, trace)
-        if gone := sum(gap.of_bottom_half(name, watched) for gap in trace.gaps):
+    for half, trace in zip(own, traces, strict=True):
+        counts += half.verdicts
+        reasons += half.reasons
+        watched = _is_watched(name, trace.file)
+        if gone := sum(gap.of_bottom_half(name, watched) for gap in trace.file.gaps):
             notes.append(f"up to {gone:,} rows of it are missing with files of the chain")
             verdicts.append("inconclusive")
-        scheduled, runs = part["scheduled_ns"].notna().sum(), (part["end"] == "run").sum()
-        if runs >= SILENT and not scheduled:
-            notes.append(f"it ran {runs} times, but the probe on its schedule never fired")
+        if half.runs >= SILENT and not half.scheduled:
+            notes.append(f"it ran {half.runs} times, but the probe on its schedule never fired")
             verdicts.append("inconclusive")
-        unseen = ((part["end"] == "run") & part["scheduled_ns"].isna()).sum()
-        if scheduled and unseen >= SILENT and watched:
+        if half.scheduled and half.unseen >= SILENT and watched:
             notes.append(
-                f"{unseen} of its runs were scheduled before the recording, or elsewhere than "
+                f"{half.unseen} of its runs were scheduled before the recording, or elsewhere than "
                 "where it is watched"
             )
     if not counts and (why := _why_not_seen(name, traces)):
         notes.append(f"no event of it was recorded, but {why}")
         verdicts.append("inconclusive")
-    elif not counts and (called := _other_way(name, files)):
+    elif not counts and (called := _other_way(name, [trace.file for trace in traces])):
         notes.append(called)
-    notes += [f"{count} inconclusive: {reason}" for reason, count in reasons.items()]
-    findings = [
-        finding
-        for part, trace in zip(own, traces, strict=True)
-        for finding in _findings(part, trace, strict)
-    ]
+    notes += [f"{count} inconclusive: {reason}" for reason, count in reasons.most_common()]
     return {
         "name": name,
-        "scheduled": int(sum(part["scheduled_ns"].notna().sum() for part in own)),
+        "scheduled": sum(half.scheduled for half in own),
         "verdict": worst([*counts, *verdicts]),
-        "verdicts": counts,
+        "verdicts": dict(counts.most_common()),
         "notes": notes,
-        "findings": findings,
+        "findings": [
+            finding
+            for half in own
+            for _when, finding in sorted(half.findings, key=lambda one: one[0])
+        ],
     }
 
 
-def _why_not_seen(name: str, traces: Sequence[Trace]) -> str:
+def _why_not_seen(name: str, traces: Sequence[Frames]) -> str:
     """Why that nothing was seen shows nothing; empty when it does."""
     for trace in traces:
         if _lost(name, trace.file):
@@ -293,67 +358,3 @@ def _lost(name: str, trace: TraceFile) -> bool:
 
 def _is_watched(name: str, trace: TraceFile) -> bool:
     return any(item["name"] == name for item in trace.header["watched"])
-
-
-def _count(counts: dict[str, int], values: pd.Series) -> None:
-    for value, count in values.astype(object).value_counts().items():
-        counts[str(value)] = counts.get(str(value), 0) + int(count)
-
-
-def _findings(part: pd.DataFrame, trace: Trace, strict: bool) -> list[VerdictFinding]:
-    """The findings of one bottom half in one trace, in time order."""
-    found = part["verdict"].isin(FINDINGS).to_numpy()
-    if strict:
-        nested = (part["verdict"] == "nested-poll").to_numpy()
-        found = found | (nested & part["device_frame"].notna().to_numpy())
-    rows = part[found].sort_values("ended_ns", kind="stable")
-    rows = rows.astype(object).where(rows.notna(), None).assign(instance=rows.index)
-    return [
-        _finding(dict(zip(map(str, rows.columns), row, strict=True)), trace)
-        for row in rows.to_numpy()
-    ]
-
-
-def _finding(row: dict[str, Any], trace: Trace) -> VerdictFinding:
-    numbers = [number for number in (row["scheduled_row"], row["ended_row"]) if number is not None]
-    proof = trace.proofs.get(row["instance"])
-    if proof is not None:
-        numbers += proof.rows
-        row |= {
-            "thread": proof.thread,
-            "role": proof.role,
-            "tid": proof.tid,
-            "context": row["context"] or proof.pending_in,
-            "ended_ns": proof.time_ns,
-            "stack": proof.stack,
-        }
-    _chain, deciding, device = frames_of(row)
-    if proof is not None:
-        deciding = judge_wait(proof.stack)
-    finding: dict[str, Any] = {
-        "verdict": row["verdict"],
-        "instance": row["instance"],
-        "thread": row["thread"],
-        "role": row["role"],
-        "tid": row["tid"],
-        "context": row["context"],
-        "time_ns": row["ended_ns"],
-        "scheduled_ns": row["scheduled_ns"],
-        # 0: it was pending already when it was first seen.
-        "scheduled_by_tid": row["scheduled_by_tid"] or None,
-        "scheduled_by_thread": row["scheduled_by_thread"],
-        "scheduled_by_role": row["scheduled_by_role"],
-        "scheduled_stack": functions(row["scheduled_stack"]),
-        "stack": functions(row["stack"]),
-        "deciding_frame": deciding,
-        "device_frame": device if device >= 0 else None,
-        **({"polls": proof.polls or None, "sentence": proof.sentence} if proof is not None else {}),
-        "evidence": {"trace": str(trace.path), "rows": numbers},
-    }
-    found: Any = {key: _plain(value) for key, value in finding.items()}
-    plain: VerdictFinding = found
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
-from qtrace.analysis.timing import Percentiles
+from qtrace.analysis.distribution import Percentiles
 
 
 class Evidence(TypedDict):

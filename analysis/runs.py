@@ -176,14 +176,14 @@ def in_the_way(
     return {str(key): row[key] for key in runs.columns}
 
 
-def on_vcpus(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the main thread's contexts inside aio_poll() on vCPU threads.
+def on_vcpus(runs: pd.DataFrame, own: npt.NDArray[np.bool_]) -> pd.DataFrame:
+    """Of some runs, those of the main thread's contexts inside aio_poll() on vCPU threads.
 
     Two more columns, of the stack: ``poll`` and ``device``, see ``StackFacts``.
     """
     facts = stack_facts(runs["stack"])
     inside = (runs["role"] == "vcpu").to_numpy() & facts["in_poll"].to_numpy(np.bool_)
-    inside = inside & (runs["context"].isin(MAIN_CONTEXTS).to_numpy())
+    inside = own & inside & runs["context"].isin(MAIN_CONTEXTS).to_numpy()
     facts = facts[inside]
     polled: pd.DataFrame = runs[inside]
     return polled.assign(

@@ -11,26 +11,22 @@ import pandas as pd
 
 from qtrace.analysis.arrays import filled
 from qtrace.analysis.frames import Frames
-from qtrace.analysis.instances import KINDS
 from qtrace.errors import NoMatch, NoSuchInstance
-from qtrace.trace.reader import TraceFile
 
 REMEDY = "qtrace explain TRACE --list shows them"
 
 
-def select_names(traces: Sequence[TraceFile], patterns: Sequence[str]) -> list[str]:
+def select_names(traces: Sequence[Frames], patterns: Sequence[str]) -> list[str]:
     """The watched ones in their order (or, with none, all), or those that match a pattern.
 
     Raises:
         NoMatch: a pattern matches none.
     """
-    watched = dict.fromkeys(item["name"] for trace in traces for item in trace.header["watched"])
-    seen: dict[str, None] = {}
-    for trace in traces:
-        rows = trace.frame["event"].isin(KINDS)
-        seen |= dict.fromkeys(trace.frame.loc[rows, "name"].drop_duplicates())
+    watched = dict.fromkeys(name for trace in traces for name in trace.watched)
+    seen = dict.fromkeys(name for trace in traces for name in trace.names)
     if not patterns:
-        blocked = pd.concat([t.frame.loc[t.frame["event"] == "blocked", "name"] for t in traces])
+        frames = [trace.file.frame for trace in traces]
+        blocked = pd.concat([rows.loc[rows["event"] == "blocked", "name"] for rows in frames])
         # Those of a thread that is away name none.
         stranded = [name for name in blocked.drop_duplicates() if name]
         globs = [glob for trace in traces for glob in trace.header.get("by_all", [])]
@@ -85,7 +81,7 @@ def select_instances(
     if numbers or rows:
         return list(dict.fromkeys(found))
     code = trace.instances["verdict"].array.codes
-    for name in select_names([trace.file], patterns):
+    for name in select_names([trace], patterns):
         own = np.flatnonzero((trace.instances["name"] == name).to_numpy())
         if len(own):
             # The categories are in the order of severity.

@@ -2,61 +2,78 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.arrays import code_of
-from qtrace.analysis.brackets import Mask, Positions, numbered, stable_order, starts_of
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.arrays import code_of, filled, find_rows
+from qtrace.analysis.brackets import Positions, numbered, stable_order, starts_of
+from qtrace.analysis.distribution import Times
+from qtrace.analysis.frames import Part
 from qtrace.analysis.report_types import LongRun, Scheduler, Statistics
 from qtrace.analysis.stacks import ENDS, functions
-from qtrace.analysis.timing import percentiles
 from qtrace.analysis.verdicts import LOST
 
 # The longest runs, and the commonest schedulers, of each bottom half.
 LONGEST, SCHEDULERS = 3, 5
+LAST = int(np.iinfo(np.int64).max)
 
 
-def summarize(trace: Frames) -> list[Statistics]:
-    """Statistics of one trace, the busiest bottom half first.
+class Summarizing:
+    """Statistics of one recording, which may come part by part."""
 
-    Returns:
-        For each bottom half and context: ``name``, ``context``, ``scheduled``, ``ran``,
-        ``cancelled``, ``coalesced``; ``wait`` (schedule to run) and ``duration``, each p50, p99
-        and max in nanoseconds or None; ``roles`` (runs by thread role); ``scheduled_by``
-        (caller, the function that scheduled it, empty when unknown; role, thread; threads, how
-        many of that name and role did; tid, that of the first; count);
-        ``longest`` (duration_ns, time_ns, since_start_ns, row, role, thread, tid, stack). An
-        instance during whose life events were lost counts, but has no wait.
-    """
-    instances, durations = trace.instances, trace.durations
-    took = np.full(len(instances), np.nan)
-    ended = instances["ended_row"].fillna(-1).to_numpy(np.int64)
-    ran = code_of(instances["end"], ("run",)) == 0
-    # Rows count up: the run that each duration belongs to is found where it would stand.
-    own = np.flatnonzero(ran)
-    own = own[np.argsort(ended[own], kind="stable")]
-    place = np.searchsorted(ended[own], durations["row"].to_numpy())
-    took[own[place]] = durations["duration_ns"]
-    work = _Work(instances, ran, took, trace.events["time_ns"].iloc[0])
-    group = numbered(instances["name"].array.codes, instances["context"].array.codes)
-    order = stable_order(group)
-    found = [
-        _one(work, rows)
-        for rows in np.split(order, np.flatnonzero(starts_of(group[order]))[1:])
-        if len(rows)
-    ]
-    return sorted(found, key=lambda one: -(one["ran"] + one["scheduled"]))
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str], _Group] = {}
+        self._start_ns: int | None = None
+
+    def add(self, part: Part) -> None:
+        """What is the part's own."""
+        if self._start_ns is None:
+            self._start_ns = int(part.events["time_ns"].iloc[0])
+        work = _Work(part)
+        instances = part.instances
+        own = np.flatnonzero(part.own)
+        codes = (instances[column].array.codes[own] for column in ("name", "context"))
+        group = numbered(*codes)
+        order = stable_order(group)
+        for rows in np.split(own[order], np.flatnonzero(starts_of(group[order]))[1:]):
+            if len(rows):
+                first = instances.iloc[rows[0]]
+                key = str(first["name"]), str(first["context"])
+                self._groups.setdefault(key, _Group()).add(work, rows)
+
+    def end(self) -> list[Statistics]:
+        """The busiest bottom half first.
+
+        Returns:
+            For each bottom half and context: ``name``, ``context``, ``scheduled``, ``ran``,
+            ``cancelled``, ``coalesced``; ``wait`` (schedule to run) and ``duration``, each p50, p99
+            and max in nanoseconds or None (``distribution.EXACT`` tells how exact); ``roles`` (runs
+            by thread role); ``scheduled_by`` (caller, the function that scheduled it, empty when
+            unknown; role, thread; threads, how many of that name and role did; tid, that of the
+            first; count); ``longest`` (duration_ns, time_ns, since_start_ns, row, role, thread,
+            tid, stack). An instance during whose life events were lost counts, but has no wait.
+        """
+        ordered = sorted(self._groups.items(), key=lambda one: one[1].first)
+        found = [own.statistics(*key, self._start_ns or 0) for key, own in ordered]
+        return sorted(found, key=lambda one: -(one["ran"] + one["scheduled"]))
 
 
 class _Work:
-    """The columns that are counted, as arrays."""
+    """The columns of a part that are counted, as arrays."""
 
-    def __init__(
-        self, instances: pd.DataFrame, ran: Mask, took: npt.NDArray[np.float64], start_ns: int
-    ) -> None:
-        self.instances, self.ran, self.took, self.start_ns = instances, ran, took, start_ns
+    def __init__(self, part: Part) -> None:
+        instances, durations = part.instances, part.durations
+        self.instances, self.number = instances, part.number
+        self.ran = code_of(instances["end"], ("run",)) == 0
+        self.took = np.full(len(instances), -1, np.int64)
+        ended = filled(instances["ended_row"])
+        own = np.flatnonzero(self.ran)
+        at, found = find_rows(ended[own], durations["row"].to_numpy(np.int64))
+        self.took[own[at]] = durations["duration_ns"].to_numpy(np.int64)[found]
         callers = [_caller(str(text)) for text in instances["scheduled_stack"].cat.categories]
         number, self.callers = pd.factorize(pd.Index(callers, dtype=object))
         self.caller = number[instances["scheduled_stack"].array.codes]
@@ -64,81 +81,127 @@ class _Work:
         self.opened = instances["scheduled_ns"].notna().to_numpy()
         self.coalesced = instances["coalesced"].to_numpy()
         sure = code_of(instances["reason"], (LOST,)) < 0
-        wait = instances["wait_ns"].to_numpy(np.float64, na_value=np.nan)
-        self.wait = np.where(ran & sure, wait, np.nan)
+        self.wait = np.where(self.ran & sure, filled(instances["wait_ns"]), -1)
 
 
-def _one(work: _Work, rows: Positions) -> Statistics:
-    """The rows of one bottom half in one context."""
-    first = work.instances.iloc[rows[0]]
-    runs = rows[work.ran[rows]]
-    roles = work.instances["role"].iloc[runs].value_counts()
-    return {
-        "name": str(first["name"]),
-        "context": str(first["context"]),
-        "scheduled": int(work.opened[rows].sum()),
-        "ran": len(runs),
-        "cancelled": int(work.cancelled[rows].sum()),
-        "coalesced": int(work.coalesced[rows].sum()),
-        "wait": percentiles(work.wait[rows]),
-        "duration": percentiles(work.took[runs]),
-        "roles": {str(role): int(count) for role, count in roles.items() if count},
-        "scheduled_by": _schedulers(work, rows[work.opened[rows]]),
-        "longest": _longest(work, runs),
-    }
+class _Group:
+    """One bottom half in one context.
+
+    Attributes:
+        first: the number of its first instance.
+    """
+
+    def __init__(self) -> None:
+        self.first = LAST
+        self._scheduled = self._ran = self._cancelled = self._coalesced = 0
+        self._wait, self._took = Times(), Times()
+        self._roles: Counter[str] = Counter()
+        self._schedulers: dict[tuple[str, str, str], _Scheduler] = {}
+        self._longest: list[tuple[int, int, LongRun]] = []
+
+    def add(self, work: _Work, rows: Positions) -> None:
+        """Some of its instances."""
+        self.first = min(self.first, int(work.number[rows].min()))
+        runs = rows[work.ran[rows]]
+        self._scheduled += int(work.opened[rows].sum())
+        self._ran += len(runs)
+        self._cancelled += int(work.cancelled[rows].sum())
+        self._coalesced += int(work.coalesced[rows].sum())
+        self._wait.add(_known(work.wait[rows]))
+        self._took.add(_known(work.took[runs]))
+        roles = work.instances["role"].iloc[runs].astype(object).value_counts()
+        self._roles.update({str(role): int(count) for role, count in roles.items()})
+        self._add_schedulers(work, rows[work.opened[rows]])
+        self._add_longest(work, runs)
+
+    def _add_schedulers(self, work: _Work, rows: Positions) -> None:
+        instances, caller = work.instances, work.caller[rows]
+        columns = [instances[f"scheduled_by_{column}"].iloc[rows] for column in ("role", "thread")]
+        tid = instances["scheduled_by_tid"].iloc[rows].to_numpy(np.int64)
+        group = numbered(caller, *(column.array.codes for column in columns))
+        if not len(group):
+            return
+        _, first, counts = np.unique(group, return_index=True, return_counts=True)
+        pairs = np.unique(np.stack([group, tid]), axis=1)
+        for number, (at, count) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
+            role, thread = (str(column.iloc[at]) for column in columns)
+            key = str(work.callers[caller[at]]), role, thread
+            known = self._schedulers.setdefault(key, _Scheduler())
+            known.count += count
+            known.threads |= set(pairs[1][pairs[0] == number].tolist())
+            known.first = min(known.first, (int(work.number[rows[at]]), int(tid[at])))
+
+    def _add_longest(self, work: _Work, runs: Positions) -> None:
+        known = runs[work.took[runs] >= 0]
+        if len(known) > LONGEST:
+            least = np.partition(work.took[known], -LONGEST)[-LONGEST]
+            known = known[work.took[known] >= least]
+        known = known[np.lexsort((work.number[known], -work.took[known]))][:LONGEST]
+        columns = ["ended_ns", "ended_row", "role", "thread", "tid", "stack"]
+        for row, (time, number, role, thread, tid, stack) in zip(
+            known, work.instances[columns].iloc[known].astype(object).to_numpy(), strict=True
+        ):
+            long: LongRun = {
+                "duration_ns": int(work.took[row]),
+                "time_ns": int(time),
+                "since_start_ns": 0,
+                "row": int(number),
+                "role": str(role),
+                "thread": str(thread),
+                "tid": int(tid),
+                "stack": functions(str(stack)),
+            }
+            self._longest.append((-int(work.took[row]), int(work.number[row]), long))
+        self._longest = sorted(self._longest, key=lambda one: one[:2])[:LONGEST]
+
+    def statistics(self, name: str, context: str, start_ns: int) -> Statistics:
+        """See ``Summarizing.end``."""
+        most = sorted(self._schedulers.items(), key=lambda one: (-one[1].count, one[1].first))[
+            :SCHEDULERS
+        ]
+        schedulers: list[Scheduler] = [
+            {
+                "caller": caller,
+                "role": role,
+                "thread": thread,
+                "threads": len(known.threads),
+                "tid": known.first[1],
+                "count": known.count,
+            }
+            for (caller, role, thread), known in most
+        ]
+        return {
+            "name": name,
+            "context": context,
+            "scheduled": self._scheduled,
+            "ran": self._ran,
+            "cancelled": self._cancelled,
+            "coalesced": self._coalesced,
+            "wait": self._wait.percentiles(),
+            "duration": self._took.percentiles(),
+            "roles": dict(sorted(self._roles.items(), key=lambda one: (-one[1], one[0]))),
+            "scheduled_by": schedulers,
+            "longest": [
+                {**long, "since_start_ns": long["time_ns"] - start_ns}
+                for _took, _number, long in self._longest
+            ],
+        }
+
+
+@dataclass
+class _Scheduler:
+    """Who scheduled it how often; the number and the thread of the first."""
+
+    count: int = 0
+    threads: set[int] = field(default_factory=set)
+    first: tuple[int, int] = (LAST, 0)
+
+
+def _known(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return times[times >= 0]
 
 
 def _caller(stack: str) -> str:
     """The function that called to schedule it."""
     caller = functions(stack)[:1]
     return caller[0] if caller and caller[0] not in ENDS else ""
-
-
-def _schedulers(work: _Work, rows: Positions) -> list[Scheduler]:
-    """The functions and threads that scheduled most, of those that are known."""
-    instances, caller = work.instances, work.caller[rows]
-    columns = [instances[f"scheduled_by_{column}"].iloc[rows] for column in ("role", "thread")]
-    tid = instances["scheduled_by_tid"].iloc[rows].to_numpy(np.int64)
-    group = numbered(caller, *(column.array.codes for column in columns))
-    if not len(group):
-        return []
-    _, first, counts = np.unique(group, return_index=True, return_counts=True)
-    pairs = np.unique(np.stack([group, tid]), axis=1)
-    threads = np.bincount(pairs[0])
-    most = sorted(
-        zip(counts.tolist(), first.tolist(), strict=True), key=lambda one: (-one[0], one[1])
-    )
-    return [
-        {
-            "caller": str(work.callers[caller[at]]),
-            "role": str(columns[0].iloc[at]),
-            "thread": str(columns[1].iloc[at]),
-            "threads": int(threads[group[at]]),
-            "tid": int(tid[at]),
-            "count": count,
-        }
-        for count, at in most[:SCHEDULERS]
-    ]
-
-
-def _longest(work: _Work, runs: Positions) -> list[LongRun]:
-    known = runs[~np.isnan(work.took[runs])]
-    if len(known) > LONGEST:
-        known = known[np.argpartition(-work.took[known], LONGEST)[:LONGEST]]
-    known = known[np.lexsort((known, -work.took[known]))]
-    columns = ["ended_ns", "ended_row", "role", "thread", "tid", "stack"]
-    return [
-        {
-            "duration_ns": int(work.took[row]),
-            "time_ns": int(time),
-            "since_start_ns": int(time - work.start_ns),
-            "row": int(number),
-            "role": str(role),
-            "thread": str(thread),
-            "tid": int(tid),
-            "stack": functions(str(stack)),
-        }
-        for row, (time, number, role, thread, tid, stack) in zip(
-            known, work.instances[columns].iloc[known].astype(object).to_numpy(), strict=True
-        )
-    ]

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
+from qtrace.analysis.bottom_halves import Half
 from qtrace.analysis.distribution import Distribution
-from qtrace.analysis.rates import hits
-from qtrace.analysis.report import judge_opened
+from qtrace.analysis.frames import Frames, Part, fold_all, own_times
+from qtrace.analysis.rates import Series
+from qtrace.analysis.report import Judged, asked_names, report_of
 from qtrace.analysis.report_types import Evidence, Report
 from qtrace.analysis.summary import About, Counted, Environment, Found, Summary, Time, merged
-from qtrace.analysis.timing import durations, waits
-from qtrace.analysis.traces import Source, Trace, open_traces
+from qtrace.analysis.traces import Source, open_traces
 
 # Rows that prove the best example of a finding: as many as a lint names.
 ROWS = 10
@@ -33,28 +33,48 @@ def summarise(source: Source, name: str | None = None) -> Summary:
     Raises:
         TraceUnreadable: see ``open_traces``.
     """
-    return merged(_summary(trace, name or str(trace.path)) for trace in open_traces(source))
+    return merged(_summary(trace.view, name or str(trace.path)) for trace in open_traces(source))
 
 
-def _summary(trace: Trace, name: str) -> Summary:
-    report = judge_opened([trace], lints=None)
-    times = trace.events["time_ns"]
+def _summary(trace: Frames, name: str) -> Summary:
+    names = asked_names([trace])
+    judged, seen = Judged(trace, names, lints=None), _Seen()
+    fold_all(trace, [judged, seen])
+    report = report_of([judged], names)
     return Summary(
         recordings=1,
-        events=len(trace.events),
+        events=seen.events,
         lost_events=report["lost_events"],
-        observed_ns=int(times.iloc[-1] - times.iloc[0]),
+        observed_ns=seen.last_ns - seen.first_ns,
         incomplete=int(not report["complete"]),
         verdicts={report["verdict"]: 1},
         environments={_environment(report): 1},
-        bottom_halves={
-            half["name"]: (_counted(trace.instances, half["name"]),)
-            for half in report["bottom_halves"]
-        },
+        bottom_halves={name: (_counted(half),) for name, half in judged.halves.found.items()},
         lints={lint["lint"]: {lint["result"]: 1} for lint in report["lints"]},
         findings=_merged_findings(report, name),
-        times=dict(_times(trace)),
+        times=seen.times,
     )
+
+
+class _Seen:
+    """How much there was of it, and how long things took."""
+
+    def __init__(self) -> None:
+        self.events = self.first_ns = self.last_ns = 0
+        self.times: dict[Time, Distribution] = {}
+
+    def add(self, part: Part) -> None:
+        """What is the part's own."""
+        times = part.events["time_ns"]
+        if not self.events:
+            self.first_ns = int(times.iloc[0])
+        self.last_ns = int(times.iloc[-1])
+        self.events += len(times) - part.first_event
+        for what, found in own_times(part):
+            for (name, context), values in found.groupby(["name", "context"], observed=True)["ns"]:
+                key = Time(what, str(name), str(context))
+                known = self.times.get(key, Distribution())
+                self.times[key] = known + Distribution.of(values.to_numpy(np.int64))
 
 
 def _environment(report: Report) -> Environment:
@@ -65,10 +85,9 @@ def _environment(report: Report) -> Environment:
     return Environment(**told, recorder=str(facts["recorder"]))
 
 
-def _counted(instances: pd.DataFrame, name: str) -> Counted:
-    own = instances.loc[(instances["name"] == name).to_numpy(), "verdict"]
-    found = sorted(map(str, own.unique()))
-    return Counted(len(own), tuple((verdict, hits(instances, name, verdict)) for verdict in found))
+def _counted(half: Half) -> Counted:
+    series = ((verdict, Series.of_hits(half.had(verdict))) for verdict in sorted(half.verdicts))
+    return Counted(half.verdicts.total(), tuple(series))
 
 
 def _merged_findings(report: Report, name: str) -> dict[About, Found]:
@@ -109,9 +128,3 @@ def _findings(report: Report, name: str) -> Iterator[tuple[About, Found]]:
                     *proof(one["evidence"]),
                 ),
             )  # fmt: skip
-
-
-def _times(trace: Trace) -> Iterator[tuple[Time, Distribution]]:
-    for what, found in (("wait", waits(trace.instances)), ("duration", durations(trace.runs))):
-        for (name, context), values in found.groupby(["name", "context"], observed=True)["ns"]:
-            yield Time(what, str(name), str(context)), Distribution.of(values.to_numpy(np.int64))

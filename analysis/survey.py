@@ -6,6 +6,7 @@ which runs took so long that a part of the recording may end inside them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Survey:
         found = frame.loc[again & (kind == SCHEDULE), "callback"]
         self.looked_for |= frozenset(found.tolist())
         first = frame.loc[rows, ["name", "time_ns", "row"]].drop_duplicates("name")
-        for name, *when in first.itertuples(index=False, name=None):
+        for name, *when in _rows(first):
             self._first[name] = min(self._first.get(name, tuple(when)), tuple(when))
 
     def _see_returns(self, frame: pd.DataFrame) -> None:
@@ -101,4 +102,9 @@ class Survey:
 
 
 def _tuples(frame: pd.DataFrame) -> set[Any]:
-    return set(frame.drop_duplicates().itertuples(index=False, name=None))
+    return set(_rows(frame.drop_duplicates()))
+
+
+def _rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """The few rows of a frame."""
+    return zip(*(frame[column].tolist() for column in frame.columns), strict=True)

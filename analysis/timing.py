@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.arrays import Numbers, code_of
-from qtrace.analysis.brackets import Positions, match, numbered, stable_order
+from qtrace.analysis.brackets import Mask, Positions, match, numbered, stable_order
 from qtrace.analysis.losses import disturbed
 
 # What tells one distribution of times from another.
 COLUMNS = ["name", "context", "role"]
-
-
-class Percentiles(TypedDict):
-    """Where times lie: the middle, the tail, the worst; nanoseconds."""
-
-    p50_ns: int
-    p99_ns: int
-    max_ns: int
 
 
 def run_durations(events: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
@@ -68,37 +57,17 @@ def returns_of(
     return match(group[order], kind[at] == 0, at)
 
 
-def waits(instances: pd.DataFrame) -> pd.DataFrame:
-    """``name``, ``context``, ``role`` (who ran it) and ``ns`` (int64), schedule to run, of the
-    instances of which that is certain."""
-    sure = (instances["end"] == "run").to_numpy() & instances["wait_ns"].notna().to_numpy()
+def waits(instances: pd.DataFrame, own: Mask) -> pd.DataFrame:
+    """``name``, ``context``, ``role`` (who ran it) and ``ns`` (int64), schedule to run, of those of
+    some instances of which that is certain."""
+    sure = own & (instances["end"] == "run").to_numpy() & instances["wait_ns"].notna().to_numpy()
     sure = sure & (instances["verdict"] != "inconclusive").to_numpy()
     found = instances.loc[sure, [*COLUMNS, "wait_ns"]].rename(columns={"wait_ns": "ns"})
     return found.astype({"ns": np.int64})
 
 
-def durations(runs: pd.DataFrame) -> pd.DataFrame:
-    """``name``, ``context``, ``role`` and ``ns`` (int64), start of the callback to its end, of the
-    runs whose end is known."""
-    ended = runs[runs["end_ns"].notna().to_numpy()]
+def durations(runs: pd.DataFrame, own: Mask) -> pd.DataFrame:
+    """``name``, ``context``, ``role`` and ``ns`` (int64), start of the callback to its end, of
+    those of some runs whose end is known."""
+    ended = runs.loc[own & runs["end_ns"].notna().to_numpy(), [*COLUMNS, "time_ns", "end_ns"]]
     return ended[COLUMNS].assign(ns=(ended["end_ns"] - ended["time_ns"]).astype(np.int64))
-
-
-def percentiles(values: npt.NDArray[np.float64]) -> Percentiles | None:
-    """Of nanoseconds, NaN left out; None for none."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return None
-    p50, p99 = np.percentile(known, (50, 99))
-    return {"p50_ns": int(p50), "p99_ns": int(p99), "max_ns": int(known.max())}
-
-
-def busiest_window(times: Numbers, window_ns: int) -> tuple[int, int, float]:
-    """Of sorted times, the window with most of them: the position of its first, how many it holds,
-    and how many a second that is."""
-    if not len(times):
-        return 0, 0, 0.0
-    held = times.searchsorted(times + window_ns, side="left") - np.arange(len(times))
-    at = int(held.argmax())
-    count = int(held[at])
-    return at, count, count * 1e9 / window_ns

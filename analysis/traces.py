@@ -22,19 +22,36 @@ from qtrace.analysis.frames import Frames
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.lint import LintResult
 from qtrace.analysis.lints import run_lints
+from qtrace.analysis.slices import Outlined, Sliced
 from qtrace.errors import TraceUnreadable
 from qtrace.trace.chain import is_chain, shown
+from qtrace.trace.outline import is_long
 from qtrace.trace.reader import TraceFile, read_trace
+from qtrace.trace.stream import Progress
 
 SUFFIXES = (".csv", ".parquet")
 # As many recordings as are named where several are shown.
 NAMED = 4
 # By what a schedule is the same as a bottom half in QEMU's memory.
 SAME = ["callback", "ctx", "opaque"]
+# A recording of more rows is judged part by part.
+LONG = 4_000_000
 
 
 class Trace(Frames):
     """One recording: its frames, what lints say of them, and what became of one instance."""
+
+    # Told how much of a long recording has been read, each time that it is.
+    progress: Progress = staticmethod(lambda _done, _all: None)
+
+    @cached_property
+    def view(self) -> Frames:
+        """It, or a long one part by part: what is folded is led past this. Its frames are all the
+        same those of all of it, in as much memory as that takes."""
+        if self.is_read or not is_long(self.path, LONG):
+            return self
+        sliced = Sliced.of(self.path, progress=self.progress)
+        return self if sliced is None else Outlined(sliced)
 
     def lint(
         self,
@@ -42,7 +59,7 @@ class Trace(Frames):
         thresholds: Mapping[str, float | str] | None = None,
     ) -> list[LintResult]:
         """What the lints say of it, see ``run_lints``."""
-        return run_lints([self], names, thresholds)
+        return run_lints([self.view], names, thresholds)
 
     def explain(self, instance: int) -> str:
         """What became of an instance and why, in prose (analysis/explain.py).
@@ -152,7 +169,7 @@ class Traces(Sequence[Trace]):
         thresholds: Mapping[str, float | str] | None = None,
     ) -> list[LintResult]:
         """What the lints say of each of them, see ``run_lints``."""
-        return run_lints(self, names, thresholds)
+        return run_lints([trace.view for trace in self], names, thresholds)
 
     def explain(self, instance: int) -> str:
         """What became of an instance, by its index in ``instances``.

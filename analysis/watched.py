@@ -36,7 +36,7 @@ def judge_watched(source: Source, names: Iterable[str] = (), strict: bool = Fals
     # Every event that belongs to no bottom half: who was watched, and what was seen blocked.
     paths = [trace.path for trace in open_traces(source)]
     first = Traces(paths, only=())
-    wanted = asked or select_names([trace.file for trace in first], [])
+    wanted = asked or select_names(first, [])
     if not wanted:
         raise NoMatch("these recordings watched no bottom half", "name some with -b NAME")
     traces = Traces(paths, only=wanted)

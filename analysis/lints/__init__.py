@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
-from qtrace.analysis.frames import Frames, Part
+from qtrace.analysis.frames import Frames, Part, fold_all
 from qtrace.analysis.lint import Answer, Fold, Lint, LintResult, Seen, Threshold
 from qtrace.errors import BadThreshold, NoSuchLint
 
@@ -89,13 +88,6 @@ class Linting:
         limit = self._limits[lint.name]
         path = str(trace.path)
         return LintResult(lint.name, path, result, reason, findings, limit, seen.facts)
-
-
-def fold_all(trace: Frames, folds: Iterable[Linting | Any]) -> None:
-    """Lead a recording past them, once."""
-    for part in trace.parts():
-        for fold in folds:
-            fold.add(part)
 
 
 def run_lints(

@@ -38,7 +38,7 @@ class GuestPolls:
 
     def add(self, part: Part) -> None:
         """See ``Fold``."""
-        every = on_vcpus(part.runs[part.own_runs])
+        every = on_vcpus(part.runs, part.own_runs)
         mask = np.zeros(len(part.runs), np.bool_)
         mask[every.index] = True
         polled = own_runs(part, mask)

@@ -131,7 +131,7 @@ class _Polls:
 
     def begin(self, part: Part) -> None:
         """Those of the part."""
-        polled = on_vcpus(part.runs[part.own_runs])
+        polled = on_vcpus(part.runs, part.own_runs)
         self._time = polled["time_ns"].to_numpy(np.int64)
         self._row = polled["row"].to_numpy(np.int64)
 

@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.frames import Frames, own_times
 from qtrace.analysis.pictures.style import INK, OTHER, ROLE_COLOURS, SERIES, WIDTH, plain
-from qtrace.analysis.timing import durations, waits
 from qtrace.units import show
 
 POINTS = 4000
@@ -28,7 +27,7 @@ def by_role(trace: Frames, name: str | None = None) -> Figure:
         name: only this one; None for all of the recording.
     """
     sides = {}
-    for what, found in (("wait", waits(trace.instances)), ("duration", durations(trace.runs))):
+    for what, found in own_times(trace):
         own = _of(found, name)
         roles = own["role"].astype(object).replace("", "unknown")
         sides[what] = {str(role): own["ns"].to_numpy()[(roles == role).to_numpy()]
@@ -41,8 +40,8 @@ def side_by_side(traces: Mapping[str, Frames], name: str) -> Figure:
     """A curve of one bottom half for each recording, by what it is called: before and after."""
     sides: dict[str, Curves] = {"wait": {}, "duration": {}}
     for label, trace in traces.items():
-        sides["wait"][label] = _of(waits(trace.instances), name)["ns"].to_numpy()
-        sides["duration"][label] = _of(durations(trace.runs), name)["ns"].to_numpy()
+        for what, found in own_times(trace):
+            sides[what][label] = _of(found, name)["ns"].to_numpy()
     return _figure(sides, dict(zip(traces, SERIES, strict=False)), name)
 
 

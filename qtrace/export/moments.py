@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.arrays import code_of, filled
+from qtrace.analysis.distribution import percentiles
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.instances import UNSEEN
-from qtrace.analysis.timing import percentiles
 from qtrace.export.drawing import Drawing, FindingMark, Span, Thread
 
 # A run inside so many others on one thread is found.

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qtrace.analysis.brackets import numbered, stable_order, starts_of
-from qtrace.analysis.timing import percentiles
+from qtrace.analysis.distribution import percentiles
 from qtrace.analysis.verdicts import SEVERITY
 from qtrace.export.drawing import MARKS, Drawing, FindingMark, Span
 

@@ -13,14 +13,35 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from qtrace.event_kinds import BOTTOM_HALF, NAMES
 from qtrace.trace import details
+from qtrace.trace.chain import links
 from qtrace.trace.columns import FIRST_ROW
 from qtrace.trace.edges import beyond, tells_its_end
 from qtrace.trace.missing import counts_of, missing_of
 from qtrace.trace.reader import Arrays, Columns, TraceFile, as_file, in_time_order, known_kinds
 from qtrace.trace.stream import Progress, tables_of
+
+# Of a CSV file, whose rows nobody has counted: a row of `--all` takes about this.
+ROW_BYTES = 120
+
+
+def is_long(path: Path, rows: int) -> bool:
+    """Whether a trace has more rows than so many; of what cannot be read, no."""
+    found = 0
+    for file in links(path) or [path]:
+        try:
+            if file.suffix == ".parquet":
+                found += pq.read_metadata(file).num_rows
+            else:
+                found += file.stat().st_size // ROW_BYTES
+        except (OSError, pa.ArrowException):
+            # Whoever reads it says what is wrong.
+            return False
+    return found > rows
 
 
 def outline(

@@ -61,6 +61,7 @@ def command(
     # Here and not above: `qtrace --help` needs no pandas.
     from qtrace.analysis import exit_status, judge_watched, open_traces, timelines
     from qtrace.analysis.report import judge_opened
+    from qtrace.cli.progress import converting
     from qtrace.cli.views.lint_view import print_lints
     from qtrace.cli.views.statistics_view import print_statistics
     from qtrace.cli.views.timeline_view import print_timelines
@@ -77,7 +78,10 @@ def command(
             print_report(stdout(), report)
         return exit_status(report)
     opened = open_traces(traces)
-    report = judge_opened(opened, patterns, strict, lints=lints or None, thresholds=thresholds)
+    with converting("reading") as progress:
+        for trace in opened:
+            trace.progress = progress
+        report = judge_opened(opened, patterns, strict, lints=lints or None, thresholds=thresholds)
     print_warnings(stderr(), report)
     if output_format == "json":
         more = {"timelines": timelines(opened)} if commands else {}

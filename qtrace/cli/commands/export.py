@@ -42,6 +42,7 @@ def command(trace: str, output: Path, force: bool, output_format: str) -> int:
     check_suffix(output, SUFFIXES)
     check_output(output, force)
     one = Trace(trace)
+    one.read()
     drawing = drawing_of(one, judge_opened([one], lints=None))
     for text in one.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))

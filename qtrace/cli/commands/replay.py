@@ -56,6 +56,7 @@ def command(trace: str, speed: float, at_s: float | None, finding: int | None) -
     from qtrace.export.moments import Moments
 
     one = Trace(trace)
+    one.read()
     drawn = drawing_of(one, judge_opened([one], lints=None))
     for text in one.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))

@@ -41,6 +41,8 @@ def command(traces: tuple[str, ...], output: Path, force: bool, output_format: s
     check_suffix(output, SUFFIXES)
     check_output(output, force)
     opened = open_traces(traces)
+    for one in opened:
+        one.read()
     report = judge_opened(opened, lints=None)
     print_warnings(stderr(), report)
     drawings = drawings_of(opened, report)
