@@ -78,10 +78,13 @@ def test_50_checks_of_a_sound_guest_accuse_nobody(
         wrong = [one for one in document["findings"] if one["verdict"] != COMPUTES]
         wrong += document["noted"]
         assert wrong == [], [one["sentence"] for one in wrong]
-        assert document["unseen"] == []
+        # No probe is set in a program while the memory map of any process of it is locked, as
+        # another test's may be.
+        assert all("memory map locked" in what for what in document["unseen"])
+        said["without a recording"] += bool(document["unseen"])
         assert status == (0 if document["verdict"] == "healthy" else 4)
         said[document["verdict"]] += 1
-    others = "".join(f", {n} {verdict}" for verdict, n in said.items() if verdict != "healthy")
+    others = "".join(f", {n} {what}" for what, n in said.items() if n and what != "healthy")
     longest_s = max(took_s for _status, _document, took_s in answers)
     soak_row(
         f"{CHECKS} checks of a sound guest, {AT_ONCE} at once",
