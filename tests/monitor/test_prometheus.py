@@ -4,6 +4,7 @@ shipped dashboard has something to show."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from qtrace.lab.guest import find_qemu
+from qtrace.lab.guest import Guest, find_qemu
 from tests.limits import TIMEOUT_S
+from tests.live.support.attached import save
 from tests.live.support.dead_fuse import locked_memory_map
 from tests.live.support.monitored import monitor, scrape, until
 from tests.monitor.hung_host import hung_host
@@ -163,6 +165,21 @@ def test_a_guest_about_which_not_even_the_kernel_answers_is_told(
 ) -> None:
     with locked_memory_map(find_qemu(), tmp_path):
         assert until(lambda: "fires" if "QemuUnreadable" in observed.firing() else "", "the alert")
+
+
+def test_what_only_probes_see_fires_its_rules(observed: Observed) -> None:
+    """A snapshot's bottom half on a vCPU thread, and a crash."""
+    query = 'qtrace_vm_probes{vm="ran-elsewhere"} > 0'
+    with Guest(find_qemu(), idle_sockets=200, extra_args=("-name", "ran-elsewhere")) as guest:
+        until(lambda: "x" if observed.ask("query", query=query)["result"] else "", "the probes")
+
+        def fires() -> str:
+            save(guest, 10)
+            return "x" if "QemuSnapshotOnVcpu" in observed.firing() else ""
+
+        until(fires, "the alert")
+        os.kill(guest.pid, signal.SIGSEGV)
+        until(lambda: "x" if "QemuCrashed" in observed.firing() else "", "the alert of its end")
 
 
 def test_a_monitor_that_looks_no_more_is_told(observed: Observed) -> None:
