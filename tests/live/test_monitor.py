@@ -169,3 +169,24 @@ def test_programs_that_end_while_they_are_looked_at_are_no_trouble() -> None:
         said = process.stderr.read()
         assert "Traceback" not in said, said
         assert process.wait(TIMEOUT_S) == 0
+
+
+def once(*within: object) -> subprocess.CompletedProcess[str]:
+    command = [*within, sys.executable, "-m", "qtrace", "monitor", "--once"]
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def test_once_prints_the_metrics_and_its_status_says_whether_something_is_wrong() -> None:
+    with hung_guest(find_qemu(), "tcg"):
+        run = once()
+    assert run.returncode == 1
+    assert re.search(r'^qtrace_findings\{kind="stuck",vm="qtrace-lab.*"\} 1\.0$', run.stdout, re.M)
+    assert run.stdout.endswith("# EOF\n")
+    # Where there are no other QEMUs than this one.
+    qemu = f"{find_qemu()} -name alone -S -accel tcg -m 16 -nodefaults -display none"
+    alone = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    run = once(*alone, "sh", "-c", f'{qemu} & exec "$@"', "sh")
+    assert run.returncode == 0, run.stdout
+    assert values(run.stdout, "qtrace_main_loop_stuck_seconds", "alone") == [0.0]

@@ -27,7 +27,8 @@ cp -r "$2/." "$1/root/etc/systemd/system/"
 root=$1 shared=$3; shift 3
 export LD_LIBRARY_PATH=$TOOLS/usr/lib/x86_64-linux-gnu/systemd
 exec "$TOOLS/usr/bin/systemd-nspawn" --quiet --keep-unit --register=no --directory="$root/root" \\
-    --link-journal=no --boot --bind="$shared:/shared" "$@"
+    --link-journal=no --capability=CAP_BPF,CAP_PERFMON --system-call-filter=bpf \\
+    --boot --bind="$shared:/shared" "$@"
 """
 
 

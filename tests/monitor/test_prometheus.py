@@ -143,6 +143,48 @@ def test_each_rule_fires_during_a_real_hang(observed: Observed, alert: str, said
     assert until(summary, alert)
 
 
+def test_a_snapshot_that_a_vcpu_runs_fires(observed: Observed) -> None:
+    name = ("-name", "saves")
+    with Guest(find_qemu(), firmware="pflash", idle_sockets=200, extra_args=name) as guest:
+        until_seen(observed, 'qtrace_vm_probes{vm="saves"} > 0')
+
+        def fired() -> str:
+            save(guest, 10)
+            return str(observed.firing().get("QemuSnapshotOnVcpu", ""))
+
+        assert "saves" in until(fired, "the alert")
+
+
+def test_a_crash_fires(observed: Observed) -> None:
+    with Guest(find_qemu(), firmware="idle", extra_args=("-name", "crashes")) as guest:
+        until_seen(observed, 'qtrace_looks_total{vm="crashes"} > 0')
+        os.kill(guest.pid, signal.SIGSEGV)
+        assert "SIGSEGV" in until(lambda: str(observed.firing().get("QemuCrashed", "")), "it")
+
+
+def test_a_command_that_waits_fires(observed: Observed, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    name = ("-name", "waits")
+    with (
+        Guest(find_qemu(), firmware="idle", extra_args=name) as guest,
+        socket.socket(socket.AF_UNIX) as qmp,
+    ):
+        until_seen(observed, 'qtrace_vm_probes{vm="waits"} > 0')
+        qmp.connect(str(guest.second_qmp_socket))
+        arguments = {"val": 0, "size": 1, "filename": str(pipe)}
+        command = {"execute": "pmemsave", "arguments": arguments}
+        qmp.sendall(b'{"execute": "qmp_capabilities"}' + json.dumps(command).encode())
+        fired = until(lambda: str(observed.firing().get("QemuCommandWaits", "")), "the alert")
+        pipe.read_bytes()
+    assert "The QMP command pmemsave of waits has had no answer for " in fired
+
+
+def until_seen(observed: Observed, query: str) -> None:
+    """Until Prometheus has a value for it: of a first value it sees no increase."""
+    until(lambda: observed.ask("query", query=query)["result"], query)
+
+
 def test_each_query_of_the_dashboard_has_an_answer(observed: Observed) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     queries = {

@@ -130,6 +130,18 @@ def test_it_is_ready_keeps_the_watchdog_and_sees_another_users_guest(
     assert machine.show(UNIT, "NRestarts") == "0"
 
 
+@pytest.mark.bpf
+def test_it_may_set_its_probes(machine: Booted, url: str) -> None:
+    assert looks_at_guest(url)
+
+    def armed() -> str:
+        found = values(scrape(url), "qtrace_vm_probes", VM)
+        return str(found) if found and found[0] else ""
+
+    until(armed, "the probes")
+    assert "qtrace_probes_up 1.0" in scrape(url)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_it_comes_back_when_it_is_killed_or_does_not_answer(
     machine: Booted, url: str, number: signal.Signals
