@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qtrace.inspection.looker import Looker
 from qtrace.process.live_source import LiveSource
-from qtrace.qemu.aio.findings import explain, loop_threads
+from qtrace.qemu.aio.findings import loop_threads
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import in_loop, waits_for_big_lock
 
@@ -32,17 +32,23 @@ class Glance:
         self._places: tuple[_Place, ...] = ()
 
     def remember(self, look: Look) -> None:
-        """A look that has just been taken. It is good for glances when nothing at all is to be
+        """A look that has just been taken. It is good for glances when it leaves nothing to be
         explained: each loop's thread is in its loop, nothing is pending, nobody waits for the
         BQL."""
         loops = loop_threads(look)
         self._places = ()
-        calm = look.main_loop and not (look.stopped or look.bottom_halves or explain(look))
-        if not calm or any(waits_for_big_lock(look, thread) for thread in look.threads):
+        if not look.main_loop or look.stopped or look.bottom_halves:
+            return
+        if any(waits_for_big_lock(look, thread) for thread in look.threads):
             return
         places = [self._place(look, thread) for thread in loops]
         if places and None not in places:
             self._places = tuple(place for place in places if place is not None)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the look that was remembered is good for glances."""
+        return bool(self._places)
 
     def holds(self) -> bool:
         """Whether all of them sleep there now. False also when that cannot be told."""

@@ -80,6 +80,11 @@ class Watch:
         self._calm = self._if_calm(watched) if self._glances_ns else None
         return watched
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether the last look left nothing to be explained, so that a glance may follow."""
+        return self._calm is not None
+
     def _if_calm(self, watched: Watched) -> Watched | None:
         """What a glance after it would show; None where only a look tells."""
         requests = watched.requests
@@ -88,4 +93,4 @@ class Watch:
         if requests.causes or requests.behind:
             return None
         self._glance.remember(watched.look)
-        return replace(watched, glanced=True)
+        return replace(watched, glanced=True) if self._glance.is_good else None

@@ -125,7 +125,7 @@ class WatchedVm:
                 seen = watch.see(time.monotonic_ns())
                 self._take(seen, time.monotonic() - began)
                 # What may be a hang is proven by looks that need not be far apart.
-                hurry = not (seen.glanced or seen.findings) and bool(explain(seen.look))
+                hurry = not (watch.is_calm or seen.findings) and bool(explain(seen.look))
                 pace_s = min(self._every_s, HURRY_S) if hurry else self._every_s
                 at = max(at + pace_s, time.monotonic())
                 self._until(at, process)
