@@ -14,7 +14,7 @@ from qtrace.errors import RecorderUnavailable
 from qtrace.host.unanswered import NoAnswer
 from qtrace.inspection.request_proof import RequestFinding
 from qtrace.knowledge import PROGRAMS, WITHOUT_MAIN_LOOP
-from qtrace.machine.stat_file import STARTTIME, stat_fields
+from qtrace.machine.stat_file import STARTTIME, stat_fields, state_letter
 from qtrace.monitor.happenings import Happened, ended, how_it_ended
 from qtrace.monitor.host_probes import HostProbes
 from qtrace.monitor.labels import unique_label
@@ -187,8 +187,10 @@ class HostWatch:
 
 
 def _key(pid: int) -> Key:
-    """Raises OSError."""
+    """Raises OSError; also of one that has ended and that nobody has waited for yet."""
     stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    if state_letter(stat) in ("Z", "X", ""):
+        raise ProcessLookupError(pid)
     return pid, int(stat_fields(stat)[STARTTIME])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +192,22 @@ def test_once_prints_the_metrics_and_its_status_says_whether_something_is_wrong(
     run = once(*alone, "sh", "-c", f'{qemu} & exec "$@"', "sh")
     assert run.returncode == 0, run.stdout
     assert values(run.stdout, "qtrace_main_loop_stuck_seconds", "alone") == [0.0]
+
+
+def test_a_crash_is_told_once_although_nobody_has_waited_for_it(tmp_path: Path) -> None:
+    """Until its parent does, it is a process like others."""
+    told = tmp_path / "told"
+    name = ("-name", "crashes-once")
+    with (
+        Guest(find_qemu(), firmware="idle", extra_args=name) as guest,
+        monitor("--on-finding", f'echo "$QTRACE_PID|$QTRACE_KIND" >> {told}') as (_, url),
+    ):
+        until(lambda: str(values(scrape(url), "qtrace_look_age_seconds", name[1]) or ""), "it")
+        os.kill(guest.pid, signal.SIGSEGV)
+        line = f"{guest.pid}|crashed"
+        until(lambda: line if told.exists() and line in told.read_text() else "", "the crash")
+        # One that starts after it is seen after it.
+        with Guest(find_qemu(), firmware="idle", extra_args=("-name", "later")):
+            until(lambda: str(values(scrape(url), "qtrace_look_age_seconds", "later") or ""), "it")
+        assert told.read_text().splitlines().count(line) == 1
+        assert not values(scrape(url), "qtrace_look_age_seconds", name[1])
