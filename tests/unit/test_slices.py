@@ -36,7 +36,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "analysis/samples"
 ALL = sorted(path for path in SAMPLES.iterdir() if path.suffix in (".csv", ".parquet"))
 # Samples take some seconds: their notes are told apart after a millisecond.
 LATE_NS = 1_000_000
-CUTS = settings(max_examples=12, deadline=None)
+CUTS = settings(max_examples=6, deadline=None)
 
 
 def in_groups(path: Path, target: Path, rows: int) -> Path:
@@ -161,6 +161,18 @@ def recordings(draw: st.DrawFn) -> list[Event]:
 @CUTS
 @given(recordings(), st.integers(1, 40))
 def test_any_recording_in_any_parts(events: list[Event], rows: int) -> None:
+    cut_anywhere(events, rows)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@settings(max_examples=500, deadline=None)
+@given(recordings(), st.integers(1, 40))
+def test_many_recordings_in_any_parts(events: list[Event], rows: int) -> None:
+    cut_anywhere(events, rows)
+
+
+def cut_anywhere(events: list[Event], rows: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "recording.parquet")
         table = table_of_rows([to_row(event) for event in events])
