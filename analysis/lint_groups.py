@@ -52,24 +52,29 @@ class Groups:
         by: Sequence[str],
         value: str,
         rows: Sequence[str],
-        tell: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         """
         Args:
             by: what makes a group.
             value: the column by which the largest is the worst.
             rows: columns with numbers of event rows.
-            tell: more of those that are shown, asked for when they come.
         """
         self._by, self._value, self._rows = list(by), value, rows
-        self._tell = tell or (lambda _one: {})
         self._shown: dict[Any, list[dict[str, Any]]] = {}
         self._counts: Counter[Any] = Counter()
         self._first: dict[Any, int] = {}
         self.count = 0
 
-    def add(self, found: pd.DataFrame) -> None:
-        """More rows; their index tells their order in the recording."""
+    def add(
+        self,
+        found: pd.DataFrame,
+        tell: Callable[[dict[str, Any]], dict[str, Any]] = lambda _one: {},
+    ) -> None:
+        """More rows; their index tells their order in the recording.
+
+        Args:
+            tell: more of those that are shown, asked for now.
+        """
         self.count += len(found)
         for key, part in found.groupby(self._by, observed=True, sort=False):
             most = part.nlargest(SHOWN, self._value)
@@ -82,8 +87,7 @@ class Groups:
                 new = [one for one in new if self._rank(one) < self._rank(known[-1])]
             together = sorted([*known, *new], key=self._rank)[:SHOWN]
             self._shown[key] = [
-                one if "told" in one else one | {"told": True, **self._tell(one)}
-                for one in together
+                one if "told" in one else one | {"told": True, **tell(one)} for one in together
             ]
             self._counts[key] += len(part)
             self._first[key] = min(self._first.get(key, LAST), int(part.index.min()))

@@ -44,14 +44,20 @@ class Trace(Frames):
     # Told how much of a long recording has been read, each time that it is.
     progress: Progress = staticmethod(lambda _done, _all: None)
 
-    @cached_property
+    @property
     def view(self) -> Frames:
         """It, or a long one part by part: what is folded is led past this. Its frames are all the
         same those of all of it, in as much memory as that takes."""
+        # Not kept where it is the recording itself: its frames would outlive who drops it.
         if self.is_read or not is_long(self.path, LONG):
             return self
+        return self._parts or self
+
+    @cached_property
+    def _parts(self) -> Outlined | None:
+        """None where it can only be read in one piece."""
         sliced = Sliced.of(self.path, progress=self.progress)
-        return self if sliced is None else Outlined(sliced)
+        return None if sliced is None else Outlined(sliced)
 
     def lint(
         self,

@@ -26,6 +26,7 @@ PROGRAMS = {
 from qtrace.export.perfetto import export
 began = time.perf_counter()
 one = Trace(path)
+one.read()
 drawn = drawing_of(one, judge_opened([one], lints=None))
 del one
 rows = export(drawn, Path(path + ".pftrace"), force=True).bytes
@@ -34,6 +35,7 @@ rows = export(drawn, Path(path + ".pftrace"), force=True).bytes
 from qtrace.export.html import write_html
 began = time.perf_counter()
 one = Trace(path)
+one.read()
 judged = judge_opened([one], lints=None)
 drawn = drawing_of(one, judged)
 del one

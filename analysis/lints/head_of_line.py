@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from qtrace.analysis.frames import Frames, Part
@@ -20,28 +21,20 @@ class HeadOfLine:
     def __init__(self, trace: Frames, threshold: Threshold) -> None:
         self._trace, self._threshold = trace, threshold
         self._groups = Groups(
-            ("name", "context", "ctx", "tid"),
-            "wait_ns",
-            ("scheduled_row", "ended_row"),
-            self._first,
+            ("name", "context", "ctx", "tid"), "wait_ns", ("scheduled_row", "ended_row")
         )
-        self._part: Part | None = None
 
     def add(self, part: Part) -> None:
         """See ``Fold``."""
         if is_one_task(self._trace.header):
             return
-        self._part = part
-        self._groups.add(waiting(self._trace, part, self._threshold))
-        self._part = None
+        found = waiting(self._trace, part, self._threshold)
+        self._groups.add(found, partial(self._first, part))
 
-    def _first(self, one: dict[str, Any]) -> dict[str, Any]:
+    def _first(self, part: Part, one: dict[str, Any]) -> dict[str, Any]:
         """The run that it waited behind."""
-        assert self._part is not None
         since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
-        return {
-            "behind": in_the_way(self._part.runs, int(one["tid"]), since, until, one["context"])
-        }
+        return {"behind": in_the_way(part.runs, int(one["tid"]), since, until, one["context"])}
 
     def end(self) -> Seen:
         """See ``Fold``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,7 @@ class LateReply:
         self._trace, self._threshold = trace, threshold
         self._tool = is_one_task(trace.header)
         self._steps = {"end", "reply"} <= set(trace.header.get("qmp", []))
-        self._groups = Groups(
-            ("name", "tid"), "wait_ns", ("row", "scheduled_row", "ended_row"), self._behind
-        )
-        self._part: Part | None = None
+        self._groups = Groups(("name", "tid"), "wait_ns", ("row", "scheduled_row", "ended_row"))
         self._blockers: dict[int, dict[str, Any]] = {}
         self._lasted: dict[int, int] = {}
         if self._steps and not self._tool:
@@ -53,9 +51,8 @@ class LateReply:
             for one in self._asked:
                 self._look(part, one)
         elif self._trace.every:
-            self._part = part
-            self._groups.add(_by_wakeups(self._trace, part, self._threshold))
-            self._part = None
+            found = _by_wakeups(self._trace, part, self._threshold)
+            self._groups.add(found, partial(self._behind, part))
 
     def _look(self, part: Part, one: dict[str, Any]) -> None:
         """Whether this part has the run that was in its way."""
@@ -71,14 +68,13 @@ class LateReply:
             self._lasted[one["index"]] = lasted
             self._blockers[one["index"]] = numbered(part, found)
 
-    def _behind(self, one: dict[str, Any]) -> dict[str, Any]:
-        if self._part is None:
-            return {}
+    def _behind(self, part: Part, one: dict[str, Any]) -> dict[str, Any]:
+        """Notes the run that was in its way."""
         since, until = int(one["scheduled_ns"]), int(one["ended_ns"])
         tid, role = int(one["tid"]), str(one["role"])
-        found = in_the_way(self._part.runs, tid, since, until, role=role)
+        found = in_the_way(part.runs, tid, since, until, role=role)
         if found is not None:
-            self._blockers[one["index"]] = numbered(self._part, found)
+            self._blockers[one["index"]] = numbered(part, found)
         return {}
 
     def end(self) -> Seen:

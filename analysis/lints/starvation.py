@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,30 +30,25 @@ class Starvation:
     def __init__(self, trace: Frames, threshold: Threshold) -> None:
         self._trace, self._threshold = trace, threshold
         self._tool = is_one_task(trace.header)
-        self._groups = Groups(
-            ("context", "ctx", "tid"), "gap", ("scheduled_row", "ended_row"), self._cause
-        )
+        self._groups = Groups(("context", "ctx", "tid"), "gap", ("scheduled_row", "ended_row"))
         self._polls = _Polls()
-        self._part: Part | None = None
 
     def add(self, part: Part) -> None:
         """See ``Fold``."""
         if self._tool:
             return
-        self._part = part
         self._polls.begin(part)
         found = waiting(self._trace, part, self._threshold)
         idle_since = _idle_since(part, found)
         found = found.assign(idle_since=idle_since, gap=filled(found["ended_ns"]) - idle_since)
-        self._groups.add(found[(found["gap"] >= self._threshold.value).to_numpy()])
+        found = found[(found["gap"] >= self._threshold.value).to_numpy()]
+        self._groups.add(found, partial(self._cause, part))
         self._polls.end(part)
-        self._part = None
 
-    def _cause(self, one: dict[str, Any]) -> dict[str, Any]:
+    def _cause(self, part: Part, one: dict[str, Any]) -> dict[str, Any]:
         """What kept its context from being dispatched, in words, and the rows that show it."""
-        assert self._part is not None
         since, until, tid = int(one["idle_since"]), int(one["ended_ns"]), int(one["tid"])
-        blocker = in_the_way(self._part.runs, tid, since, until)
+        blocker = in_the_way(part.runs, tid, since, until)
         if blocker is None:
             cause, rows = self._polls.between(since, until)
         else:
