@@ -28,7 +28,7 @@ from tests.live.support.dead_fuse import guest_on, locked_memory_map
 from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.other_process import stop
 from tests.live.support.ptraced import until
-from tests.live.support.stirring import DISKS, STIRS, stirred
+from tests.live.support.stirring import sound_guest
 from tests.live.test_capabilities import for_anybody
 from tests.live.test_privilege import NOBODY
 from tests.live.test_request_stuck import ask, guest_on_server
@@ -65,10 +65,8 @@ def qtrace(*words: object, user: tuple[str, ...] = ()) -> tuple[int, dict[str, A
 def test_50_checks_of_a_sound_guest_accuse_nobody(
     qemu_binary: Path, accel: Accelerator, state: str, soak_row: Callable[..., None]
 ) -> None:
-    firmware = "idle" if state == "idle" else "pflash"
     with (
-        Guest(qemu_binary, accel, firmware=firmware, extra_args=DISKS) as guest,
-        stirred(guest, STIRS[state]),
+        sound_guest(qemu_binary, accel, state) as guest,
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         pid = guest.pid

@@ -19,10 +19,10 @@ from qtrace.inspection.inspector import Inspector
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.lab.block_load import bench_command, disk_image, storage_daemon
-from qtrace.lab.guest import Accelerator, Guest
+from qtrace.lab.guest import Accelerator
 from qtrace.process.process import Process
 from tests.conftest import version
-from tests.live.support.stirring import DISKS, STIRS, stirred
+from tests.live.support.stirring import STIRS, sound_guest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.soak]
 
@@ -36,11 +36,7 @@ FOR_EVER = 1 << 30
 def test_200_looks_at_a_sound_guest_accuse_nobody(
     qemu_binary: Path, accel: Accelerator, state: str, soak_row: Callable[..., None]
 ) -> None:
-    firmware = "idle" if state == "idle" else "pflash"
-    with (
-        Guest(qemu_binary, accel, firmware=firmware, extra_args=DISKS) as guest,
-        stirred(guest, STIRS[state]),
-    ):
+    with sound_guest(qemu_binary, accel, state) as guest:
         check(guest.pid, soak_row)
 
 

@@ -9,7 +9,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from qtrace.binary.elf import Elf
 from qtrace.binary.instruction_set import instruction_set
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
-from qtrace.binary.symbols import SymbolTable
 from qtrace.errors import ScanFailed
 from qtrace.machine.arch_aarch64 import AARCH64
 from qtrace.machine.arch_x86_64 import X86_64
@@ -34,12 +32,11 @@ from qtrace.record.ebpf.bpf_compiler import LOAD_WORD, compile_image
 from qtrace.record.ebpf.bpf_image import INSTRUCTION
 from qtrace.record.ebpf.record_ring import RecordRing
 from qtrace.sites.all_sites import plan_all
-from qtrace.sites.scan import Scan
-from qtrace.sites.scanner import scan_binary
 from qtrace.sites.scheduler import names_without_schedule
 from qtrace.sites.watch import plan_watch
 from tests.builds import FOREIGN
 from tests.conftest import build
+from tests.unit.test_scan import scan_of
 
 JOBS = ("snapshot_save_job_bh", "snapshot_load_job_bh", "snapshot_delete_job_bh")
 # How many schedules objdump's listing of each has, and where their code keeps what: in the order of
@@ -65,14 +62,6 @@ VERSIONS = {"arm64": b"7.2.22", "arm64-signed": b"10.0.13"}
 def program(name: str) -> Path:
     found = build(name)
     return found.files / found.system
-
-
-@cache
-def scan_of(path: Path, *, symbols: bool = True) -> Scan:
-    module = Module(Elf(path), 0)
-    if not symbols:
-        module.parsed.symbols = SymbolTable([])
-    return scan_binary(module, "")
 
 
 @pytest.mark.builds

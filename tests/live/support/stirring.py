@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from qtrace.lab.guest import Guest
+from qtrace.lab.guest import Accelerator, Firmware, Guest
 from qtrace.lab.snapshot_jobs import save_round
 from qtrace.process.qmp_client import CommandRefused, QmpClient
 
@@ -62,6 +63,17 @@ DISKS = (
     "-blockdev", "null-co,node-name=target,size=16777216,read-zeroes=off,latency-ns=1000000",
     "-drive", "if=none,id=slow,file=null-co://,format=raw,throttling.bps-total=1048576",
 )  # fmt: skip
+
+
+@contextmanager
+def sound_guest(qemu: Path, accel: Accelerator, state: str) -> Iterator[Guest]:
+    """A guest of which nothing is to be said, in one of the states of ``STIRS``."""
+    firmware: Firmware = "idle" if state == "idle" else "pflash"
+    with (
+        Guest(qemu, accel, firmware=firmware, extra_args=DISKS) as guest,
+        stirred(guest, STIRS[state]),
+    ):
+        yield guest
 
 
 @contextmanager
