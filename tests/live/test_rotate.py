@@ -94,8 +94,10 @@ def test_it_keeps_the_latest_files_of_all(tmp_path: Path) -> None:
     there = read.frame["event"].isin(kinds).sum()
     assert gap.rows is not None
     assert counts["produced"] == there + gap.rows["all"]
-    named = read.frame.loc[read.frame["event"].isin(kinds[:3]).to_numpy(), "name"]
-    assert (named != "").all()
+    named = read.frame[read.frame["event"].isin(kinds[:3]).to_numpy()]
+    nameless = named[(named["name"] == "").to_numpy()]
+    # The return of a run that was in the file before does not tell of what.
+    assert list(nameless["event"]) in ([], ["return"]), nameless
     assert judge([trace])["verdict"] == "inconclusive"
 
 

@@ -15,6 +15,7 @@ from qtrace.errors import RecorderUnavailable
 from qtrace.host.locked_maps import refuse_while_locked, why_locked
 from qtrace.host.unanswered import NoAnswer, ask
 from qtrace.lab.guest import Guest, find_qemu
+from tests.live.support.counted import own_copy
 from tests.live.support.dead_fuse import changing_the_map, fuse_file, locked_memory_map
 from tests.live.support.inspecting import inspect
 from tests.live.support.ptraced import assert_runs_on, until
@@ -83,9 +84,11 @@ def checked_host() -> dict[int, dict[str, Any]]:
 
 @pytest.mark.soak
 def test_whoever_gets_no_answer_ends_and_says_who_is_in_the_way(tmp_path: Path) -> None:
+    # Both of one file, and nobody else's.
+    copy = own_copy(find_qemu(), tmp_path)
     with (
-        Guest(find_qemu(), firmware="idle") as other,
-        locked_memory_map(find_qemu(), tmp_path) as (guest, file),
+        Guest(copy, firmware="idle") as other,
+        locked_memory_map(copy, tmp_path) as (guest, file),
     ):
         for options in ((), ("--gdb",)):
             status, document, err = inspect("--pid", guest.pid, *options)
