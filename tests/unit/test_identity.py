@@ -50,9 +50,17 @@ def test_a_program_that_executes_another_is_not_mixed_up_with_it(program: tuple[
 
 
 def test_a_process_that_has_ended_is_gone() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        source = LiveSource(Process(process.pid))
-        process.kill()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            # Popen returns while the kernel has yet to map the program.
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            source = LiveSource(Process(process.pid))
+        finally:
+            process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(NoSuchProcess):
             source.held(process.pid)
