@@ -150,16 +150,17 @@ def test_a_snapshot_that_a_vcpu_runs_fires(observed: Observed) -> None:
 
         def fired() -> str:
             save(guest, 10)
-            return str(observed.firing().get("QemuSnapshotOnVcpu", ""))
+            # It fires for whoever did so before, too.
+            return "x" if "'saves'" in str(observed.firing().get("QemuSnapshotOnVcpu")) else ""
 
-        assert "saves" in until(fired, "the alert")
+        until(fired, "the alert")
 
 
 def test_a_crash_fires(observed: Observed) -> None:
     with Guest(find_qemu(), firmware="idle", extra_args=("-name", "crashes")) as guest:
         until_seen(observed, 'qtrace_looks_total{vm="crashes"} > 0')
         os.kill(guest.pid, signal.SIGSEGV)
-        assert "SIGSEGV" in until(lambda: str(observed.firing().get("QemuCrashed", "")), "it")
+        until(lambda: "x" if "SIGSEGV" in str(observed.firing().get("QemuCrashed")) else "", "it")
 
 
 @contextmanager
@@ -219,21 +220,6 @@ def test_a_guest_about_which_not_even_the_kernel_answers_is_told(
 ) -> None:
     with locked_memory_map(find_qemu(), tmp_path):
         assert until(lambda: "fires" if "QemuUnreadable" in observed.firing() else "", "the alert")
-
-
-def test_what_only_probes_see_fires_its_rules(observed: Observed) -> None:
-    """A snapshot's bottom half on a vCPU thread, and a crash."""
-    query = 'qtrace_vm_probes{vm="ran-elsewhere"} > 0'
-    with Guest(find_qemu(), idle_sockets=200, extra_args=("-name", "ran-elsewhere")) as guest:
-        until(lambda: "x" if observed.ask("query", query=query)["result"] else "", "the probes")
-
-        def fires() -> str:
-            save(guest, 10)
-            return "x" if "QemuSnapshotOnVcpu" in observed.firing() else ""
-
-        until(fires, "the alert")
-        os.kill(guest.pid, signal.SIGSEGV)
-        until(lambda: "x" if "QemuCrashed" in observed.firing() else "", "the alert of its end")
 
 
 def test_a_monitor_that_looks_no_more_is_told(observed: Observed) -> None:
