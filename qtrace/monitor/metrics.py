@@ -11,8 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from qtrace.monitor.happenings import CRASHES, FOREIGN
-from qtrace.monitor.labels import OTHER, label, reasons
-from qtrace.monitor.probe_metrics import of_hits, of_probes
+from qtrace.monitor.labels import OTHER, label
+from qtrace.monitor.probe_metrics import by_reason, of_hits, of_probes
 from qtrace.monitor.state import HostState, VmState
 
 # A host has at most so many guests with labels of their own; the others are `other`.
@@ -47,12 +47,7 @@ def _of_host(state: HostState) -> Iterator[Metric]:
         "qtrace_other_programs", "qemu-img and the like, which are counted only.",
         value=state.others,
     )  # fmt: skip
-    refused = GaugeMetricFamily(
-        "qtrace_vms_refused", "QEMUs that cannot be looked into.", labels=["reason"]
-    )
-    for reason, count in reasons(state.refused).items():
-        refused.add_metric([reason], count)
-    yield refused
+    yield by_reason("qtrace_vms_refused", "QEMUs that cannot be looked into.", state.refused)
     ended = CounterMetricFamily("qtrace_vms_ended", "QEMUs that have ended.", labels=["how"])
     for how, count in {**_NO_CRASHES, **state.ended}.items():
         ended.add_metric([how], count)

@@ -34,12 +34,16 @@ def of_probes(probes: ProbeState) -> Iterator[Metric]:
         "qtrace_programs_started", "qemu-img and the like that have started.",
         value=probes.programs,
     )  # fmt: skip
-    unarmed = GaugeMetricFamily(
-        "qtrace_vms_unarmed", "QEMUs that are looked at, but not probed.", labels=["reason"]
-    )
-    for reason, count in reasons(probes.unarmed).items():
-        unarmed.add_metric([reason], count)
-    yield unarmed
+    about = "QEMUs that are looked at, but not probed."
+    yield by_reason("qtrace_vms_unarmed", about, probes.unarmed)
+
+
+def by_reason(name: str, about: str, counts: Mapping[str, int]) -> Metric:
+    """How many QEMUs something is the matter with, by what."""
+    metric = GaugeMetricFamily(name, about, labels=["reason"])
+    for reason, count in reasons(counts).items():
+        metric.add_metric([reason], count)
+    return metric
 
 
 def of_hits(vms: Sequence[VmState]) -> Iterator[Metric]:
