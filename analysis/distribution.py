@@ -108,20 +108,31 @@ class Distribution:
 class Times:
     """Times that come part by part: as they are while there are few, then a distribution."""
 
-    def __init__(self) -> None:
+    def __init__(self, exact: int = EXACT) -> None:
+        """``exact``: so many are few."""
         self._few: list[npt.NDArray[np.int64]] = []
         self._many = Distribution()
+        self._exact = exact
         self.count = 0
 
     def add(self, times: npt.NDArray[np.int64]) -> None:
         """Some more, in nanoseconds."""
         self.count += len(times)
-        if not self._many.counts and self.count <= EXACT:
+        if not self._many.counts and self.count <= self._exact:
             self._few.append(times)
             return
         for some in (*self._few, times):
             self._many += Distribution.of(some)
         self._few = []
+
+    def __add__(self, other: Times) -> Times:
+        """The times of both: which was which makes no difference."""
+        found = Times(self._exact)
+        found._many = self._many + other._many
+        found.count = found._many.count
+        few = [*self._few, *other._few]
+        found.add(np.concatenate(few) if few else np.empty(0, np.int64))
+        return found
 
     def percentiles(self) -> Percentiles | None:
         """Of all of them; None for none."""
@@ -131,6 +142,17 @@ class Times:
             p50, p99 = (self._many.percentile(share) for share in (0.5, 0.99))
             return {"p50_ns": p50, "p99_ns": p99, "max_ns": self._many.largest_ns}
         return percentiles(np.concatenate(self._few))
+
+    def quantiles(self, points: int) -> list[int]:
+        """Times that are there, as many, at equal steps from the shortest to the longest; none for
+        none."""
+        shares = np.linspace(0, 1, points)
+        if self._many.counts:
+            return [self._many.percentile(share) for share in shares.tolist()]
+        if not self.count:
+            return []
+        found = np.quantile(np.concatenate(self._few), shares, method="higher")
+        return [int(ns) for ns in found]
 
 
 def percentiles(values: npt.NDArray[Any]) -> Percentiles | None:

@@ -42,6 +42,7 @@ class Part(Protocol):
         idle: by context, when the last run before this part had ended.
         since: moments, in order: since when what is pending at the end has been, and has had nobody
             of its context run.
+        unfinished: see ``Frames``; of the last part those of the whole recording.
     """
 
     @property
@@ -74,6 +75,8 @@ class Part(Protocol):
     def idle(self) -> Mapping[str, int]: ...
     @property
     def since(self) -> Numbers: ...
+    @property
+    def unfinished(self) -> pd.Series: ...
 
 
 @dataclass
@@ -94,6 +97,14 @@ class Stretch:
     watched_until: int
     idle: Mapping[str, int]
     since: Numbers = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def unfinished(self) -> pd.Series:
+        """See ``Part``."""
+        if not self.is_last:
+            return pd.Series([], dtype=np.int64)
+        losses = joined(self.file.losses, self.file.step_losses)
+        return unfinished(self.runs, self.latest_ends, self.file, self.watched_until, losses)
 
     @cached_property
     def proofs(self) -> dict[int, Proof]:
@@ -123,6 +134,11 @@ class Frames:
     def read(self) -> None:
         """Read it in one piece, for who needs frames of all of it."""
         _file = self.file
+
+    @property
+    def view(self) -> Frames:
+        """What is to be led past folds: it, or a long recording part by part (``Trace``)."""
+        return self
 
     @property
     def is_read(self) -> bool:

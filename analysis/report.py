@@ -10,7 +10,7 @@ from typing import Any
 from qtrace.analysis.bottom_halves import Halves
 from qtrace.analysis.calls import summarize_calls
 from qtrace.analysis.elsewhere import Elsewhere
-from qtrace.analysis.frames import Frames, Part, fold_all
+from qtrace.analysis.frames import Folded, Frames, Part, fold_all
 from qtrace.analysis.held import in_words
 from qtrace.analysis.late_replies import LateReplies, worst_of_each_kind
 from qtrace.analysis.lint import LintResult
@@ -87,13 +87,18 @@ def judge_opened(
     only: Collection[str] | None = None,
     lints: Collection[str] | None = (),
     thresholds: Mapping[str, float | str] | None = None,
+    beside: Sequence[Folded] = (),
 ) -> Report:
-    """``judge`` of traces that are open already: what they have computed is not done again."""
+    """``judge`` of traces that are open already: what they have computed is not done again.
+
+    Args:
+        beside: for each trace what else is to be led past it, at the same time.
+    """
     views = [trace.view for trace in traces]
     names = asked_names(views, patterns) if only is None else list(only)
     judged = [Judged(view, names, strict, only is None, lints, thresholds) for view in views]
-    for one in judged:
-        fold_all(one.trace, [one])
+    for number, one in enumerate(judged):
+        fold_all(one.trace, [one, *beside[number : number + 1]])
     return report_of(judged, names, numbered=only is None)
 
 

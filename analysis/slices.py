@@ -435,8 +435,9 @@ class Outlined(Frames):
     def parts(self) -> Iterator[Part]:
         """See ``Frames.parts``. After the last one ``watched_until`` and ``proofs`` are known."""
         for part in self._sliced:
-            self.watched_until = part.watched_until
-            self.proofs = {int(part.number[at]): proof for at, proof in part.proofs.items()}
+            if part.is_last:
+                self.watched_until = part.watched_until
+                self.proofs = {int(part.number[at]): proof for at, proof in part.proofs.items()}
             yield part
 
     @property

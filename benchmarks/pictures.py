@@ -19,26 +19,23 @@ from qtrace.analysis import Trace
 from qtrace.analysis.lints import choose
 from qtrace.analysis.report import judge_opened
 from qtrace.export.drawing import drawing_of
+from qtrace.export.groundwork import Groundwork
 choose(None)
 """
 PROGRAMS = {
     "export": f"""{OPENED}
 from qtrace.export.perfetto import export
 began = time.perf_counter()
-one = Trace(path)
-one.read()
-drawn = drawing_of(one, judge_opened([one], lints=None))
-del one
+one, ground = Trace(path), Groundwork()
+drawn = drawing_of(one, judge_opened([one], lints=None, beside=[ground]), ground)
 rows = export(drawn, Path(path + ".pftrace"), force=True).bytes
 """,
     "report": f"""{OPENED}
 from qtrace.export.html import write_html
 began = time.perf_counter()
-one = Trace(path)
-one.read()
-judged = judge_opened([one], lints=None)
-drawn = drawing_of(one, judged)
-del one
+one, ground = Trace(path), Groundwork()
+judged = judge_opened([one], lints=None, beside=[ground])
+drawn = drawing_of(one, judged, ground)
 rows = write_html(judged, [drawn], Path(path + ".html"), force=True)
 """,
     "read_parquet": """

@@ -24,6 +24,7 @@ from qtrace.analysis.verdicts import SEVERITY
 from qtrace.analysis.wording import not_seen_sentence, verdict_sentence
 from qtrace.errors import OutputFailed
 from qtrace.export.drawing import Drawing, drawing_of
+from qtrace.export.groundwork import Groundwork
 from qtrace.export.output_file import check_suffix, replacing
 from qtrace.export.report_data import inert, recording_data
 
@@ -58,8 +59,13 @@ def write_html(
     return len(page)
 
 
-def drawings_of(traces: Sequence[Trace], report: Report) -> list[Drawing]:
+def drawings_of(
+    traces: Sequence[Trace], report: Report, grounds: Sequence[Groundwork]
+) -> list[Drawing]:
     """Those of the recordings that get one, the worst first.
+
+    Args:
+        grounds: each has seen one of them.
 
     Raises:
         TraceUnreadable
@@ -72,8 +78,9 @@ def drawings_of(traces: Sequence[Trace], report: Report) -> list[Drawing]:
             found[str(finding["evidence"]["trace"])] += 10
     for lint in report["lints"]:
         found[str(lint["trace"])] += len(lint["findings"])
-    worst = sorted(traces, key=lambda one: -found[str(one.path)])[:DRAWN]
-    return [drawing_of(one, report) for one in worst]
+    pairs = zip(traces, grounds, strict=True)
+    worst = sorted(pairs, key=lambda one: -found[str(one[0].path)])[:DRAWN]
+    return [drawing_of(one, report, ground) for one, ground in worst]
 
 
 def page_of(report: Report, drawings: Sequence[Drawing]) -> bytes:

@@ -13,7 +13,9 @@ from qtrace.analysis.arrays import code_of, filled
 from qtrace.analysis.distribution import percentiles
 from qtrace.analysis.frames import Frames
 from qtrace.analysis.instances import UNSEEN
-from qtrace.export.drawing import Drawing, FindingMark, Span, Thread
+from qtrace.export.drawing import Drawing, FindingMark, Span
+from qtrace.export.groundwork import Thread
+from qtrace.export.windows import stacked
 
 # A run inside so many others on one thread is found.
 DEEPEST = 64
@@ -81,7 +83,13 @@ class Moments:
 
     def __init__(self, trace: Frames, drawn: Drawing) -> None:
         self.drawn = drawn
-        runs = drawn.runs
+        windows = list(drawn.windows())
+        self._runs = runs = stacked([window.runs for window in windows])
+        self._changes = [
+            (np.concatenate([times for times, _count in own]),
+             np.concatenate([count for _times, count in own]))
+            for own in zip(*(window.pending for window in windows), strict=True)
+        ]  # fmt: skip
         self._begin = runs["begin_ns"].to_numpy()
         still = runs["open"].to_numpy()
         self._end = np.where(still, drawn.end_ns + 1, runs["end_ns"].to_numpy())
@@ -107,7 +115,7 @@ class Moments:
             int(self._begin.searchsorted(time_ns - window_ns, side="right")),
             int(self._begin.searchsorted(time_ns, side="right")),
         )
-        contexts = drawn.runs["context"].to_numpy()[window]
+        contexts = self._runs["context"].to_numpy()[window]
         ran = np.bincount(contexts[contexts >= 0], minlength=len(drawn.contexts))
         spans = [*drawn.commands, *drawn.jobs, *drawn.waits, *drawn.held, *drawn.losses]
         return Moment(
@@ -115,11 +123,11 @@ class Moments:
             window_ns,
             tuple(self._running(time_ns)),
             tuple(
-                (name, _value_at(*drawn.pending[place], time_ns), int(ran[place]))
+                (name, _value_at(*self._changes[place], time_ns), int(ran[place]))
                 for place, name in enumerate(drawn.contexts)
             ),
             tuple(self._pending(time_ns)),
-            tuple(_busiest(drawn.runs.iloc[window])),
+            tuple(_busiest(self._runs.iloc[window])),
             tuple(one for one in spans if _covers(one, time_ns)),
             tuple(one for one in drawn.findings if _covers(one, time_ns)),
         )
@@ -133,7 +141,7 @@ class Moments:
                 continue
             # The innermost one began last.
             now = latest[self._end[latest] > time_ns]
-            run = self.drawn.runs.iloc[int(now[-1] if len(now) else latest[-1])]
+            run = self._runs.iloc[int(now[-1] if len(now) else latest[-1])]
             yield Running(
                 thread, str(run["name"]), bool(run["poll"]), int(run["begin_ns"]), not len(now)
             )

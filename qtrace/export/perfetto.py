@@ -21,8 +21,10 @@ import pandas as pd
 
 from qtrace.analysis.arrays import Numbers
 from qtrace.errors import ExtraMissing
-from qtrace.export.drawing import MARKS, Drawing, FindingMark, Span, lanes, nested
+from qtrace.export.drawing import Drawing, FindingMark, Span, lanes
+from qtrace.export.groundwork import MARKS, present
 from qtrace.export.output_file import check_suffix, replacing
+from qtrace.export.windows import Window
 
 try:
     from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
@@ -40,8 +42,6 @@ except ImportError as error:
 SUFFIXES = (".perfetto-trace", ".pftrace")
 # All packets are of one writer, whose interned texts they share.
 SEQUENCE = 1
-# Rows of runs and marks that are made into packets at once.
-WINDOW = 1 << 18
 # Texts of one packet.
 INTERNED = 1 << 10
 # The number of the first track.
@@ -104,24 +104,35 @@ class _Writer:
         process = self._process()
         for rank, (name, spans) in enumerate(
             (
-                ("findings", [_as_span(one) for one in drawing.findings]),
                 ("lost events", drawing.losses),
                 ("looks at threads in the way", [*drawing.waits, *drawing.held]),
                 ("QMP commands", drawing.commands),
                 ("jobs", drawing.jobs),
-            )
+            ),
+            start=1,
         ):
             self._spans(process, name, rank, spans)
         threads = self._threads()
         contexts = [self._context(process, name) for name in drawing.contexts]
-        for (context, counter), (time, count) in zip(contexts, drawing.pending, strict=True):
-            self._pending(context, counter, time, count)
-        # Of what is at one time the first in the file counts as the first: a flow has to begin
-        # before it ends.
-        schedules, flows = self._marks(threads, [context for context, _counter in contexts])
-        unended = self._runs(threads)
+        open_since: list[int] = [-1] * len(contexts)
+        runs = unended = schedules = flows = 0
+        for window in drawing.windows():
+            for place, ((context, counter), changes) in enumerate(
+                zip(contexts, window.pending, strict=True)
+            ):
+                open_since[place] = self._pending(context, counter, open_since[place], *changes)
+            # Of what is at one time the first in the file counts as the first: a flow has to begin
+            # before it ends.
+            more = self._marks(window, threads, [context for context, _counter in contexts])
+            schedules, flows = schedules + more[0], flows + more[1]
+            unended += self._runs(window, threads)
+            runs += len(window.runs)
+        for (context, _counter), since in zip(contexts, open_since, strict=True):
+            if since >= 0:
+                self._close(context, max(drawing.end_ns, since + 1))
+        self._spans(process, "findings", 0, map(_as_span, drawing.findings))
         return Exported(
-            runs=len(drawing.runs),
+            runs=runs,
             unended=unended,
             schedules=schedules,
             flows=flows,
@@ -235,16 +246,21 @@ class _Writer:
 
     # What comes by the million
 
-    def _pending(self, context: int, counter: int, time: Numbers, count: Column) -> None:
-        """The counter, and the stretches in which it is not 0."""
+    def _pending(self, context: int, counter: int, since: int, time: Numbers, count: Column) -> int:
+        """The counter, and the stretches in which it is not 0.
+
+        Args:
+            since: since when it has not been 0; -1 where it is.
+
+        Returns:
+            The same at the end.
+        """
         if not len(time):
-            return
+            return since
         full = {"time": time, "value": count}
         self._stamp(Shape(lambda packet, one: self._fill_counter(packet, one, counter)), full)
-        before = np.append(0, count[:-1])
-        begin, end = time[(before == 0) & (count > 0)], time[(before > 0) & (count == 0)]
-        if len(end) < len(begin):
-            end = np.append(end, max(self._drawing.end_ns, int(begin[-1]) + 1))
+        before = np.append(since >= 0, count[:-1] > 0)
+        begin, end = time[~before & (count > 0)], time[before & (count == 0)]
         name = self._text("event_names", "pending")
         self._flush_texts()
 
@@ -252,22 +268,32 @@ class _Writer:
             event = self._event(packet, one, TrackEvent.TYPE_SLICE_BEGIN, context)
             event.name_iid = name
 
-        def fill_end(packet: Any, one: Mapping[str, int]) -> None:
+        self._stamp(self._end_shape(context), {"time": end})
+        self._stamp(Shape(fill), {"time": begin})
+        if not count[-1]:
+            return -1
+        return int(begin[-1]) if len(begin) else since
+
+    def _end_shape(self, context: int) -> Shape:
+        def fill(packet: Any, one: Mapping[str, int]) -> None:
             self._event(packet, one, TrackEvent.TYPE_SLICE_END, context)
 
-        self._stamp(Shape(fill_end), {"time": end})
-        self._stamp(Shape(fill), {"time": begin})
+        return Shape(fill)
+
+    def _close(self, context: int, time_ns: int) -> None:
+        """What was pending when the recording ended."""
+        self._stamp(self._end_shape(context), {"time": np.array([time_ns])})
 
     def _fill_counter(self, packet: Any, one: Mapping[str, int], track: int) -> None:
         event = self._event(packet, one, TrackEvent.TYPE_COUNTER, track)
         event.counter_value = one["value"]
 
-    def _runs(self, threads: npt.NDArray[np.int64]) -> int:
+    def _runs(self, window: Window, threads: npt.NDArray[np.int64]) -> int:
         """Every run, and the polls that ran them; how many have no end."""
-        runs = self._drawing.runs
+        runs = window.runs
         begin, end = runs["begin_ns"].to_numpy(), runs["end_ns"].to_numpy()
-        whole = nested(begin, end, runs["thread"].to_numpy().astype(np.int64))
-        columns = {
+        whole = runs["whole"].to_numpy()
+        part = {
             "time": begin,
             "track": threads[runs["thread"].to_numpy()],
             "name": self._codes("event_names", runs["name"]),
@@ -284,7 +310,7 @@ class _Writer:
         self._flush_texts()
         polled = whole & runs["poll"].to_numpy()
         why = np.select([runs["open"], end < 0, ~whole & (end > begin)], [1, 2, 3], 0)
-        form = (why * 2 + whole) * 2 + (columns["waited"] >= 0)
+        form = (why * 2 + whole) * 2 + (part["waited"] >= 0)
 
         def poll(packet: Any, one: Mapping[str, int]) -> None:
             event = self._event(packet, one, TrackEvent.TYPE_SLICE_BEGIN)
@@ -294,20 +320,17 @@ class _Writer:
         def ended(packet: Any, one: Mapping[str, int]) -> None:
             self._event(packet, one, TrackEvent.TYPE_SLICE_END)
 
-        for at in range(0, len(runs), WINDOW):
-            rows = slice(at, at + WINDOW)
-            part = {name: column[rows] for name, column in columns.items()}
-            until = {"time": end[rows], "track": part["track"]}
-            self._stamp(Shape(ended), _only(until, whole[rows]))
-            self._stamp(Shape(ended), _only(until, polled[rows]))
-            around = {name: part[name] for name in ("time", "track", "context")}
-            self._stamp(Shape(poll), _only(around, polled[rows]))
-            for one in np.unique(form[rows]).tolist():
-                # An argument that is not known is not there.
-                own = part if one & 1 else _without(part, "waited", "flow")
-                kind = TrackEvent.TYPE_SLICE_BEGIN if one & 2 else TrackEvent.TYPE_INSTANT
-                shape = self._run_shape(kind, ends[one >> 2] if one >> 2 else 0)
-                self._stamp(shape, _only(own, form[rows] == one))
+        until = {"time": end, "track": part["track"]}
+        self._stamp(Shape(ended), _only(until, whole))
+        self._stamp(Shape(ended), _only(until, polled))
+        around = {name: part[name] for name in ("time", "track", "context")}
+        self._stamp(Shape(poll), _only(around, polled))
+        for one in np.unique(form).tolist():
+            # An argument that is not known is not there.
+            own = part if one & 1 else _without(part, "waited", "flow")
+            kind = TrackEvent.TYPE_SLICE_BEGIN if one & 2 else TrackEvent.TYPE_INSTANT
+            shape = self._run_shape(kind, ends[one >> 2] if one >> 2 else 0)
+            self._stamp(shape, _only(own, form == one))
         return int((~whole).sum())
 
     def _run_shape(self, kind: Any, end: int) -> Shape:
@@ -330,15 +353,16 @@ class _Writer:
 
         return Shape(fill, fixed=frozenset({"flow"}))
 
-    def _marks(self, threads: npt.NDArray[np.int64], contexts: Sequence[int]) -> tuple[int, int]:
+    def _marks(
+        self, window: Window, threads: npt.NDArray[np.int64], contexts: Sequence[int]
+    ) -> tuple[int, int]:
         """Schedules and other moments; how many schedules, and how many lead to a run."""
-        marks, runs = self._drawing.marks, self._drawing.runs
-        begun = runs["instance"].to_numpy()[runs["wait_ns"].to_numpy() >= 0]
-        flows = np.isin(marks["instance"].to_numpy(), begun) & (marks["instance"] >= 0).to_numpy()
+        marks = window.marks
+        flows = marks["flows"].to_numpy()
         kind, thread = marks["kind"].to_numpy(), marks["thread"].to_numpy()
         # One that was only seen pending has no thread: it stands on its context's track.
         own = np.array([*contexts, 0], np.int64)[marks["context"].to_numpy()]
-        columns = {
+        part = {
             "time": marks["time_ns"].to_numpy(),
             "track": np.where(thread < 0, own, threads[thread]),
             "name": np.zeros(len(marks), np.int64),
@@ -351,13 +375,10 @@ class _Writer:
         for number, what in enumerate((*MARKS, "schedule again")):
             mask = begins if number == len(MARKS) else (kind == number) & ~begins
             titles = self._codes("event_names", marks["name"][mask], f"{what} {{}}".format)
-            columns["name"][mask] = titles
+            part["name"][mask] = titles
         self._flush_texts()
-        for at in range(0, len(marks), WINDOW):
-            rows = slice(at, at + WINDOW)
-            part = {name: column[rows] for name, column in columns.items()}
-            self._stamp(self._mark_shape(True), _only(part, flows[rows]))
-            self._stamp(self._mark_shape(False), _only(_without(part, "flow"), ~flows[rows]))
+        self._stamp(self._mark_shape(True), _only(part, flows))
+        self._stamp(self._mark_shape(False), _only(_without(part, "flow"), ~flows))
         return int((kind == MARKS.index("schedule")).sum()), int(flows.sum())
 
     def _mark_shape(self, flow: bool) -> Shape:
@@ -406,7 +427,7 @@ class _Writer:
         """The number of each row's text; texts that no row has get none."""
         codes = column.array.codes
         table = np.zeros(len(column.cat.categories) + 1, np.int64)
-        for code in np.unique(codes).tolist():
+        for code in present(codes):
             text = str(column.cat.categories[code]) if code >= 0 else ""
             table[code] = self._text(kind, shown(text))
         found: npt.NDArray[np.int64] = table[codes]

@@ -2,7 +2,7 @@
 
 Times are nanoseconds since the recording began. Runs and other moments are compressed columns. Of
 more than fit, those around the findings, the longest, and those of the beginning are taken; how
-busy each thread was is told of all of it.
+busy each thread was is told of all of it. It is gone through window by window, once.
 """
 
 from __future__ import annotations
@@ -10,27 +10,33 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qtrace.analysis.brackets import numbered, stable_order, starts_of
-from qtrace.analysis.distribution import percentiles
+from qtrace.analysis.arrays import Numbers
+from qtrace.analysis.brackets import numbered, starts_of
+from qtrace.analysis.distribution import Times
 from qtrace.analysis.verdicts import SEVERITY
-from qtrace.export.drawing import MARKS, Drawing, FindingMark, Span
+from qtrace.export.drawing import Drawing, FindingMark, Span
+from qtrace.export.groundwork import LONGEST, MARKS, present
+from qtrace.export.windows import Window, stacked
 
 # Over the whole recording: how busy a thread was, and how much is left out, in so many steps.
 STEPS = 2048
 # Changes of the number of pending bottom halves that are drawn of a context.
 PENDING = 8000
-# Runs kept on either side of a finding, and of each kind of the longest.
-AROUND, LONGEST = 400, 200
+# Runs kept on either side of a finding.
+AROUND = 400
 # As many are listed.
 FINDINGS, SLOWEST, NAMES, SPANS = 300, 15, 60, 2000
 # Curves: points of each, and of as many bottom halves.
 POINTS, CURVES = 49, 24
+# Of a curve, and of a line of the table: so many times are taken as they are (``Times``).
+EXACT = 100_000
 # Longer names and stacks are cut; characters of all stacks together.
 LETTERS, STACK, STACKS = 160, 4000, 500_000
 NONE = 0xFFFF
@@ -54,94 +60,182 @@ def recording_data(drawn: Drawing, runs_shown: int) -> dict[str, Any]:
     Args:
         runs_shown: at most so many runs, and as many other moments.
     """
-    runs = drawn.runs
-    kept, windows = _kept(drawn, runs_shown)
-    other, unseen = _moments(drawn, windows, runs_shown)
-    texts = _Texts()
-    stacks = _stacks(drawn, kept)
-    return {
-        "path": inert(drawn.path, 300),
-        "target": {key: inert(value, 300) for key, value in drawn.header["target"].items()},
-        "recorder": inert(drawn.header.get("recorder", "")),
-        "began": "" if pd.isna(drawn.wall_clock) else f"{drawn.wall_clock:%Y-%m-%d %H:%M:%S} UTC",
-        "begin_ns": drawn.begin_ns,
-        "lasted": max(drawn.end_ns - drawn.begin_ns, 1),
-        "events": drawn.events,
-        "threads": [[one.tid, inert(one.name), one.role] for one in drawn.threads],
-        "contexts": [inert(name) for name in drawn.contexts],
-        "verdicts": list(SEVERITY),
-        "kinds": list(MARKS),
-        "runs": _run_columns(drawn, kept, texts, stacks),
-        "marks": _mark_columns(drawn, other, texts),
-        "names": texts.found,
-        "stacks": list(stacks),
-        "windows": None if windows is None else [[int(a), int(b)] for a, b in windows],
-        "left_out": {"runs": len(runs) - int(kept.sum()), "moments": unseen,
-                     "of": len(runs)},
-        "busy": [_packed(_busy(drawn, at)) for at in range(len(drawn.threads))],
-        "unshown": _packed(_histogram(drawn, runs["begin_ns"].to_numpy()[~kept])),
-        "pending": [_thinned(drawn, time, count) for time, count in drawn.pending],
-        **{name: _spans(getattr(drawn, name), drawn)
-           for name in ("commands", "jobs", "waits", "held", "losses")},
-        "findings": _findings(drawn),
-        "slowest": _slowest(drawn, runs["end_ns"] - runs["begin_ns"], runs["end_ns"] >= 0),
-        "longest_waits": _slowest(drawn, runs["wait_ns"], runs["wait_ns"] >= 0),
-        "slowest_commands": [
-            _span(one, drawn) for one in
-            sorted(drawn.commands, key=lambda one: one.begin_ns - one.end_ns)[:SLOWEST]
-        ],
-        **_statistics(drawn),
-    }  # fmt: skip
+    page = _Page(drawn, _chosen(drawn, runs_shown), runs_shown)
+    for window in drawn.windows():
+        page.add(window)
+    return page.data()
 
 
-def _kept(drawn: Drawing, most: int) -> tuple[Mask, list[tuple[int, int]] | None]:
-    """Which runs are shown, and the stretches of time that are shown whole; None: all of it."""
-    runs = drawn.runs
-    if len(runs) <= most:
-        return np.ones(len(runs), np.bool_), None
-    begin = runs["begin_ns"].to_numpy()
-    kept = np.zeros(len(runs), np.bool_)
-    for values in (runs["end_ns"].to_numpy() - begin, runs["wait_ns"].to_numpy()):
-        own = min(LONGEST, most // 4)
-        kept[np.argpartition(-values, own)[:own]] = True
-    whole = np.zeros(len(runs), np.bool_)
-    left = most - int(kept.sum())
+@dataclass(frozen=True)
+class _Chosen:
+    """Which runs are shown.
+
+    Attributes:
+        rows: of the file.
+        begins, last: the first and the last place of each stretch that is shown whole, in order;
+            None: all of it is.
+    """
+
+    rows: Numbers
+    begins: Numbers | None = None
+    last: Numbers | None = None
+
+    def runs(self, window: Window) -> Mask:
+        """Of a window's."""
+        if self.begins is None:
+            return np.ones(len(window.runs), np.bool_)
+        place = window.first_run + np.arange(len(window.runs))
+        return self._whole(place, place) | np.isin(window.runs["row"].to_numpy(), self.rows)
+
+    def marks(self, window: Window) -> Mask:
+        """Likewise: those from the first to the last run of a stretch."""
+        time = window.marks["time_ns"].to_numpy()
+        if self.begins is None:
+            return np.ones(len(time), np.bool_)
+        begin = window.runs["begin_ns"].to_numpy()
+        begun = window.first_run + begin.searchsorted(time, side="right")
+        before = window.first_run + begin.searchsorted(time)
+        return self._whole(begun - 1, before)
+
+    def _whole(self, place: Numbers, before: Numbers) -> Mask:
+        assert self.begins is not None
+        assert self.last is not None
+        if not len(self.begins):
+            return np.zeros(len(place), np.bool_)
+        at = self.begins.searchsorted(place, side="right") - 1
+        return np.asarray((at >= 0) & (before <= self.last[np.maximum(at, 0)]))
+
+    def times(self, places: Numbers | None, window: Window) -> list[int]:
+        """When the runs at those of these places begin that lie in a window."""
+        if places is None:
+            return []
+        begin = window.runs["begin_ns"].to_numpy()
+        own = places - window.first_run
+        found: list[int] = begin[own[(own >= 0) & (own < len(begin))]].tolist()
+        return found
+
+
+def _chosen(drawn: Drawing, most: int) -> _Chosen:
+    ground = drawn.ground
+    places = ground.places
+    longest = min(LONGEST, most // 4)
+    rows = np.union1d(ground.took.first(longest), ground.waited.first(longest))
+    if places.count <= most:
+        return _Chosen(rows)
+    whole = np.zeros(places.count, np.bool_)
+    left = most - len(rows)
     # Verdicts come first in the list of findings, then lints.
-    for one in drawn.findings:
+    found = places.of(np.array([one.at_ns for one in drawn.findings], np.int64))
+    for at in found.tolist():
         if left < 2:
             break
-        at, half = int(begin.searchsorted(one.begin_ns)), min(AROUND, max(left // 8, 1))
+        half = max(min(AROUND, max(left // 8, 1)), places.step)
         around = slice(max(at - half, 0), at + half)
         left -= int((~whole[around]).sum())
         whole[around] = True
     if left > 0:
-        rest = np.flatnonzero(~whole)[:left]
+        rest = np.flatnonzero(~whole[: left + int(whole.sum())])[:left]
         whole[rest] = True
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], whole.astype(np.int8), [0]])))
-    windows = [
-        (int(begin[a]), int(begin[b - 1])) for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
-    return kept | whole, windows
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], whole, [False]])))
+    return _Chosen(rows, edges[::2], edges[1::2] - 1)
 
 
-def _moments(drawn: Drawing, windows: list[tuple[int, int]] | None, most: int) -> tuple[Mask, int]:
-    """Which other moments are shown, those of the stretches that are shown whole; how many are
-    not."""
-    time = drawn.marks["time_ns"].to_numpy()
-    shown = np.ones(len(time), np.bool_)
-    if windows == []:
-        shown[:] = False
-    elif windows is not None:
-        starts = np.array([begin for begin, _end in windows])
-        ends = np.array([end for _begin, end in windows])
-        at = starts.searchsorted(time, side="right") - 1
-        shown = (at >= 0) & (time <= ends[np.maximum(at, 0)])
-    # A schedule that its run tells of is drawn with the run.
-    told = np.isin(drawn.marks["instance"], drawn.runs["instance"][drawn.runs["wait_ns"] >= 0])
-    alone = ~told | (drawn.marks["instance"] < 0).to_numpy()
-    shown &= alone
-    shown[np.flatnonzero(shown)[most:]] = False
-    return shown, int(alone.sum() - shown.sum())
+class _Page:
+    """What is told of a recording, window by window."""
+
+    def __init__(self, drawn: Drawing, chosen: _Chosen, most: int) -> None:
+        self._drawn, self._chosen, self._most = drawn, chosen, most
+        self._steps = _Steps(drawn)
+        self._busy = [_Busy(self._steps) for _one in drawn.threads]
+        self._pending = [_Thinned(drawn) for _name in drawn.contexts]
+        self._unshown = np.zeros(STEPS, np.int64)
+        self._statistics = _Statistics(drawn)
+        self._runs: list[pd.DataFrame] = []
+        self._marks: list[pd.DataFrame] = []
+        self._left_out = self._shown = self._unseen = 0
+        self._slowest = {
+            "slowest": _Slowest(drawn, drawn.ground.took.first(SLOWEST), "took"),
+            "longest_waits": _Slowest(drawn, drawn.ground.waited.first(SLOWEST), "wait"),
+        }
+        self._told: list[int] = []
+        # When the stretches that are shown whole begin and end.
+        self._from: list[int] = []
+        self._to: list[int] = []
+        some = (one.instance for one in drawn.findings[:FINDINGS])
+        self._found = np.array([one for one in some if one is not None], np.int64)
+
+    def add(self, window: Window) -> None:
+        """The next one."""
+        runs = window.runs
+        begin, end = runs["begin_ns"].to_numpy(), runs["end_ns"].to_numpy()
+        kept = self._chosen.runs(window)
+        self._runs.append(runs[kept])
+        self._left_out += int((~kept).sum())
+        self._unshown += np.bincount(self._steps.of(begin[~kept]), minlength=STEPS)
+        thread = runs["thread"].to_numpy()
+        for place, busy in enumerate(self._busy):
+            own = (thread == place) & (end >= 0)
+            busy.add(begin[own], end[own])
+        for thinned, changes in zip(self._pending, window.pending, strict=True):
+            thinned.add(*changes)
+        for slowest in self._slowest.values():
+            slowest.add(runs)
+        self._statistics.add(runs)
+        self._from += self._chosen.times(self._chosen.begins, window)
+        self._to += self._chosen.times(self._chosen.last, window)
+        told = np.isin(runs["instance"].to_numpy(), self._found)
+        self._told += runs["stack"].array.codes[told].tolist()
+        self._add_marks(window)
+
+    def _add_marks(self, window: Window) -> None:
+        """Those of the stretches that are shown whole, the first of them."""
+        # A schedule that its run tells of is drawn with the run.
+        alone = ~window.marks["flows"].to_numpy()
+        shown = np.flatnonzero(alone & self._chosen.marks(window))[: self._most - self._shown]
+        self._shown += len(shown)
+        self._unseen += int(alone.sum()) - len(shown)
+        self._marks.append(window.marks.take(shown))
+
+    def data(self) -> dict[str, Any]:
+        """See ``recording_data``."""
+        drawn = self._drawn
+        began = "" if pd.isna(drawn.wall_clock) else f"{drawn.wall_clock:%Y-%m-%d %H:%M:%S} UTC"
+        runs = stacked(self._runs)
+        texts = _Texts()
+        stacks = _stacks(runs, self._told)
+        return {
+            "path": inert(drawn.path, 300),
+            "target": {key: inert(value, 300) for key, value in drawn.header["target"].items()},
+            "recorder": inert(drawn.header.get("recorder", "")),
+            "began": began,
+            "begin_ns": drawn.begin_ns,
+            "lasted": max(drawn.end_ns - drawn.begin_ns, 1),
+            "events": drawn.events,
+            "threads": [[one.tid, inert(one.name), one.role] for one in drawn.threads],
+            "contexts": [inert(name) for name in drawn.contexts],
+            "verdicts": list(SEVERITY),
+            "kinds": list(MARKS),
+            "runs": _run_columns(drawn, runs, texts, stacks),
+            "marks": _mark_columns(drawn, stacked(self._marks), texts),
+            "names": texts.found,
+            "stacks": list(stacks),
+            "windows": None if self._chosen.begins is None
+            else [list(pair) for pair in zip(self._from, self._to, strict=True)],
+            "left_out": {"runs": self._left_out, "moments": self._unseen,
+                         "of": drawn.ground.places.count},
+            "busy": [_packed(one.shares()) for one in self._busy],
+            "unshown": _packed(self._unshown.astype(np.uint32)),
+            "pending": [one.data() for one in self._pending],
+            **{name: _spans(getattr(drawn, name), drawn)
+               for name in ("commands", "jobs", "waits", "held", "losses")},
+            "findings": _findings(drawn),
+            **{name: one.data() for name, one in self._slowest.items()},
+            "slowest_commands": [
+                _span(one, drawn) for one in
+                sorted(drawn.commands, key=lambda one: one.begin_ns - one.end_ns)[:SLOWEST]
+            ],
+            **self._statistics.data(),
+        }  # fmt: skip
 
 
 class _Texts:
@@ -154,7 +248,7 @@ class _Texts:
     def codes(self, column: pd.Series) -> npt.NDArray[np.uint32]:
         codes = column.array.codes
         table = np.zeros(len(column.cat.categories) + 1, np.uint32)
-        for code in np.unique(codes).tolist():
+        for code in present(codes):
             text = str(column.cat.categories[code]) if code >= 0 else ""
             if text not in self._numbers:
                 self._numbers[text] = len(self.found)
@@ -163,18 +257,17 @@ class _Texts:
         return np.asarray(table[codes])
 
 
-def _stacks(drawn: Drawing, kept: Mask) -> dict[str, int]:
+def _stacks(runs: pd.DataFrame, told: Sequence[int]) -> dict[str, int]:
     """The commonest stacks of the runs shown, those of findings first, leaf first, by number."""
-    column = drawn.runs["stack"]
+    column = runs["stack"]
     codes = column.array.codes
-    found = {one.instance for one in drawn.findings[:FINDINGS] if one.instance is not None}
-    told = codes[np.isin(drawn.runs["instance"].to_numpy(), list(found))]
-    count = np.bincount(codes[kept & (codes >= 0)], minlength=len(column.cat.categories))
-    wanted = dict.fromkeys([*told.tolist(), *np.argsort(-count, kind="stable").tolist()])
+    count = np.bincount(codes[codes >= 0], minlength=len(column.cat.categories))
+    wanted = dict.fromkeys([*told, *np.argsort(-count, kind="stable").tolist()])
     stacks: dict[str, int] = {}
     left = STACKS
     for code in wanted:
-        if code < 0 or not count[code]:
+        # Of a finding that is not shown, none.
+        if not 0 <= code < len(count) or not count[code]:
             continue
         text = str(column.cat.categories[code])
         shown = _leaf_first(text)
@@ -190,18 +283,12 @@ def _leaf_first(stack: str) -> str:
 
 
 def _run_columns(
-    drawn: Drawing, kept: Mask, texts: _Texts, stacks: Mapping[str, int]
+    drawn: Drawing, runs: pd.DataFrame, texts: _Texts, stacks: Mapping[str, int]
 ) -> dict[str, Any]:
-    every = drawn.runs
-    runs = every[kept]
-    numbers = [int(frame["instance"].max()) for frame in (every, drawn.marks) if len(frame)]
-    by = np.full(max(numbers, default=-1) + 2, -1)
-    begun = drawn.marks[(drawn.marks["instance"] >= 0).to_numpy()]
-    by[begun["instance"].to_numpy()] = begun["thread"].to_numpy()
     begin, end = runs["begin_ns"].to_numpy(), runs["end_ns"].to_numpy()
     column = runs["stack"]
     table = np.full(len(column.cat.categories) + 1, NONE)
-    for code in np.unique(column.array.codes).tolist():
+    for code in present(column.array.codes):
         if code >= 0:
             text = str(column.cat.categories[code])
             shown = _leaf_first(text)
@@ -217,7 +304,7 @@ def _run_columns(
             "name": texts.codes(runs["name"]),
             "thread": runs["thread"].to_numpy().astype(np.uint16),
             "context": runs["context"].to_numpy().astype(np.uint16),
-            "by": np.where(by[runs["instance"]] < 0, NONE, by[runs["instance"]]).astype(np.uint16),
+            "by": np.where(runs["by"] < 0, NONE, runs["by"]).astype(np.uint16),
             "stack": table[column.array.codes].astype(np.uint16),
             "verdict": np.where(verdict < 0, 255, verdict).astype(np.uint8),
             "poll": runs["poll"].to_numpy().astype(np.uint8),
@@ -226,8 +313,8 @@ def _run_columns(
     )
 
 
-def _mark_columns(drawn: Drawing, shown: Mask, texts: _Texts) -> dict[str, Any]:
-    marks = drawn.marks[shown & (drawn.marks["thread"] >= 0).to_numpy()]
+def _mark_columns(drawn: Drawing, marks: pd.DataFrame, texts: _Texts) -> dict[str, Any]:
+    marks = marks[(marks["thread"] >= 0).to_numpy()]
     return _columns(
         {
             "time": (marks["time_ns"].to_numpy() - drawn.begin_ns).astype(np.float64),
@@ -256,56 +343,98 @@ def _text(raw: bytes) -> str:
     return base64.b64encode(zlib.compress(raw, 9)).decode()
 
 
-def _edges(drawn: Drawing) -> npt.NDArray[np.float64]:
-    return np.linspace(drawn.begin_ns, max(drawn.end_ns, drawn.begin_ns + 1), STEPS + 1)
+class _Steps:
+    """A recording in steps: their edges, in nanoseconds."""
+
+    def __init__(self, drawn: Drawing) -> None:
+        span = max(drawn.end_ns - drawn.begin_ns, STEPS)
+        # Not by floats: what a step gets must not depend on where the recording was cut.
+        self.edges = np.array(
+            [drawn.begin_ns + span * number // STEPS for number in range(STEPS + 1)], np.int64
+        )
+
+    def of(self, times: Numbers) -> Numbers:
+        """In which step each of these moments is."""
+        return np.clip(self.edges.searchsorted(times, side="right") - 1, 0, STEPS - 1)
 
 
-def _busy(drawn: Drawing, thread: int) -> npt.NDArray[np.uint8]:
-    """Which part of each step a thread ran bottom halves, in 255ths; 1 at least where it did."""
-    runs = drawn.runs
-    own = (runs["thread"] == thread).to_numpy() & (runs["end_ns"] >= 0).to_numpy()
-    begin, end = runs["begin_ns"].to_numpy()[own], runs["end_ns"].to_numpy()[own]
-    if not len(begin):
-        return np.zeros(STEPS, np.uint8)
-    # Runs inside others add nothing.
-    until = np.maximum.accumulate(end)
-    before = np.append(begin[0], until[:-1])
-    begin = np.minimum(np.maximum(begin, before), until)
-    total = np.append(0, np.cumsum(until - begin))
-    edges = _edges(drawn)
-    at = begin.searchsorted(edges, side="right")
-    spent = total[at] - np.where(at > 0, np.maximum(until[at - 1] - edges, 0), 0)
-    part = np.diff(spent) / np.diff(edges)
-    some = np.histogram(begin, edges)[0] > 0
-    found: npt.NDArray[np.uint8] = np.maximum(np.ceil(np.clip(part, 0, 1) * 255), some).astype(
-        np.uint8
-    )
-    return found
+class _Busy:
+    """Which part of each step a thread ran bottom halves."""
+
+    def __init__(self, steps: _Steps) -> None:
+        self._steps, self._until = steps, 0
+        self._spent = np.zeros(STEPS, np.int64)
+        self._some = np.zeros(STEPS, np.bool_)
+
+    def add(self, begin: Numbers, end: Numbers) -> None:
+        """Its next runs, in time order."""
+        if not len(begin):
+            return
+        self._some[self._steps.of(begin)] = True
+        # Runs inside others add nothing.
+        until = np.maximum(np.maximum.accumulate(end), self._until)
+        before = np.append(self._until, until[:-1])
+        begin = np.minimum(np.maximum(begin, before), until)
+        self._until = int(until[-1])
+        total = np.append(0, np.cumsum(until - begin))
+        edges = self._steps.edges
+        at = begin.searchsorted(edges, side="right")
+        over = np.where(at > 0, np.maximum(until[at - 1] - edges, 0), 0)
+        self._spent += np.diff(total[at] - over)
+
+    def shares(self) -> npt.NDArray[np.uint8]:
+        """In 255ths; 1 at least where it did."""
+        part = self._spent / np.diff(self._steps.edges)
+        found: npt.NDArray[np.uint8] = np.maximum(
+            np.ceil(np.clip(part, 0, 1) * 255), self._some
+        ).astype(np.uint8)
+        return found
 
 
-def _histogram(drawn: Drawing, times: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    return np.histogram(times, _edges(drawn))[0].astype(np.uint32)
-
-
-def _thinned(
-    drawn: Drawing, time: npt.NDArray[np.int64], count: npt.NDArray[np.int32]
-) -> dict[str, Any]:
+class _Thinned:
     """How many were pending; of many changes the most in each step, and the last."""
-    most, size = int(count.max(initial=0)), 0
-    if len(time) > PENDING:
-        size = int(time[-1] - time[0]) // (PENDING // 2)
-        step = (time - time[0]) * (PENDING // 2) // max(int(time[-1] - time[0]), 1)
-        first = np.flatnonzero(starts_of(step))
-        highest = np.maximum.reduceat(count, first)
-        last = count[np.append(first[1:], len(count)) - 1]
-        until = time[np.append(first[1:], len(time)) - 1]
-        time = np.stack([time[first], until], 1).ravel()
-        count = np.stack([highest, last], 1).ravel()
-    changes: dict[str, npt.NDArray[Any]] = {
-        "time": (time - drawn.begin_ns).astype(np.float64),
-        "count": count.astype(np.uint32),
-    }
-    return {**_columns(changes), "most": most, "step": size}
+
+    def __init__(self, drawn: Drawing) -> None:
+        self._begin, self._span = drawn.begin_ns, max(drawn.end_ns - drawn.begin_ns, 1)
+        self._number = self._most = 0
+        self._all: list[npt.NDArray[np.int64]] = []
+        # When a step's first and last change were, the most in it, and what the last one left.
+        self._first = np.full(PENDING // 2 + 1, -1, np.int64)
+        self._last, self._highest, self._left = (np.zeros_like(self._first) for _ in range(3))
+
+    def add(self, time: Numbers, count: npt.NDArray[np.int32]) -> None:
+        """The next changes, in time order."""
+        if not len(time):
+            return
+        self._number += len(time)
+        self._most = max(self._most, int(count.max()))
+        if self._number <= PENDING:
+            self._all.append(np.stack([time, count]))
+        step = np.clip((time - self._begin) * (PENDING // 2) // self._span, 0, PENDING // 2)
+        begins = np.flatnonzero(starts_of(step))
+        ends = np.append(begins[1:], len(step)) - 1
+        own = step[begins]
+        new = self._first[own] < 0
+        self._first[own[new]] = time[begins[new]]
+        self._last[own], self._left[own] = time[ends], count[ends]
+        highest = np.maximum.reduceat(count, begins)
+        self._highest[own] = np.maximum(self._highest[own], highest)
+
+    def data(self) -> dict[str, Any]:
+        """As the page has it."""
+        size = 0
+        if self._number > PENDING:
+            size = self._span // (PENDING // 2)
+            own = self._first >= 0
+            time = np.stack([self._first[own], self._last[own]], 1).ravel()
+            count = np.stack([self._highest[own], self._left[own]], 1).ravel()
+        else:
+            time, count = np.concatenate([np.empty((2, 0), np.int64), *self._all], axis=1)
+        changes: dict[str, npt.NDArray[Any]] = {
+            "time": (time - self._begin).astype(np.float64),
+            "count": count.astype(np.uint32),
+        }
+        return {**_columns(changes), "most": self._most, "step": size}
 
 
 def _span(one: Span, drawn: Drawing) -> dict[str, Any]:
@@ -355,81 +484,97 @@ def _findings(drawn: Drawing) -> dict[str, Any]:
     }
 
 
-def _slowest(drawn: Drawing, values: pd.Series, known: pd.Series) -> list[dict[str, Any]]:
-    """The runs with the highest values."""
-    numbers = np.where(known.to_numpy(), values.to_numpy(), -1)
-    count = min(SLOWEST, int((numbers >= 0).sum()))
-    at = _top(numbers, count)
-    rows = drawn.runs.take(at)
-    return [
-        {
-            "name": inert(one["name"]),
-            "context": inert(drawn.contexts[one["context"]]),
-            "thread": int(one["thread"]),
-            "value": int(value),
-            "begin": int(one["begin_ns"]) - drawn.begin_ns,
-            "row": int(one["row"]),
-            "verdict": str(one["verdict"]),
-        }
-        for one, value in zip(rows.to_dict("records"), numbers[at], strict=True)
-    ]
+class _Slowest:
+    """The runs with the highest values, by their rows."""
 
+    def __init__(self, drawn: Drawing, rows: Numbers, what: str) -> None:
+        self._drawn, self._rows, self._what = drawn, rows, what
+        self._found: dict[int, dict[str, Any]] = {}
 
-def _top(numbers: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    if not count:
-        return np.empty(0, np.int64)
-    at = np.argpartition(-numbers, count - 1)[:count]
-    return np.asarray(at[np.argsort(-numbers[at], kind="stable")])
-
-
-def _statistics(drawn: Drawing) -> dict[str, Any]:
-    """How often, how late, how long: of each bottom half and context, and curves of the busiest."""
-    runs = drawn.runs
-    if runs.empty:
-        return {"statistics": [], "curves": [], "left_out_names": 0}
-    wait = runs["wait_ns"].to_numpy(np.float64)
-    took = (runs["end_ns"] - runs["begin_ns"]).to_numpy(np.float64)
-    wait[wait < 0] = np.nan
-    took[(runs["end_ns"] < 0).to_numpy()] = np.nan
-    group = numbered(runs["name"].array.codes, runs["context"].to_numpy())
-    order = stable_order(group)
-    parts = np.split(order, np.flatnonzero(starts_of(group[order]))[1:])
-    parts.sort(key=lambda part: -len(part))
-    roles = np.array([one.role or "other" for one in drawn.threads], object)
-    table, curves = [], []
-    for place, part in enumerate(parts[:NAMES]):
-        first = runs.iloc[part[0]]
-        name, context = inert(first["name"]), inert(drawn.contexts[first["context"]])
-        table.append(
-            {
-                "name": name,
-                "context": context,
-                "ran": len(part),
-                "wait": percentiles(wait[part]),
-                "took": percentiles(took[part]),
+    def add(self, runs: pd.DataFrame) -> None:
+        """Some more."""
+        own = np.flatnonzero(np.isin(runs["row"].to_numpy(), self._rows))
+        for one in runs.take(own).to_dict("records"):
+            took = one["end_ns"] - one["begin_ns"]
+            self._found[one["row"]] = {
+                "name": inert(one["name"]),
+                "context": inert(self._drawn.contexts[one["context"]]),
+                "thread": int(one["thread"]),
+                "value": int(took if self._what == "took" else one["wait_ns"]),
+                "begin": int(one["begin_ns"]) - self._drawn.begin_ns,
+                "row": int(one["row"]),
+                "verdict": str(one["verdict"]),
             }
-        )
-        if place < CURVES:
-            own = roles[runs["thread"].to_numpy()[part]]
-            for role in pd.unique(own).tolist():
-                mine = part[own == role]
-                curves.append(
-                    {
-                        "name": name,
-                        "context": context,
-                        "role": role,
-                        "wait": _curve(wait[mine]),
-                        "took": _curve(took[mine]),
-                        "ran": len(mine),
-                    }
-                )
-    return {"statistics": table, "curves": curves, "left_out_names": max(len(parts) - NAMES, 0)}
+
+    def data(self) -> list[dict[str, Any]]:
+        """The worst first."""
+        return [self._found[row] for row in self._rows.tolist()]
 
 
-def _curve(values: npt.NDArray[np.float64]) -> list[int]:
-    """Which time so many of them do not exceed: equal steps from the shortest to the longest."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return []
-    points = np.quantile(known, np.linspace(0, 1, POINTS), method="higher")
-    return [int(ns) for ns in points]
+class _Group:
+    """A bottom half in a context: how often it ran, how late, how long, by the thread's role."""
+
+    def __init__(self) -> None:
+        self.ran = 0
+        self.roles: dict[str, tuple[Times, Times, list[int]]] = {}
+
+    def add(self, role: str, wait: Numbers, took: Numbers) -> None:
+        """Some runs; what is not known is below 0."""
+        self.ran += len(wait)
+        waits, tooks, count = self.roles.setdefault(role, (Times(EXACT), Times(EXACT), [0]))
+        waits.add(wait[wait >= 0])
+        tooks.add(took[took >= 0])
+        count[0] += len(wait)
+
+
+class _Statistics:
+    """How often, how late, how long: of each bottom half and context, and curves of the busiest."""
+
+    def __init__(self, drawn: Drawing) -> None:
+        self._contexts = drawn.contexts
+        self._roles = [one.role or "other" for one in drawn.threads]
+        known = {role: number for number, role in enumerate(dict.fromkeys(self._roles))}
+        self._role = np.array([*(known[role] for role in self._roles), -1], np.int64)
+        self._groups: dict[tuple[str, int], _Group] = {}
+
+    def add(self, runs: pd.DataFrame) -> None:
+        """The next ones, in time order."""
+        if runs.empty:
+            return
+        thread, begin = runs["thread"].to_numpy(), runs["begin_ns"].to_numpy()
+        end, wait = runs["end_ns"].to_numpy(), runs["wait_ns"].to_numpy()
+        took = np.where(end < 0, -1, end - begin)
+        codes, context = runs["name"].array.codes, runs["context"].to_numpy()
+        group = numbered(codes, context, self._role[thread])
+        # In the order in which they occur.
+        for number in range(int(group.max()) + 1):
+            own = np.flatnonzero(group == number)
+            first = runs.iloc[own[0]]
+            key = str(first["name"]), int(first["context"])
+            role = self._roles[int(first["thread"])]
+            self._groups.setdefault(key, _Group()).add(role, wait[own], took[own])
+
+    def data(self) -> dict[str, Any]:
+        """As the page has it."""
+        ordered = sorted(self._groups.items(), key=lambda one: -one[1].ran)
+        table, curves = [], []
+        for place, ((name, context), group) in enumerate(ordered[:NAMES]):
+            what = {"name": inert(name), "context": inert(self._contexts[context])}
+            wait, took = Times(EXACT), Times(EXACT)
+            for role, (waits, tooks, count) in group.roles.items():
+                wait, took = wait + waits, took + tooks
+                if place < CURVES:
+                    curves.append(
+                        {
+                            **what,
+                            "role": role,
+                            "wait": waits.quantiles(POINTS),
+                            "took": tooks.quantiles(POINTS),
+                            "ran": count[0],
+                        }
+                    )
+            table.append(
+                {**what, "ran": group.ran, "wait": wait.percentiles(), "took": took.percentiles()}
+            )
+        left_out = max(len(ordered) - NAMES, 0)
+        return {"statistics": table, "curves": curves, "left_out_names": left_out}

@@ -33,22 +33,23 @@ def command(trace: str, output: Path, force: bool, output_format: str) -> int:
     from qtrace.analysis import Trace
     from qtrace.analysis.report import judge_opened
     from qtrace.cli.output import print_json, stderr, stdout
+    from qtrace.cli.progress import converting
     from qtrace.cli.views.verdict_view import inert
     from qtrace.export.drawing import drawing_of
+    from qtrace.export.groundwork import Groundwork
     from qtrace.export.output_file import check_suffix
     from qtrace.export.perfetto import SUFFIXES, export
     from qtrace.trace.writer import check_output
 
     check_suffix(output, SUFFIXES)
     check_output(output, force)
-    one = Trace(trace)
-    one.read()
-    drawing = drawing_of(one, judge_opened([one], lints=None))
-    for text in one.warnings:
+    one, ground = Trace(trace), Groundwork()
+    with converting(trace) as progress:
+        one.progress = progress
+        drawing = drawing_of(one, judge_opened([one], lints=None, beside=[ground]), ground)
+        done = export(drawing, output, force)
+    for text in one.view.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))
-    # Of ten million events its frames are more than a gigabyte.
-    del one
-    done = export(drawing, output, force)
     if output_format == "json":
         print_json({"trace": trace, "output": str(output), **dataclasses.asdict(done)})
         return 0

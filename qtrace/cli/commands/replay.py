@@ -58,6 +58,7 @@ def command(trace: str, speed: float, at_s: float | None, finding: int | None) -
     one = Trace(trace)
     one.read()
     drawn = drawing_of(one, judge_opened([one], lints=None))
+    moments = Moments(one, drawn)
     for text in one.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))
     if finding is not None and finding > len(drawn.findings):
@@ -69,7 +70,6 @@ def command(trace: str, speed: float, at_s: float | None, finding: int | None) -
         player.go_to(finding - 1)
     elif at_s is not None:
         player.now_ns = min(drawn.begin_ns + int(at_s * 1e9), drawn.end_ns)
-    moments = Moments(one, drawn)
     # Of ten million events its frames are more than a gigabyte.
     del one
     if sys.stdout.isatty() and sys.stdin.isatty():

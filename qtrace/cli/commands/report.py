@@ -33,7 +33,9 @@ def command(traces: tuple[str, ...], output: Path, force: bool, output_format: s
     from qtrace.analysis import exit_status, open_traces
     from qtrace.analysis.report import judge_opened
     from qtrace.cli.output import print_json, stderr, stdout
+    from qtrace.cli.progress import converting
     from qtrace.cli.views.verdict_view import print_warnings
+    from qtrace.export.groundwork import Groundwork
     from qtrace.export.html import SUFFIXES, drawings_of, write_html
     from qtrace.export.output_file import check_suffix
     from qtrace.trace.writer import check_output
@@ -41,14 +43,13 @@ def command(traces: tuple[str, ...], output: Path, force: bool, output_format: s
     check_suffix(output, SUFFIXES)
     check_output(output, force)
     opened = open_traces(traces)
-    for one in opened:
-        one.read()
-    report = judge_opened(opened, lints=None)
-    print_warnings(stderr(), report)
-    drawings = drawings_of(opened, report)
-    # Of ten million events its frames are more than a gigabyte.
-    del opened
-    size = write_html(report, drawings, output, force)
+    grounds = [Groundwork() for _one in opened]
+    with converting("reading") as progress:
+        for one in opened:
+            one.progress = progress
+        report = judge_opened(opened, lints=None, beside=grounds)
+        print_warnings(stderr(), report)
+        size = write_html(report, drawings_of(opened, report, grounds), output, force)
     if output_format == "json":
         print_json({"output": str(output), "bytes": size, "verdict": report["verdict"]})
     else:

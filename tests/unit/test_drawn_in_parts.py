@@ -1,0 +1,126 @@
+"""A recording that is read part by part is drawn to the byte as in one piece."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtrace.analysis import Trace, event_order, frames, traces
+from qtrace.analysis.frames import Frames, fold_all
+from qtrace.analysis.report import Judged, asked_names, report_of
+from qtrace.export import windows
+from qtrace.export.drawing import Drawing, drawing_of
+from qtrace.export.groundwork import Groundwork
+from qtrace.export.perfetto import export
+from qtrace.export.report_data import recording_data
+from qtrace.trace import parquet
+from qtrace.trace.reader import TraceFile
+from qtrace.trace.schema import Event, to_row
+from qtrace.trace.stream import tables_of
+from qtrace.trace.table_output import plain
+from qtrace.trace.table_rows import table_of_rows
+from tests.unit.called import calling
+from tests.unit.test_slices import (
+    ALL,
+    CUTS,
+    LATE_NS,
+    LIMITS,
+    QUICK,
+    SAMPLES,
+    in_groups,
+    in_parts,
+    recordings,
+)
+
+
+def drawn(trace: Frames) -> Drawing:
+    names = asked_names([trace], ["*"] if trace.names else [])
+    judged, ground = Judged(trace, names, strict=True, lints=None, thresholds=LIMITS), Groundwork()
+    fold_all(trace, [judged, ground])
+    return drawing_of(trace, report_of([judged], names), ground)
+
+
+def exported(one: Drawing, folder: Path) -> bytes:
+    export(one, folder / "trace.pftrace", force=True)
+    return (folder / "trace.pftrace").read_bytes()
+
+
+def assert_same(path: Path, rows: int, folder: Path, shown: int) -> None:
+    parts = in_parts(path, rows)
+    assert parts is not None
+    one, other = drawn(parts), drawn(Trace(path))
+    assert exported(one, folder) == exported(other, folder)
+    for most in (shown, 100_000):
+        pages = [json.dumps(recording_data(each, most)) for each in (one, other)]
+        assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize("count", [6])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.soak)
+        for path in ALL
+    ],
+)
+def test_every_sample_in_parts(
+    path: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = sum(map(len, tables_of(path, [])))
+    rows = max(events // count, 50)
+    monkeypatch.setattr(parquet, "STEP_ROWS", rows)
+    monkeypatch.setattr(event_order, "LATE_NS", LATE_NS)
+    monkeypatch.setattr(windows, "EVENTS", events // (count + 1))
+    assert_same(in_groups(path, tmp_path / "cut.parquet", rows), rows, tmp_path, events // 30)
+
+
+@CUTS
+@given(recordings(), st.integers(1, 40), st.integers(1, 50))
+def test_any_recording_in_any_parts(events: list[Event], rows: int, window: int) -> None:
+    cut_anywhere(events, rows, window)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@settings(max_examples=500, deadline=None)
+@given(recordings(), st.integers(1, 40), st.integers(1, 50))
+def test_many_recordings_in_any_parts(events: list[Event], rows: int, window: int) -> None:
+    cut_anywhere(events, rows, window)
+
+
+def cut_anywhere(events: list[Event], rows: int, window: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "recording.parquet")
+        table = table_of_rows([to_row(event) for event in events])
+        pq.write_table(plain(table), path, row_group_size=rows)
+        patch.setattr(parquet, "STEP_ROWS", rows)
+        patch.setattr(event_order, "LATE_NS", LATE_NS)
+        patch.setattr(windows, "EVENTS", window)
+        assert_same(path, rows, Path(folder), rows)
+
+
+@pytest.mark.parametrize("name", ["export", "report"])
+def test_the_command_reads_no_long_recording_in_one_piece(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = calling(name, monkeypatch, capsys)
+    path = in_groups(SAMPLES / "all-save-7.2-tcg.parquet", tmp_path / "long.parquet", 10_000)
+    whole, parts = (
+        tmp_path / f"{size}.{'html' if name == 'report' else 'pftrace'}" for size in (1, 2)
+    )
+    first = call(path, "-o", whole)
+    monkeypatch.setattr(traces, "LONG", 1000)
+    monkeypatch.setattr(frames, "read_trace", refused)
+    second = call(path, "-o", parts)
+    assert (second.returncode, second.stderr) == (first.returncode, first.stderr)
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def refused(path: Path, _only: object) -> TraceFile:
+    raise AssertionError(f"{path} was read in one piece")
