@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -39,3 +41,26 @@ def contexts_of(instances: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index().sort_values(
         "instances", ascending=False, kind="stable", ignore_index=True
     )
+
+
+class Runners:
+    """Who ran most of each context, of a recording that may come part by part."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, int, int]] = Counter()
+
+    def add(self, instances: pd.DataFrame) -> None:
+        """Some more instances."""
+        ran = instances[(instances["end"] == "run").to_numpy(np.bool_)]
+        counts = ran.groupby(["context", "ctx", "tid"], observed=True).size().reset_index(name="n")
+        for context, ctx, tid, count in counts.astype(object).to_numpy().tolist():
+            self._counts[str(context), int(ctx), int(tid)] += int(count)
+
+    def of(self, context: str, ctx: int) -> int | None:
+        """The thread's id; None where nobody ran any of it."""
+        own = [
+            (count, tid)
+            for (name, address, tid), count in self._counts.items()
+            if (name, address) == (context, ctx)
+        ]
+        return max(own)[1] if own else None

@@ -5,17 +5,18 @@ Whatever the recording does not show is said to be unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qtrace.analysis.arrays import filled
-from qtrace.analysis.explain_wait import what_it_waited_behind
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.arrays import find_rows
+from qtrace.analysis.explain_wait import Behind, Runs, what_it_waited_behind
+from qtrace.analysis.frames import Frames, Part, fold_all
 from qtrace.analysis.instances import UNSEEN
 from qtrace.analysis.losses import losses_of
+from qtrace.analysis.overview import Overview
 from qtrace.analysis.runs import run_at
 from qtrace.analysis.stacks import frames_of, functions, poll_caller
 from qtrace.analysis.verdicts import LOST
@@ -33,39 +34,82 @@ MARKS = {
 WAYS = {"cancel": "cancelled it", "delete": "deleted it"}
 
 
-def explain(trace: Frames, index: int) -> str:
-    """Sentences about an instance, each on a line: who scheduled it and in what, how long it
-    waited and behind what, where it ran, how long, the verdict with its proof, and its rows."""
-    case = _Case.of(trace, index)
-    lines = [
-        f"{case.one['name'] or '?'}, instance {index} of {trace.path}",
+def explain(
+    trace: Frames, overview: Overview, instances: Mapping[int, Mapping[Any, Any]]
+) -> list[str]:
+    """Sentences about instances, each on a line: who scheduled it and in what, how long it
+    waited and behind what, where it ran, how long, the verdict with its proof, and its rows.
+
+    Args:
+        trace: a recording, or what it is led past folds as; it is gone through once.
+        overview: has seen all of it.
+        instances: rows of ``instances`` by their numbers.
+
+    Returns:
+        A text for each.
+    """
+    cases = [_Case(trace, overview, number, one) for number, one in instances.items()]
+    fold_all(trace, [_Cases(cases, overview)])
+    return ["\n".join(_lines(case)) for case in cases]
+
+
+def _lines(case: _Case) -> list[str]:
+    return [
+        f"{case.one['name'] or '?'}, instance {case.index} of {case.trace.path}",
         _scheduled(case),
         *_waited(case),
         *_ended(case),
         _verdict(case),
         _rows(case),
     ]
-    return "\n".join(lines)
 
 
-@dataclass(frozen=True)
 class _Case:
-    """An instance (its row), its run (a row of ``runs``) and that run's index, if it has one."""
+    """An instance, and what the recording shows of it besides its own row.
 
-    trace: Frames
-    index: int
-    one: dict[str, Any]
-    run: dict[str, Any] | None
-    run_index: int
+    Attributes:
+        one: its row.
+        run: its run (a row of ``runs``), if it has one; outer: the run around that.
+        end_row: the row of its return.
+        during: the run that its scheduler was in then.
+        behind: what ran while it waited.
+    """
 
-    @classmethod
-    def of(cls, trace: Frames, index: int) -> _Case:
-        one = {str(key): value for key, value in trace.instances.iloc[index].items()}
-        at = np.flatnonzero(filled(trace.runs["instance"]) == index)
-        if not len(at):
-            return cls(trace, index, one, None, -1)
-        run = {str(key): value for key, value in trace.runs.iloc[int(at[0])].items()}
-        return cls(trace, index, one, run, int(at[0]))
+    def __init__(
+        self, trace: Frames, overview: Overview, index: int, one: Mapping[Any, Any]
+    ) -> None:
+        self.trace, self.overview, self.index, self.one = trace, overview, index, one
+        self.run: dict[str, Any] | None = None
+        self.outer: dict[str, Any] | None = None
+        self.end_row: int | None = None
+        self.during: dict[str, Any] | None = None
+        self.behind: Behind | None = None
+        if not pd.isna(one["scheduled_ns"]):
+            until = overview.end_ns if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
+            self.behind = Behind(trace, overview, one, int(one["scheduled_ns"]), until)
+
+    def add(self, part: Part, runs: Runs, since_ns: int, until_ns: int) -> None:
+        """A part of the recording, with its own time."""
+        if self.behind is not None:
+            self.behind.add(part, runs)
+            scheduled, tid = int(self.one["scheduled_ns"]), int(self.one["scheduled_by_tid"])
+            if tid and since_ns < scheduled <= until_ns:
+                moment = np.array([tid]), np.array([scheduled])
+                at = int(run_at(part.runs, *moment, self.trace.all_losses)[0])
+                self.during = _row(part.runs, at) if at >= 0 else None
+        if self.one["end"] != "run" or pd.isna(self.one["ended_row"]):
+            return
+        row = int(self.one["ended_row"])
+        at = runs.place(row)
+        if at < 0:
+            return
+        self.run = _row(part.runs, at)
+        if not pd.isna(self.run["outer"]):
+            self.outer = _row(part.runs, int(self.run["outer"]))
+        ends = part.durations
+        found, _which = find_rows(ends["row"].to_numpy(np.int64), np.array([row]))
+        if len(found):
+            self.end_row = int(ends["end_row"].iloc[found[0]])
 
     @property
     def context(self) -> str:
@@ -73,13 +117,32 @@ class _Case:
 
     def when(self, time_ns: int) -> str:
         """Since the recording began."""
-        return f"{(time_ns - int(self.trace.events['time_ns'].iloc[0])) / 1e9:.6f} s"
+        return f"{(time_ns - self.overview.begin_ns) / 1e9:.6f} s"
 
     @property
     def actor(self) -> str:
         role = str(self.one["role"])
         unknown = "" if role not in ("", "other") else " of unknown role"
         return who(role, str(self.one["thread"]), int(self.one["tid"])) + unknown
+
+
+class _Cases:
+    """They are led past a recording together."""
+
+    def __init__(self, cases: Sequence[_Case], overview: Overview) -> None:
+        self._cases, self._unfinished = cases, overview.unfinished
+        self._until = -1
+
+    def add(self, part: Part) -> None:
+        """What is the part's own."""
+        runs = Runs(part, self._unfinished)
+        since, self._until = self._until, int(part.events["time_ns"].iloc[-1])
+        for case in self._cases:
+            case.add(part, runs, since, self._until)
+
+
+def _row(frame: pd.DataFrame, at: int) -> dict[str, Any]:
+    return {str(key): value for key, value in frame.iloc[at].items()}
 
 
 def _scheduled(case: _Case) -> str:
@@ -109,11 +172,9 @@ def _scheduled(case: _Case) -> str:
 
 def _during(case: _Case, tid: int, time_ns: int) -> str:
     """The bottom half and the QMP command that a thread was in then."""
-    runs = case.trace.runs
-    at = int(run_at(runs, np.array([tid]), np.array([time_ns]), case.trace.all_losses)[0])
     found = ""
-    if at >= 0 and at != case.run_index:
-        found = f", inside {runs['name'].iloc[at]} (row {runs['row'].iloc[at]})"
+    if case.during is not None and case.during["row"] != case.one["ended_row"]:
+        found = f", inside {case.during['name']} (row {case.during['row']})"
     rows = case.trace.qmp_steps
     rows = rows[(rows["step"].isin(("begin", "end")) & (rows["tid"] == tid)).to_numpy()]
     before = rows[(rows["time_ns"] <= time_ns).to_numpy()]
@@ -123,18 +184,17 @@ def _during(case: _Case, tid: int, time_ns: int) -> str:
 
 
 def _waited(case: _Case) -> list[str]:
-    one, last = case.one, int(case.trace.events["time_ns"].iloc[-1])
-    if pd.isna(one["scheduled_ns"]):
+    one, behind = case.one, case.behind
+    if behind is None:
         return []
-    since = int(one["scheduled_ns"])
-    until = last if pd.isna(one["ended_ns"]) else int(one["ended_ns"])
+    since, until = behind.since_ns, behind.until_ns
     if one["end"] == UNSEEN:
         return ["It was over when it was scheduled anew, but how it had ended was not seen."]
     if pd.isna(one["ended_ns"]):
         first = f"It was still pending when the recording ended, {show(until - since, 'ns')} later."
     else:
         first = f"It waited {show(until - since, 'ns')}."
-    return [" ".join([first, *what_it_waited_behind(case.trace, one, since, until)])]
+    return [" ".join([first, *what_it_waited_behind(behind)])]
 
 
 def _ended(case: _Case) -> list[str]:
@@ -152,9 +212,8 @@ def _ended(case: _Case) -> list[str]:
         where = f" inside {chain[poll]}() of {caller}"
     if device >= 0:
         where += f", for a device access of the guest ({chain[device]})"
-    if case.run is not None and not pd.isna(case.run["outer"]):
-        outer = case.trace.runs.iloc[int(case.run["outer"])]
-        where += f", inside a run of {outer['name']} (row {outer['row']})"
+    if case.outer is not None:
+        where += f", inside a run of {case.outer['name']} (row {case.outer['row']})"
     stack = f": {_chain(one['stack'])}" if chain else "; its stack could not be read"
     return [f"At {at} {case.actor} ran it{where}{stack}.", _took(case)]
 
@@ -165,8 +224,8 @@ def _took(case: _Case) -> str:
     if run is not None and not pd.isna(run["end_ns"]):
         return f"It returned after {show(int(run['end_ns'] - run['time_ns']), 'ns')}."
     ended = "recording" if trace.exit is None else "target"
-    if case.run_index in trace.unfinished.index:
-        lasted = int(trace.unfinished[case.run_index])
+    lasted = case.overview.unfinished.get(int(case.one["ended_row"]))
+    if lasted is not None:
         if lasted:
             return f"It had not returned {show(lasted, 'ns')} later, when the {ended} ended."
         return f"Whether it returned before the {ended} ended is not known."
@@ -187,7 +246,8 @@ def _proof(case: _Case, verdict: str) -> str:
     row = "" if pd.isna(one["ended_row"]) else f" (row {int(one['ended_row'])})"
     proof = trace.proofs.get(case.index)
     if verdict == "stranded" and proof is not None:
-        first, last = trace.evidence(proof.rows)["time_ns"].to_numpy()
+        looks = trace.file.frame
+        first, last = looks["time_ns"][looks["row"].isin(proof.rows)].to_numpy()
         return (
             f"{proof.sentence}; two looks {show(int(last - first), 'ns')} apart (rows"
             f" {proof.rows[0]} and {proof.rows[1]}) show the same wait, the last one at the end"
@@ -225,11 +285,8 @@ def _rows(case: _Case) -> str:
     for key, kind in (("scheduled_row", "schedule"), ("ended_row", str(one["end"]))):
         if not pd.isna(one[key]):
             parts.append(f"{int(one[key])} ({kind})")
-    if case.run is not None and not pd.isna(case.run["end_ns"]):
-        events = trace.events
-        back = (events["event"] == "return") & (events["time_ns"] == case.run["end_ns"])
-        back &= events["tid"] == case.run["tid"]
-        parts += [f"{int(row)} (return)" for row in events.loc[back.to_numpy(), "row"].head(1)]
+    if case.end_row is not None:
+        parts.append(f"{case.end_row} (return)")
     proof = trace.proofs.get(case.index)
     if proof is not None:
         parts += [f"{row} (blocked)" for row in proof.rows]

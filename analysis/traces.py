@@ -18,12 +18,14 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from qtrace.analysis.explain import explain
-from qtrace.analysis.frames import Frames
+from qtrace.analysis.frames import Frames, fold_all
 from qtrace.analysis.instances import pair_instances
 from qtrace.analysis.lint import LintResult
 from qtrace.analysis.lints import run_lints
+from qtrace.analysis.overview import Overview
+from qtrace.analysis.selection import Selecting
 from qtrace.analysis.slices import Outlined, Sliced
-from qtrace.errors import TraceUnreadable
+from qtrace.errors import NoSuchInstance, TraceUnreadable
 from qtrace.trace.chain import is_chain, shown
 from qtrace.trace.outline import is_long
 from qtrace.trace.reader import TraceFile, read_trace
@@ -67,15 +69,28 @@ class Trace(Frames):
         """What the lints say of it, see ``run_lints``."""
         return run_lints([self.view], names, thresholds)
 
+    @cached_property
+    def overview(self) -> Overview:
+        """What only all of it tells of one of its instances."""
+        found = Overview()
+        fold_all(self.view, [found])
+        return found
+
     def explain(self, instance: int) -> str:
         """What became of an instance and why, in prose (analysis/explain.py).
 
         Raises:
             IndexError: there is no instance of that number.
         """
-        if not 0 <= instance < len(self.instances):
-            raise IndexError(f"no instance {instance}: there are {len(self.instances)}")
-        return explain(self, int(instance))
+        found = Selecting(self.view, [instance])
+        fold_all(self.view, [found])
+        try:
+            (number,) = found.end()
+        except NoSuchInstance as error:
+            count = self.overview.instances
+            raise IndexError(f"no instance {instance}: there are {count}") from error
+        (one,) = found.rows_of([number]).to_dict("records")
+        return explain(self.view, self.overview, {number: one})[0]
 
 
 class Traces(Sequence[Trace]):
@@ -185,9 +200,9 @@ class Traces(Sequence[Trace]):
         """
         number = instance
         for trace in self:
-            if 0 <= number < len(trace.instances):
+            if 0 <= number < trace.overview.instances:
                 return trace.explain(number)
-            number -= len(trace.instances)
+            number -= trace.overview.instances
         raise IndexError(f"no instance {instance}")
 
     def _together(self, parts: list[pd.DataFrame]) -> pd.DataFrame:

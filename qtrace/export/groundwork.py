@@ -7,7 +7,6 @@ end tells is known by then. What is gathered does not depend on where the parts 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from qtrace.analysis.arrays import Numbers, code_of, filled
 from qtrace.analysis.brackets import Mask
 from qtrace.analysis.frames import Part
 from qtrace.analysis.instances import UNSEEN
+from qtrace.analysis.threads import Names
 from qtrace.analysis.verdicts import LOST
 from qtrace.export.nesting import LAST, Nesting
 from qtrace.roles import ORDER
@@ -189,8 +189,7 @@ class Groundwork:
         self.events = self.begin_ns = self.end_ns = self.last_row = 0
         self.places, self.nesting = Places(), Nesting()
         self.took, self.waited = Longest(), Longest()
-        self._threads: dict[int, tuple[str, str]] = {}
-        self._roles: dict[int, tuple[int, str]] = {}
+        self._names = Names()
         self._contexts: dict[str, tuple[int, int, int]] = {}
         self._later: list[pd.DataFrame] = []
         none = np.empty(0, np.int64)
@@ -203,11 +202,7 @@ class Groundwork:
         self._see_events(events)
         own = np.flatnonzero(part.own)
         instances, number = part.instances.take(own), part.number[own]
-        ran = code_of(instances["end"], ("run",)) == 0
-        # A stack may have shown more than the recorder knew.
-        better = instances[["tid", "role"]][ran].assign(number=number[ran])
-        for tid, role, at in _rows(better.drop_duplicates("tid", keep="last")):
-            self._roles[tid] = max(self._roles.get(tid, (-1, "")), (at, str(role)))
+        self._names.add(events, instances, number)
         found = named(instances["context"], instances["ctx"].to_numpy())
         self._see_contexts(2, *found, number, np.zeros(len(number), np.int64))
         self._see_later(instances, number, np.array(found[1], object)[found[0]], before)
@@ -220,8 +215,6 @@ class Groundwork:
         self.events += len(times)
         self.end_ns = int(times[-1])
         self.last_row = max(self.last_row, int(events["row"].max()))
-        last = events[["tid", "thread", "role"]].drop_duplicates("tid", keep="last")
-        self._threads.update({tid: (str(name), str(role)) for tid, name, role in _rows(last)})
         marks = code_of(events["event"], MARKS) >= 0
         context, ctx, row = (events[name][marks] for name in ("context", "ctx", "row"))
         self._see_contexts(1, *named(context, ctx.to_numpy()), times[marks], row.to_numpy(np.int64))
@@ -282,11 +275,8 @@ class Groundwork:
 
     def threads(self) -> tuple[Thread, ...]:
         """In the order in which people are shown them."""
-        found = [
-            Thread(tid, name, self._roles[tid][1] if tid in self._roles else role)
-            for tid, (name, role) in self._threads.items()
-            if tid
-        ]
+        names = self._names.found()
+        found = [Thread(tid, name, role) for tid, (name, role) in names.items()]
         return tuple(sorted(found, key=lambda one: (ORDER.index(one.role), one.tid)))
 
     def contexts(self) -> Contexts:
@@ -303,8 +293,3 @@ class Groundwork:
         )
         flows, counted = (found[name].to_numpy(np.bool_) for name in ("flows", "counted"))
         return Later(row, number, scheduled, flows, counted, codes)
-
-
-def _rows(frame: pd.DataFrame) -> list[list[Any]]:
-    found: list[list[Any]] = frame.astype(object).to_numpy().tolist()
-    return found

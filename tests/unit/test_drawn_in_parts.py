@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,12 +33,13 @@ from tests.unit.test_slices import (
     CUTS,
     LATE_NS,
     LIMITS,
-    QUICK,
     SAMPLES,
     in_groups,
     in_parts,
     recordings,
 )
+
+QUICK = ("all-save-7.2-tcg", "all-migrate-10.0-kvm", "all-stranded-7.2-tcg")
 
 
 def drawn(trace: Frames) -> Drawing:
@@ -95,14 +98,21 @@ def test_many_recordings_in_any_parts(events: list[Event], rows: int, window: in
 
 
 def cut_anywhere(events: list[Event], rows: int, window: int) -> None:
+    with cut(events, rows) as path, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "EVENTS", window)
+        assert_same(path, rows, path.parent, rows)
+
+
+@contextmanager
+def cut(events: list[Event], rows: int) -> Iterator[Path]:
+    """A file of them, in row groups that are read one by one."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "recording.parquet")
         table = table_of_rows([to_row(event) for event in events])
         pq.write_table(plain(table), path, row_group_size=rows)
         patch.setattr(parquet, "STEP_ROWS", rows)
         patch.setattr(event_order, "LATE_NS", LATE_NS)
-        patch.setattr(windows, "EVENTS", window)
-        assert_same(path, rows, Path(folder), rows)
+        yield path
 
 
 @pytest.mark.parametrize("name", ["export", "report"])

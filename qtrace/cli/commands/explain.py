@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,8 @@ import click
 from qtrace.cli.output import format_option, print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from qtrace.analysis import Trace
+    from qtrace.analysis.frames import Frames
+    from qtrace.analysis.overview import Overview
 
 EXAMPLES = """\b
 Examples:
@@ -21,6 +23,9 @@ Examples:
   qtrace explain trace.parquet -b 'snapshot_*' --list"""
 # As many as fit on a few screens; JSON has them all.
 LISTED = 100
+# Of each instance in JSON.
+FACTS = ("name", "context", "verdict", "reason", "scheduled_ns", "ended_ns", "wait_ns", "tid",
+         "thread", "role", "scheduled_row", "ended_row")  # fmt: skip
 
 
 @click.command(epilog=EXAMPLES)
@@ -53,31 +58,55 @@ def command(
     inconclusive, else 0.
     """
     from qtrace.analysis import FINDINGS, Trace
-    from qtrace.analysis.selection import select_instances
+    from qtrace.analysis.explain import explain
+    from qtrace.analysis.frames import fold_all
+    from qtrace.analysis.overview import Overview
+    from qtrace.analysis.selection import Listing, Selecting
+    from qtrace.cli.progress import converting
     from qtrace.cli.views.verdict_view import inert
     from qtrace.errors import ExitStatus
 
-    one = Trace(trace)
-    chosen = select_instances(one, instances, rows, patterns, every=listed)
+    opened, overview = Trace(trace), Overview()
+    with converting(trace) as progress:
+        opened.progress = progress
+        one = opened.view
+        selecting = Selecting(one, instances, rows, patterns, every=listed)
+        fold_all(one, [overview, selecting])
+        chosen = selecting.end()
+        as_json = output_format == "json"
+        shown = chosen if as_json or not listed else chosen[:LISTED]
+        listing = Listing(shown, FACTS)
+        texts: list[str] = []
+        if listed and shown:
+            fold_all(one, [listing])
+            found = listing.rows().to_dict("records")
+        elif shown:
+            found = selecting.rows_of(shown).to_dict("records")
+            texts = explain(one, overview, dict(zip(shown, found, strict=True)))
+        else:
+            found = []
     for text in one.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))
-    found = one.instances.take(chosen)
-    if output_format == "json":
-        print_json({"trace": trace, "instances": [_plain(one, index, listed) for index in chosen]})
+    if as_json:
+        facts = [
+            {"instance": index, **_plain(row)} for index, row in zip(shown, found, strict=True)
+        ]
+        for fact, text in zip(facts, texts, strict=False):
+            fact["text"] = text
+        print_json({"trace": trace, "instances": facts})
     elif listed:
-        _list(one, chosen)
+        _list(shown, found, len(chosen))
     else:
-        texts = [inert_lines(one.explain(index)) for index in chosen]
-        stdout().print("\n\n".join(texts) or inert_lines(_nothing(one, trace)))
-    verdicts = set(found["verdict"].astype(object))
-    if verdicts & FINDINGS:
+        told = [inert_lines(text) for text in texts]
+        stdout().print("\n\n".join(told) or inert_lines(_nothing(one, overview, trace)))
+    if selecting.verdicts & FINDINGS:
         return ExitStatus.FINDING
-    return ExitStatus.INCONCLUSIVE if "inconclusive" in verdicts else ExitStatus.OK
+    return ExitStatus.INCONCLUSIVE if "inconclusive" in selecting.verdicts else ExitStatus.OK
 
 
-def _nothing(one: Trace, path: str) -> str:
+def _nothing(one: Frames, overview: Overview, path: str) -> str:
     """Of a recording without what was asked for: what it has, and what to type next."""
-    names = one.instances["name"].nunique()
+    names = len(overview.names)
     if names:
         what = "1 other bottom half" if names == 1 else f"{names} other bottom halves"
         next_one = shlex.join(["qtrace", "explain", path, "-b", "*"])
@@ -96,21 +125,18 @@ def inert_lines(text: str) -> str:
     return "\n".join(inert(line) for line in text.split("\n"))
 
 
-def _plain(trace: Trace, index: int, listed: bool) -> dict[str, Any]:
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
     """An instance as JSON has it."""
     import pandas as pd
 
-    one = trace.instances.iloc[index]
-    columns = ("name", "context", "verdict", "reason", "scheduled_ns", "ended_ns", "wait_ns", "tid",
-               "thread", "role", "scheduled_row", "ended_row")  # fmt: skip
-    facts: dict[str, Any] = {"instance": index}
-    for column in columns:
-        value = one[column]
+    facts: dict[str, Any] = {}
+    for column in FACTS:
+        value = row[column]
         facts[column] = None if pd.isna(value) else value if isinstance(value, str) else int(value)
-    return facts if listed else {**facts, "text": trace.explain(index)}
+    return facts
 
 
-def _list(trace: Trace, chosen: list[int]) -> None:
+def _list(numbers: list[int], rows: list[dict[Any, Any]], count: int) -> None:
     import pandas as pd
     from rich.table import Table
     from rich.text import Text
@@ -123,15 +149,13 @@ def _list(trace: Trace, chosen: list[int]) -> None:
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for title in ("on", "verdict"):
         table.add_column(title, overflow="fold")
-    shown = trace.instances.take(chosen[:LISTED])
-    columns = ["name", "context", "wait_ns", "role", "thread", "verdict"]
-    for index, row in zip(chosen, shown[columns].astype(object).to_numpy(), strict=False):
-        name, context, wait, role, thread, verdict = row
-        waited = "" if pd.isna(wait) else show(wait, "ns")
-        where = f"{role} {thread}".strip()
-        cells = [str(index), f"{name or '?'} ({context or '?'})", waited, where, verdict]
+    for index, row in zip(numbers, rows, strict=True):
+        waited = "" if pd.isna(row["wait_ns"]) else show(row["wait_ns"], "ns")
+        what = f"{row['name'] or '?'} ({row['context'] or '?'})"
+        where = f"{row['role']} {row['thread']}".strip()
+        cells = [str(index), what, waited, where, row["verdict"]]
         table.add_row(*(Text(inert(cell)) for cell in cells))
     console = stdout()
     console.print(table)
-    if len(chosen) > LISTED:
-        console.print(f"... {len(chosen) - LISTED:,} more with --format json")
+    if count > len(numbers):
+        console.print(f"... {count - len(numbers):,} more with --format json")
