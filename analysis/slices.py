@@ -440,6 +440,14 @@ class Outlined(Frames):
                 self.proofs = {int(part.number[at]): proof for at, proof in part.proofs.items()}
             yield part
 
+    @cached_property
+    def watched_until(self) -> int:
+        """See ``Frames``: the recording is read for it."""
+        for _part in self.parts():
+            pass
+        found: int = self.__dict__["watched_until"]
+        return found
+
     @property
     def names(self) -> list[str]:
         """See ``Frames``."""
