@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from elftools.elf.elffile import ELFFile
 
-from qtrace.binary.symbols import SYMBOL
+from qtrace.binary.arrays import SYMBOL
 from qtrace.sites.scheduler import WELL_KNOWN_NAMES
 
 # st_shndx of a symbol that is another file's.

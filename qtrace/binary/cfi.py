@@ -9,10 +9,10 @@ from __future__ import annotations
 import bisect
 import io
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 from elftools.dwarf.callframe import FDE, CallFrameInfo, RegisterRule
 from elftools.dwarf.structs import DWARFStructs
 
@@ -46,22 +46,22 @@ class _Decoded:
     rules: list[Rule | None]
 
 
-Addresses = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
 class CallFrames:
     """The unwind rules of one ELF file, by link-time address."""
 
     def __init__(self, elf: Elf) -> None:
         self._elf = elf
         self._return_address = elf.architecture.return_address
-        self._starts, self._fdes = _search_table(elf)
+        self._base = elf.eh_frame_hdr or 0
+        table = _search_table(elf)
+        # As distances from there.
+        self._starts, self._fdes = table[::2], table[1::2]
         self._decoded: dict[int, _Decoded] = {}
 
     @property
-    def starts(self) -> Addresses:
+    def starts(self) -> array[int]:
         """Link-time start addresses of every function, sorted."""
-        return self._starts
+        return array("q", (self._base + start for start in self._starts))
 
     def function(self, vaddr: int) -> tuple[int, int] | None:
         """Start and end of the function around a link-time address."""
@@ -76,12 +76,12 @@ class CallFrames:
         return entry.rules[bisect.bisect_right(entry.rows, vaddr) - 1]
 
     def _entry(self, vaddr: int) -> _Decoded | None:
-        index = int(np.searchsorted(self._starts, vaddr, side="right")) - 1
+        index = bisect.bisect_right(self._starts, vaddr - self._base) - 1
         if index < 0:
             return None
-        start = int(self._starts[index])
+        start = self._base + self._starts[index]
         if start not in self._decoded:
-            self._decoded[start] = self._decode(start, int(self._fdes[index]))
+            self._decoded[start] = self._decode(start, self._base + self._fdes[index])
         entry = self._decoded[start]
         return entry if vaddr < entry.end else None
 
@@ -144,17 +144,18 @@ def _record(elf: Elf, vaddr: int) -> bytes:
     return elf.read(vaddr, 4 + struct.unpack("<I", head)[0]) if len(head) == 4 else b""
 
 
-def _search_table(elf: Elf) -> tuple[Addresses, Addresses]:
-    """Link-time addresses of the functions, sorted, and of their FDEs; empty without a table."""
-    empty = np.empty(0, np.int64)
+def _search_table(elf: Elf) -> array[int]:
+    """Of each function its address and that of its FDE, in turn, sorted, as distances from
+    .eh_frame_hdr; empty without a table."""
+    nothing = array("i")
     header = elf.eh_frame_hdr
     if header is None:
-        return empty, empty
+        return nothing
     raw = elf.read(header, 12)
     if len(raw) < 12 or (raw[0], raw[1], raw[2], raw[3]) != (
         1, PCREL_SDATA4, UDATA4, DATAREL_SDATA4,
     ):  # fmt: skip
-        return empty, empty
+        return nothing
     count = struct.unpack_from("<I", raw, 8)[0]
-    table = np.frombuffer(elf.read(header + 12, 8 * count), "<i4").reshape(-1, 2).astype(np.int64)
-    return table[:, 0] + header, table[:, 1] + header
+    table = elf.read(header + 12, 8 * count)
+    return array("i", table[: len(table) // 8 * 8])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from capstone import arm64
 
+from qtrace.binary.arrays import code_arrays
 from qtrace.binary.elf import Elf
 from qtrace.binary.values import Constant, Loaded, Returned, State, Value
 from qtrace.machine.arch_aarch64 import CALLER_SAVED_NAMES
@@ -196,7 +197,7 @@ def _value(instruction: capstone.CsInsn, before: State) -> Value | None:
 
 def _words(elf: Elf) -> list[tuple[int, Words]]:
     """Link-time start and instructions of each executable segment."""
-    return [(start, code[: len(code) // 4 * 4].view("<u4")) for start, code in elf.code_bytes()]
+    return [(start, code[: len(code) // 4 * 4].view("<u4")) for start, code in code_arrays(elf)]
 
 
 def _signed(words: Words, shift: int, bits: int) -> npt.NDArray[np.int64]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from capstone import x86
 
+from qtrace.binary.arrays import code_arrays
 from qtrace.binary.elf import Elf
 from qtrace.binary.values import Constant, Loaded, Returned, State, Value
 from qtrace.machine.arch_x86_64 import CALLER_SAVED_NAMES, ENDBR64
@@ -57,7 +58,7 @@ class CodeX86:
     def references_to(self, elf: Elf, targets: Collection[int]) -> list[int]:
         hits: list[int] = []
         wanted = np.array(sorted(targets), dtype=np.int64)
-        for start, code in elf.code_bytes():
+        for start, code in code_arrays(elf):
             # call rel32, jmp rel32, and jcc rel32 (0f 8x), the displacement after the opcode.
             opcodes = np.flatnonzero(((code[:-4] & 0xFE) == 0xE8) | ((code[:-4] & 0xF0) == 0x80))
             conditional = (code[opcodes] & 0xF0) == 0x80
@@ -72,7 +73,7 @@ class CodeX86:
     def loads_of(self, elf: Elf, address: int) -> list[int]:
         """`lea r64, [rip + x]`: 48 or 4c, 8d, the register, the displacement."""
         hits = []
-        for start, code in elf.code_bytes():
+        for start, code in code_arrays(elf):
             wide, lea = code[:-6] & 0xFB == 0x48, code[1:-5] == 0x8D
             at = np.flatnonzero(wide & lea & (code[2:-4] & 0xC7 == 5))
             loads = start + at + 7 + displacements(code, at + 3)

@@ -15,8 +15,6 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-import numpy as np
-import numpy.typing as npt
 from elftools.common.utils import parse_cstring_from_stream, struct_parse
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
@@ -170,13 +168,10 @@ class Elf:
     def code(self) -> list[Segment]:
         return [s for s in self.segments if s.executable]
 
-    def code_bytes(self) -> list[tuple[int, npt.NDArray[np.uint8]]]:
+    def code_bytes(self) -> list[tuple[int, memoryview]]:
         """Link-time start and bytes of each executable segment, which are not copied."""
         view = memoryview(self._data)
-        return [
-            (s.vaddr, np.frombuffer(view[s.offset : s.offset + s.filesz], np.uint8))
-            for s in self.code
-        ]
+        return [(s.vaddr, view[s.offset : s.offset + s.filesz]) for s in self.code]
 
     def is_code(self, vaddr: int) -> bool:
         return any(0 <= vaddr - s.vaddr < s.filesz for s in self.code)
@@ -208,7 +203,7 @@ class Elf:
         """A hash of the executable segments: a binary can claim any build id."""
         digest = hashlib.blake2b(digest_size=16)
         for _start, code in self.code_bytes():
-            digest.update(code.data)
+            digest.update(code)
         return digest.hexdigest()
 
     @cached_property

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from qtrace.binary.arrays import SYMBOL, code_arrays
 from qtrace.binary.code_x86_64 import displacements
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.binary.symbols import SYMBOL
 from qtrace.host.cache import load_json, store_json
 from qtrace.machine.arch_x86_64 import X86_64
 
@@ -63,16 +63,7 @@ class _Binary:
         self._elf = module.elf
         self._symbols = module.symbols
         self._starts: Addresses = np.asarray(module.frames.starts, np.int64)
-        self._code = [
-            (
-                segment.vaddr,
-                np.frombuffer(
-                    memoryview(self._elf.data)[segment.offset : segment.offset + segment.filesz],
-                    np.uint8,
-                ),
-            )
-            for segment in self._elf.code
-        ]
+        self._code = code_arrays(module.elf)
 
     def names(self) -> dict[int, str]:
         used: dict[int, set[int]] = {}

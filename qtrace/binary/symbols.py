@@ -7,84 +7,95 @@ modules link against them); static ones are named by ``scan`` where the code tel
 from __future__ import annotations
 
 import lzma
-import re
+from array import array
+from bisect import bisect_left, bisect_right
+from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from qtrace.binary.elf import Elf
 from qtrace.errors import QtraceError
 
-SYMBOL = np.dtype(
-    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("shndx", "<u2"), ("value", "<u8"),
-     ("size", "<u8")]
-)  # fmt: skip
+# An entry: name, info, other, section index, value, size.
+ENTRY = 24
 STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 1, 2, 10
+WANTED = frozenset({STT_OBJECT, STT_FUNC, STT_GNU_IFUNC})
 DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
 
 
 class SymbolTable:
     """The functions and variables of one ELF file.
 
-    Looks names up without making a Python object per symbol: a QEMU has 20,000.
+    Columns, not an object per symbol: a QEMU has 20,000.
     """
 
     def __init__(self, tables: list[tuple[bytes, bytes]]) -> None:
-        parts: list[npt.NDArray[np.void]] = []
-        strings = b""
-        for raw, names in tables:
-            table = np.frombuffer(raw[: len(raw) // SYMBOL.itemsize * SYMBOL.itemsize], SYMBOL)
-            kind = table["info"] & 0xF
-            wanted = np.isin(kind, (STT_OBJECT, STT_FUNC, STT_GNU_IFUNC))
-            table = table[wanted & (table["shndx"] != 0) & (table["value"] != 0)].copy()
-            table["name"] += len(strings)
-            parts.append(table)
-            strings += names + b"\0"
-        table = np.concatenate(parts) if parts else np.empty(0, SYMBOL)
-        # Local aliases come before exported names, so that a look-up meets the latter last.
-        order = np.lexsort((table["info"] >> 4, table["value"]))
-        self._table = table[order]
-        self._values = np.ascontiguousarray(self._table["value"])
-        self._strings = strings
+        self._values, self._names, self._sizes = array("Q"), array("Q"), array("Q")
+        self._strings = b""
+        keys: list[int] = []
+        for raw, strings in tables:
+            whole = raw[: len(raw) // ENTRY * ENTRY]
+            words, base = array("Q", whole), len(self._strings)
+            columns = zip(words[1::3], whole[4::ENTRY], array("H", whole)[3::12], strict=True)
+            # Local aliases come before exported names, so that a look-up meets the latter last.
+            keys += [
+                (value << 4 | info >> 4) << 32 | number
+                for number, (value, info, section) in enumerate(columns, len(self._names))
+                if value and section and info & 0xF in WANTED
+            ]
+            self._names.extend(base + name for name in array("I", whole)[::6])
+            self._sizes.extend(words[2::3])
+            self._strings += strings + b"\0"
+        keys.sort()
+        self._values.extend(key >> 36 for key in keys)
+        order = [key & 0xFFFFFFFF for key in keys]
+        self._names = array("Q", map(self._names.__getitem__, order))
+        self._sizes = array("Q", map(self._sizes.__getitem__, order))
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._values)
 
     def address(self, name: str) -> int | None:
         """The link-time address of a function or variable, None when it has no symbol."""
         # A name may be the tail of a longer one (linkers share strings): try each place.
-        for match in re.finditer(re.escape(name.encode()) + b"\0", self._strings):
-            hits = np.flatnonzero(self._table["name"] == match.start())
-            if len(hits):
-                return int(self._values[hits[-1]])
+        wanted = name.encode() + b"\0"
+        at = self._strings.find(wanted)
+        while at >= 0:
+            index = self._by_place.get(at)
+            if index is not None:
+                return self._values[index]
+            at = self._strings.find(wanted, at + 1)
         return None
+
+    @cached_property
+    def _by_place(self) -> dict[int, int]:
+        """By where a name begins: its last symbol."""
+        return {place: index for index, place in enumerate(self._names)}
 
     def by_name(self) -> dict[str, int]:
         """The link-time addresses of all of them: for whoever asks for thousands."""
-        return {self._name(symbol): int(symbol["value"]) for symbol in self._table}
+        return {self._name(index): value for index, value in enumerate(self._values)}
 
     def extent(self, name: str) -> tuple[int, int] | None:
         """A function's link-time start and end, None when it has no (sized) symbol."""
         start = self.address(name)
         if start is None:
             return None
-        size = int(self._table["size"][self._values == start].max())
+        alike = slice(bisect_left(self._values, start), bisect_right(self._values, start))
+        size = max(self._sizes[alike])
         return (start, start + size) if size else None
 
     def lookup(self, vaddr: int) -> tuple[str, int] | None:
         """The function that covers a link-time address, with the offset into it."""
-        index = int(np.searchsorted(self._values, vaddr, side="right")) - 1
+        index = bisect_right(self._values, vaddr) - 1
         if index < 0:
             return None
-        symbol = self._table[index]
-        offset = vaddr - int(symbol["value"])
-        if offset >= max(int(symbol["size"]), 1):
+        offset = vaddr - self._values[index]
+        if offset >= max(self._sizes[index], 1):
             return None
-        return self._name(symbol), offset
+        return self._name(index), offset
 
-    def _name(self, symbol: np.void) -> str:
-        start = int(symbol["name"])
+    def _name(self, index: int) -> str:
+        start = self._names[index]
         end = self._strings.index(b"\0", start)
         # .symtab spells versioned names "name@GLIBC_2.2.5".
         name = self._strings[start:end].partition(b"@")[0]

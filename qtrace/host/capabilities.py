@@ -28,22 +28,15 @@ from qtrace.host.bpf_syscall import (
     load_program,
 )  # fmt: skip
 from qtrace.host.pid_namespace import require_proc
+from qtrace.host.privileges import CAPABILITIES, OUTSIDE, in_user_namespace
 from qtrace.host.uprobe_links import links_work
 
 State = Literal["ok", "missing", "untried"]
 Need = Literal["ebpf", "gdb", "target", "others", "compile"]
 
 ROOT = "run qtrace as root (sudo qtrace ...)"
-OUTSIDE = "run qtrace outside that namespace (a rootless container, unshare --user)"
-# linux/capability.h
-CAPABILITIES = {
-    "CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21,
-    "CAP_SYS_RESOURCE": 24, "CAP_PERFMON": 38, "CAP_BPF": 39,
-}  # fmt: skip
 # What those of --all and what belongs to them may take (qtrace/record/all_events/all_program.py).
 BUFFERS = 128 << 20
-# PROC_USER_INIT_INO of linux/proc_ns.h: the host's own.
-USER_NAMESPACE = "user:[4026531837]"
 UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
 
 
@@ -131,14 +124,6 @@ def _uses() -> dict[str, tuple[str, tuple[Need, ...]]]:
 
 def _grant() -> str:
     return f"{ROOT}, or with {', '.join(_uses())}"
-
-
-def in_user_namespace() -> bool:
-    """Whether this process is in another user namespace than the host's."""
-    try:
-        return os.readlink("/proc/self/ns/user") != USER_NAMESPACE
-    except OSError:
-        return False
 
 
 def capabilities() -> frozenset[str]:

@@ -13,12 +13,17 @@ import struct
 import threading
 from collections.abc import Iterable
 
-from qtrace.host.capabilities import CAPABILITIES
-
 # linux/prctl.h
 SET_NO_NEW_PRIVS, AMBIENT, AMBIENT_CLEAR_ALL = 38, 47, 4
 # linux/capability.h
 VERSION_3 = 0x20080522
+CAPABILITIES = {
+    "CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_RESOURCE": 24, "CAP_PERFMON": 38, "CAP_BPF": 39,
+}  # fmt: skip
+# PROC_USER_INIT_INO of linux/proc_ns.h: the host's own.
+USER_NAMESPACE = "user:[4026531837]"
+OUTSIDE = "run qtrace outside that namespace (a rootless container, unshare --user)"
 # Effective, permitted, inheritable: the low halves of all, then the high ones.
 SETS = struct.Struct("<6I")
 
@@ -32,6 +37,15 @@ def give_up(keep: Iterable[str] = ()) -> None:
     global _kept
     _kept = frozenset(keep)
     follow()
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is in another user namespace than the host's: what it holds there
+    counts for nothing of the host's."""
+    try:
+        return os.readlink("/proc/self/ns/user") != USER_NAMESPACE
+    except OSError:
+        return False
 
 
 def may_read_without(folder: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
-from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import with_outside
@@ -13,7 +13,6 @@ from qtrace.machine.memory import Memory
 from qtrace.process.live_source import LiveSource
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
-from qtrace.qemu.aio.poll_time import longest_poll_ns, longest_poll_offset
 from qtrace.qemu.aio.waits import asleep_ns, in_words
 from qtrace.units import show
 
@@ -42,9 +41,8 @@ def surroundings(
     yield from connections(descriptors)
     if requests is not None:
         yield from behind_backends(descriptors, requests)
-    offset = longest_poll_offset(ModuleDisassembly(source.binary))
-    if offset is not None:
-        yield from pollers(look, source.memory, offset)
+    if looker.layout.ctx_poll_max_ns is not None:
+        yield from pollers(look, source.memory, looker.layout.ctx_poll_max_ns)
     if run_state == "running":
         yield from processors(looker, look)
 
@@ -77,10 +75,15 @@ def behind_backends(descriptors: Descriptors, requests: Requests) -> Iterator[st
 
 
 def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:
-    """IOThreads that keep a processor busy between two events."""
+    """IOThreads that keep a processor busy between two events.
+
+    Args:
+        offset: where an AioContext has how long its loop polls before it sleeps.
+    """
     for context in look.contexts:
-        longest = longest_poll_ns(memory, context.address, offset)
-        if context.name.startswith("iothread:") and longest and longest >= LONG_POLL_NS:
+        raw = memory.read(context.address + offset, 8)
+        longest = struct.unpack("<q", raw)[0] if len(raw) == 8 else 0
+        if context.name.startswith("iothread:") and longest >= LONG_POLL_NS:
             length = show(longest, "ns")
             yield (
                 f"the loop of {context.quoted} polls for up to {length} before it sleeps "

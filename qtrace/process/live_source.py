@@ -16,7 +16,7 @@ from qtrace.machine.thread_files import ThreadFiles, system_call
 from qtrace.machine.thread_pointer import is_thread_pointer, robust_list, thread_pointer
 from qtrace.process.look_source import State
 from qtrace.process.maps import AddressSpace, guarded_memory
-from qtrace.process.process import AS_ROOT, Identity, Process
+from qtrace.process.process import Identity, Process, as_root
 from qtrace.qemu.aio.jump_buffer import guard_of_auxv
 
 
@@ -91,7 +91,7 @@ class LiveSource:
         if not call:
             # A thread whose file is not to be read is none that runs.
             raise PermissionMissing(
-                f"not allowed to see what the threads of process {self.pid} do", AS_ROOT
+                f"not allowed to see what the threads of process {self.pid} do", as_root()
             )
 
     def ending(self) -> None:

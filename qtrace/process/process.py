@@ -22,6 +22,7 @@ from qtrace.errors import (
     UnsupportedBinary,
 )
 from qtrace.host.pid_namespace import require_proc
+from qtrace.host.privileges import OUTSIDE, in_user_namespace
 from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.architectures import HOST
 from qtrace.machine.memory import ProcessMemory
@@ -31,7 +32,6 @@ from qtrace.process.maps import AddressSpace
 
 # What --version prints: qemu-nbd's text differs from all others'.
 VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
-AS_ROOT = "run qtrace as root (sudo qtrace ...), or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
 
 
 @contextmanager
@@ -77,6 +77,13 @@ class Identity:
         return self.started == other.started and all(one == two for one, two in known)
 
 
+def as_root() -> str:
+    """The remedy where a process may not be looked into."""
+    if in_user_namespace():
+        return f"{OUTSIDE}: what it holds there does not count for the host's processes"
+    return "run qtrace as root (sudo qtrace ...), or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+
+
 class Process:
     """A running QEMU program.
 
@@ -103,7 +110,7 @@ class Process:
                 raise HasEnded(pid) from error
             raise NotQemu(f"process {pid}") from error
         except PermissionError as error:
-            raise PermissionMissing(f"not allowed to look into process {pid}", AS_ROOT) from error
+            raise PermissionMissing(f"not allowed to look into process {pid}", as_root()) from error
         self.exe_path = link.removesuffix(" (deleted)")
         self.deleted = link.endswith(" (deleted)")
         self.program = Path(self.exe_path).name
@@ -144,7 +151,7 @@ class Process:
         except PermissionError as error:
             # Ptrace is not enough: the file itself is its owner's.
             raise PermissionMissing(
-                f"not allowed to read the memory of process {self.pid}", AS_ROOT
+                f"not allowed to read the memory of process {self.pid}", as_root()
             ) from error
         except FileNotFoundError as error:
             raise NoSuchProcess(self.pid) from error
@@ -220,7 +227,7 @@ def _not_here(pid: int) -> QtraceError:
         pass
     except (ProcessLookupError, OverflowError):
         return NoSuchProcess(pid)
-    return PermissionMissing(f"/proc does not show process {pid} to this user (hidepid)", AS_ROOT)
+    return PermissionMissing(f"/proc does not show process {pid} to this user (hidepid)", as_root())
 
 
 def _is_zombie(pid: int) -> bool:

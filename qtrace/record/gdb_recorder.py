@@ -13,7 +13,7 @@ from qtrace.gdb.channel import Message
 from qtrace.gdb.checks import check_usable, refuse_unstoppable
 from qtrace.gdb.gdb_session import GdbSession
 from qtrace.gdb.stop_registers import CAPTURE, hit_of
-from qtrace.host.capabilities import CAPABILITIES
+from qtrace.host.privileges import CAPABILITIES
 from qtrace.machine.arch_x86_64 import ARGUMENTS, REGISTER_NAMES
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
 from qtrace.inspection.qemu import LiveQemu
+from qtrace.machine import heap
 from qtrace.process.process import Process
 from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.child import Child
@@ -63,6 +64,7 @@ def launch(
         try:
             armed_ns = set_probes(qemu, plans, probes, every)
             contexts = qemu.contexts
+            heap.give_back()
             child.go()
             # Its contexts' names can only be read while it lives: qemu-img may not for long.
             contexts.wait(CONTEXTS_WAIT_S, child.ended)

@@ -8,6 +8,7 @@ Both sides send lines of JSON: whoever has come to rule one of them has not the 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -51,6 +52,8 @@ class LooksApart:
         self._unsent: list[list[Any]] = []
         self._asked_ns = 0
         ours, theirs = socket.socketpair()
+        # Both have it in common: who looks for garbage in it writes to each of its pages.
+        gc.freeze()
         # The child's threads and buffers begin anew: this one has none that are under way.
         self.pid = os.fork()
         if self.pid == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,6 +10,7 @@ from qtrace.errors import NoSuchProcess
 from qtrace.host import privileges
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
+from qtrace.machine import heap
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
@@ -66,6 +66,7 @@ def start_recording(
         qemu = LiveQemu(process, plans.scan)
         if options.qmp_socket is not None:
             qemu.roles.tell(_told_by_qmp(options.qmp_socket))
+        heap.give_back()
         recording = arm(qemu, plans, probes, writer, options, every, rotation=rotation)
     recording.why = why
     return recording
@@ -126,7 +127,6 @@ def arm(
         if isinstance(error, ProcessLookupError):
             raise NoSuchProcess(qemu.pid) from error
         raise
-    give_back()
     return recording
 
 
@@ -147,14 +147,6 @@ def set_probes(qemu: LiveQemu, plans: Plans, probes: Probes, everything: AllReco
 def _can_look(qemu: LiveQemu) -> bool:
     """Its lists are found by what exported functions do with them."""
     return qemu.binary.symbols.address("aio_bh_poll") is not None
-
-
-def give_back() -> None:
-    """What the search for sites took is free: let the system have it, as far as the C library
-    can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _told_by_qmp(socket: Path) -> dict[int, tuple[Role, str]]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from capstone import x86
 
+from qtrace.binary.arrays import code_arrays
 from qtrace.binary.code_x86_64 import direct_target, full_register, writes
 from qtrace.binary.dataflow import Function, callers_of
 from qtrace.binary.elf import Elf
@@ -369,7 +370,7 @@ def _argument(function: Function, call: int) -> str:
 
 def _address_taken(elf: Elf, target: int) -> bool:
     """Whether something may call a function by its address: a lea, or a relocated pointer."""
-    for start, code in elf.code_bytes():
+    for start, code in code_arrays(elf):
         # lea r64, [rip + disp32]: REX.W 8d, mod 00 rm 101
         at = np.flatnonzero((code[1:-5] == 0x8D) & (code[2:-4] & 0xC7 == 0x05))
         words = np.lib.stride_tricks.sliding_window_view(code, 4)[at + 3].copy()

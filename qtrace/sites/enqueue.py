@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from capstone import x86
 
+from qtrace.binary.arrays import code_arrays
 from qtrace.binary.code_x86_64 import direct_target, full_register, writes
 from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
@@ -20,7 +21,7 @@ LOOP = 24
 def find_cmpxchgs(elf: Elf, flags: int) -> list[int]:
     """Addresses at which the bytes read as `lock cmpxchg r32, flags(reg)`."""
     hits: list[int] = []
-    for start, code in elf.code_bytes():
+    for start, code in code_arrays(elf):
         for prefixes in (1, 2):
             at = np.flatnonzero(
                 (code[: -4 - prefixes] == 0xF0)

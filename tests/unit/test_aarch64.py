@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import mmap
 import os
 import re
@@ -263,7 +264,7 @@ def test_each_row_of_unwind_rules_is_readelfs(name: str, every: int) -> None:
     rows = {
         address: row
         for address, row in rows_of(shown.stdout).items()
-        if not int(starts.searchsorted(address, side="right")) % every
+        if not bisect.bisect_right(starts, address) % every
     }
     rules = {address: frames.rule(address) for address in rows}
     # Vector registers are kept, too, and no frame is found by them.

@@ -278,6 +278,17 @@ def _big_lock(program: Disassembly) -> dict[str, int]:
     return {}
 
 
+def _longest_poll(program: Disassembly) -> dict[str, int]:
+    """aio_context_set_poll_params(ctx, max_ns, ...) stores its second argument in the context."""
+    for step in follow(program, "aio_context_set_poll_params", 60):
+        place = step.address(0)
+        if step.instruction.mnemonic != "mov" or place is None or place.root != CONTEXT:
+            continue
+        if step.value(1) == argument(1):
+            return {"ctx_poll_max_ns": place.offset}
+    return {}
+
+
 def _poll_register(program: Disassembly) -> dict[str, str]:
     """The callee-saved register that keeps the first argument, ctx, in aio_poll()'s frames.
 
@@ -328,5 +339,5 @@ def _loads(step: Step, offset: int) -> bool:
 
 _PARTS: tuple[Callable[[Disassembly], dict[str, int] | dict[str, str]], ...] = (
     _main_contexts, bottom_halves, _handlers, _scheduled, _coroutines, _thread_local, _jobs,
-    _big_lock, _poll_register,
+    _big_lock, _longest_poll, _poll_register,
 )  # fmt: skip

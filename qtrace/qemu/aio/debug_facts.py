@@ -27,6 +27,7 @@ MEMBERS = (
     ("ctx_bh_slice_list", "struct AioContext", "bh_slice_list", 0),
     ("ctx_aio_handlers", "struct AioContext", "aio_handlers", 0),
     ("ctx_scheduled_coroutines", "struct AioContext", "scheduled_coroutines", 0),
+    ("ctx_poll_max_ns", "struct AioContext", "poll_max_ns", 0),
     ("handler_next", "struct AioHandler", "node", 0),
     ("handler_deleted", "struct AioHandler", "node_deleted", 8),
     ("handler_io_read", "struct AioHandler", "io_read", 0),

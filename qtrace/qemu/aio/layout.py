@@ -60,6 +60,7 @@ class Layout:
     job_co: int | None = None
     job_status: int | None = None
     driver_type: int | None = None
+    ctx_poll_max_ns: int | None = None
     iothread_ctx: int = 0
 
     @property
