@@ -3,8 +3,10 @@ missing one is named."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from tests.live.support.attached import (
     wait_for,
     watched_half,
 )
+from tests.live.support.filtered import killed_for_bpf, refused_maps
 from tests.live.support.older_kernel import without_links
 
 pytestmark = [
@@ -104,6 +107,16 @@ def without_a_compiler() -> list[str]:
         hidden.append(find_bcc())
     mounts = [f"mount -t tmpfs none {folder}" for folder in hidden if folder.is_dir()]
     return ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh"]
+
+
+def two_lines(command: Sequence[str]) -> list[str]:
+    """What is wrong and how to mend it, as a command says it that cannot do what it was told to."""
+    run = subprocess.run(command, text=True, capture_output=True)
+    assert (run.returncode, run.stdout) == (3, ""), run.stderr
+    error, remedy = run.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert remedy.startswith("remedy: ")
+    return [error, remedy]
 
 
 @pytest.fixture
@@ -182,11 +195,7 @@ def test_without_one_of_them_it_is_named(
 ) -> None:
     held = [name for name in FOUR if missing and name != missing]
     command = for_anybody(attach_command(guest.pid, "--backend", backend, "--duration", "1s"))
-    run = subprocess.run([*with_only(*held), *own_cache, *command], text=True, capture_output=True)
-    assert (run.returncode, run.stdout) == (3, ""), run.stderr
-    error, remedy = run.stderr.splitlines()
-    assert error.startswith("error: ")
-    assert remedy.startswith("remedy: ")
+    error, remedy = two_lines([*with_only(*held), *own_cache, *command])
     assert f"CAP_{(missing or 'sys_ptrace').upper()}" in error + remedy
 
 
@@ -202,31 +211,76 @@ def test_capabilities_of_a_user_namespace_are_told_from_those_that_count() -> No
     assert run.returncode == 3
 
 
-# Ends whoever calls bpf(2), number 321 (linux/seccomp.h, linux/bpf_common.h), then becomes argv.
-DEADLY = """
-import ctypes, os, struct, sys
-code = struct.pack("<HBBI", 0x20, 0, 0, 0)           # load seccomp_data.nr
-code += struct.pack("<HBBI", 0x15, 0, 1, 321)        # not bpf: skip one
-code += struct.pack("<HBBI", 0x06, 0, 0, 0x80000000)  # SECCOMP_RET_KILL_PROCESS
-code += struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ALLOW
-instructions = ctypes.create_string_buffer(code)
-program = struct.pack("<HxxxxxxQ", 4, ctypes.addressof(instructions))
-libc = ctypes.CDLL(None)
-if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
-    sys.exit("no filter")
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-
 def test_a_filter_that_kills_for_bpf_is_told_and_kills_nobody(guest: Guest) -> None:
     command = attach_command(guest.pid, "--backend", "ebpf", "--duration", "1s")
-    run = subprocess.run(
-        [sys.executable, "-c", DEADLY, *command[1:]], text=True, capture_output=True
-    )
-    assert run.returncode == 3, run.stderr
-    error, remedy = run.stderr.splitlines()
+    error, remedy = two_lines(killed_for_bpf(command))
     assert "a seccomp filter kills whoever calls bpf(2)" in error
     assert "leave the container" in remedy
+
+
+def test_a_kernel_without_ring_buffers_is_told_which_one_has_them(guest: Guest) -> None:
+    command = attach_command(guest.pid, "--backend", "ebpf", "--duration", "1s")
+    error, remedy = two_lines(refused_maps(command, errno.EINVAL))
+    assert error.startswith(f"error: BPF ring buffer: kernel {platform.release()}: Invalid")
+    assert remedy == "remedy: use a kernel of 5.8 or later"
+
+
+@pytest.mark.parametrize("command", ["attach", "inspect"])
+def test_in_a_user_namespace_of_its_own_it_is_told_to_leave_that(
+    guest: Guest, command: str
+) -> None:
+    inside = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "qtrace", command]
+    error, remedy = two_lines([*inside, "--pid", str(guest.pid)])
+    assert error == f"error: not allowed to look into process {guest.pid}"
+    assert remedy.startswith("remedy: run qtrace outside that namespace")
+
+
+def of_other_sources(image: Path) -> None:
+    header = image.with_name("event.h")
+    header.write_text(header.read_text() + "/* another */\n")
+
+
+def damaged(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:-100])
+
+
+SPOILT = pytest.mark.parametrize(
+    ("spoil", "why"),
+    [(of_other_sources, "are of other sources than probes/"), (damaged, "are damaged")],
+)
+
+
+def own_copy_with(spoil: Callable[[Path], None], folder: Path) -> list[str]:
+    """A qtrace in a folder of its own, whose probes are spoilt."""
+    for name in ("qtrace", "probes"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=False)
+    spoil(folder / "probes/prebuilt.json")
+    paths = f"PYTHONPATH={folder}:{os.environ.get('PYTHONPATH', '')}"
+    return ["env", "--chdir=/", paths, f"XDG_CACHE_HOME={folder / 'cache'}"]
+
+
+@pytest.mark.bcc
+@SPOILT
+def test_probes_that_cannot_be_used_are_compiled_instead_which_is_said_once(
+    guest: Guest, tmp_path: Path, spoil: Callable[[Path], None], why: str
+) -> None:
+    command = attach_command(guest.pid, "--backend", "ebpf", "--duration", "1s")
+    run = subprocess.run(
+        [*own_copy_with(spoil, tmp_path), *command], text=True, capture_output=True
+    )
+    assert (run.returncode, json.loads(run.stdout)["verdict"]) == (0, "not-seen"), run.stderr
+    said = [line for line in run.stderr.splitlines() if "prebuilt" in line]
+    assert said == [f"warning: the prebuilt probes {why}: compiled instead"]
+
+
+@SPOILT
+def test_without_a_compiler_such_probes_are_an_error_with_its_remedy(
+    guest: Guest, tmp_path: Path, spoil: Callable[[Path], None], why: str
+) -> None:
+    command = attach_command(guest.pid, "--backend", "ebpf", "--duration", "1s")
+    error, remedy = two_lines([*without_a_compiler(), *own_copy_with(spoil, tmp_path), *command])
+    assert error.startswith(f"error: the prebuilt probes {why}, and ")
+    assert remedy.startswith("remedy: install qtrace again, or apt-get install ")
 
 
 def test_on_an_older_kernel_the_price_is_told_before_the_probes_are_set(guest: Guest) -> None:
@@ -249,11 +303,7 @@ def test_on_an_older_kernel_the_price_is_told_before_the_probes_are_set(guest: G
 
 def test_an_older_kernel_asks_for_another_capability(guest: Guest, own_cache: list[str]) -> None:
     command = attach_command(guest.pid, "--duration", "1s")
-    run = subprocess.run(
-        [*with_only(*FOUR), *own_cache, *without_links(command)], text=True, capture_output=True
-    )
-    assert (run.returncode, run.stdout) == (3, "")
-    error, remedy = run.stderr.splitlines()
+    error, remedy = two_lines([*with_only(*FOUR), *own_cache, *without_links(command)])
     assert "CAP_SYS_ADMIN: not held: set uprobes, as there are no links for them" in error
     assert "CAP_SYS_ADMIN" in remedy
 
