@@ -30,6 +30,7 @@ from qtrace.host.bpf_syscall import (
 from qtrace.host.pid_namespace import require_proc
 from qtrace.host.privileges import CAPABILITIES, OUTSIDE, in_user_namespace
 from qtrace.host.uprobe_links import links_work
+from qtrace.machine import architectures
 
 State = Literal["ok", "missing", "untried"]
 Need = Literal["ebpf", "gdb", "target", "others", "compile"]
@@ -68,6 +69,7 @@ def check_host() -> list[Check]:
     """Everything about this host that needs no recorder to be loaded. Raises NoProc."""
     require_proc()
     return [
+        check_processor(),
         *check_capabilities(),
         check_lockdown(),
         check_bpf_syscall(),
@@ -131,6 +133,17 @@ def capabilities() -> frozenset[str]:
     match = re.search(r"^CapEff:\s*(\w+)", _own_status(), re.MULTILINE)
     mask = int(match[1], 16) if match else 0
     return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
+
+
+def check_processor() -> Check:
+    """Whether live processes are looked at, and recorded, on hosts of this kind."""
+    name, here, tried = "processor", architectures.HOST.name, architectures.TRIED.name
+    if here == tried:
+        return Check(name, "ok", here, needed_for=("ebpf", "gdb"))
+    return Check(
+        name, "missing", f"{here}: live processes are recorded and looked at on {tried} alone",
+        "qtrace scan reads a binary, qtrace inspect --core a core (gcore PID)", ("ebpf", "gdb"),
+    )  # fmt: skip
 
 
 def check_lockdown() -> Check:

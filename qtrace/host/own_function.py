@@ -11,7 +11,7 @@ import mmap
 import os
 import threading
 
-from qtrace.machine.arch_x86_64 import NOP_AND_RETURN
+from qtrace.machine.architectures import HOST
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -28,7 +28,7 @@ class OwnFunction:
     def __init__(self) -> None:
         """Raises OSError."""
         self._code = os.memfd_create("qtrace-own-function")
-        os.write(self._code, NOP_AND_RETURN.ljust(mmap.PAGESIZE, b"\0"))
+        os.write(self._code, HOST.nothing.ljust(mmap.PAGESIZE, b"\0"))
         self.path = f"/proc/self/fd/{self._code}"
         # Not writable: such a mapping takes no uprobe. Python's own tells no address of one.
         mapped = _libc.mmap(

@@ -124,6 +124,8 @@ AARCH64 = Architecture(
     called=called,
     stub_size=STUB_SIZE,
     jump_slot=jump_slot,
+    # nop; ret
+    nothing=bytes.fromhex("1f2003d5c0035fd6"),
     breakpoints=(UPROBE, BREAKPOINT),
     code_address=code_address,
     # glibc's jmpbuf-offsets.h: x19 to x29, x30, nothing, sp; x30 and sp are mangled.

@@ -193,6 +193,7 @@ X86_64 = Architecture(
     called=_called,
     stub_size=STUB_SIZE,
     jump_slot=jump_slot,
+    nothing=NOP_AND_RETURN,
     breakpoints=(bytes([BREAKPOINT]),),
     code_address=lambda address: address,
     jump_buffer=(*CALLEE_SAVED_NAMES, "rsp", "rip"),

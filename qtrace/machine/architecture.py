@@ -56,6 +56,7 @@ class Architecture:
         called: where the direct call goes that these bytes, which end at an address, end in.
         stub_size, jump_slot: where the address lies that a stub of the PLT jumps to: of its first
             bytes and its address; None where it is no stub.
+        nothing: the code of a function that does nothing; a probe at its start costs no step.
         breakpoints: what a uprobe, or a debugger's breakpoint, puts at an instruction's beginning.
         code_address: a return address without the signature that it may bear.
         jump_buffer: the words of glibc's jmp_buf, "" for what is of no use.
@@ -92,6 +93,7 @@ class Architecture:
     called: Callable[[bytes, int], int | None]
     stub_size: int
     jump_slot: Callable[[bytes, int], int | None]
+    nothing: bytes
     breakpoints: tuple[bytes, ...]
     code_address: Callable[[int], int]
     jump_buffer: tuple[str, ...]

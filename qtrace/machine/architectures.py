@@ -11,3 +11,5 @@ from qtrace.machine.architecture import Architecture
 ARCHITECTURES: dict[str, Architecture] = {one.elf_machine: one for one in (X86_64, AARCH64)}
 # By what uname(2) says. What records, stops or steps a process knows x86-64 alone.
 HOST: Architecture = {"aarch64": AARCH64}.get(os.uname().machine, X86_64)
+# The only one whose live processes were ever tried: nothing is done to those of others.
+TRIED = X86_64

@@ -23,8 +23,8 @@ from qtrace.errors import (
 )
 from qtrace.host.pid_namespace import require_proc
 from qtrace.host.privileges import OUTSIDE, in_user_namespace
-from qtrace.machine.arch_x86_64 import X86_64
-from qtrace.machine.architectures import HOST
+from qtrace.machine import architectures
+from qtrace.machine.architecture import Architecture
 from qtrace.machine.memory import ProcessMemory
 from qtrace.machine.parts import part
 from qtrace.machine.stat_file import STARTCODE, STARTSTACK, STARTTIME, stat_fields, state_letter
@@ -94,9 +94,12 @@ class Process:
     """
 
     def __init__(self, pid: int) -> None:
-        """Raises NoSuchProcess, HasEnded, NotQemu, PermissionMissing, TargetError."""
+        """Raises NoSuchProcess, HasEnded, NotQemu, PermissionMissing, TargetError, and
+        UnsupportedBinary on a host of another processor than x86-64."""
         self.pid = pid
         require_proc()
+        if architectures.HOST is not architectures.TRIED:
+            raise _of_another_processor(pid, architectures.HOST)
         if pid <= 0 or not Path(f"/proc/{pid}").exists():
             raise _not_here(pid)
         # Before anything of it is looked at: who finds it the same afterwards has not looked at
@@ -130,17 +133,15 @@ class Process:
 
         Raises:
             NotQemu: it is no ELF program of its own.
-            UnsupportedBinary: it is for another processor than x86-64.
+            UnsupportedBinary: it is for another processor than this machine's.
         """
         module = self.space.module_of(self.exe)
         if module is None:
             # Read it for the sake of its own error (a 32-bit binary, say).
             elf = Elf(self.exe, self.program)
-            if elf.architecture is not HOST:
-                raise _of_another_processor(self.pid, elf)
+            if elf.architecture is not architectures.HOST:
+                raise _of_another_processor(self.pid, elf.architecture)
             raise NotQemu(f"process {self.pid} ({self.program})")
-        if module.elf.architecture is not X86_64:
-            raise _of_another_processor(self.pid, module.elf)
         return module
 
     @part
@@ -207,11 +208,10 @@ def name_among(arguments: Sequence[bytes]) -> str:
     return ""
 
 
-def _of_another_processor(pid: int, elf: Elf) -> UnsupportedBinary:
-    """No live process of one was ever tried: nothing is done to it."""
+def _of_another_processor(pid: int, architecture: Architecture) -> UnsupportedBinary:
     return UnsupportedBinary(
-        f"process {pid} runs {elf.name}, an {elf.architecture.name} program: live processes are "
-        "recorded and looked at on x86-64 alone",
+        f"process {pid} is one of an {architecture.name} host: live processes are recorded and "
+        f"looked at on {architectures.TRIED.name} alone",
         f"take a core (gcore {pid}) for qtrace inspect --core; qtrace scan reads the binary",
     )
 
