@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from qtrace.binary.debug_layout import facts_of_debug_info
+from qtrace.binary.likely_names import likely_names
 from qtrace.errors import QtraceError
 from qtrace.inspection.context_names import ContextNames
 from qtrace.inspection.layout_cache import aio_layout
@@ -131,9 +132,6 @@ class Qemu:
 
     @part
     def _likely_names(self) -> dict[int, str]:
-        # With a disassembler, which else is imported only where there is nothing in the cache.
-        from qtrace.binary.likely_names import likely_names
-
         return likely_names(self.binary)
 
     def describe(self) -> dict[str, Any]:
