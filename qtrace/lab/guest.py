@@ -19,6 +19,8 @@ from typing import Literal, Self
 from qtrace.errors import LabFailed, QmpFailed
 from qtrace.lab.firmware import CHIP_BYTES, Firmware, image
 from qtrace.lab.workdir import work_folder
+from qtrace.machine.stat_file import STATE, STIME, UTIME, stat_fields
+from qtrace.machine.thread_files import ThreadFiles
 from qtrace.process.qmp_client import QmpClient
 
 Accelerator = Literal["tcg", "kvm"]
@@ -27,7 +29,8 @@ DEFAULT_QEMU = "qemu-system-x86_64"
 # The node name of a guest's disk, and its size.
 DISK = "disk0"
 DISK_MIB = 16
-START_TIMEOUT_S = 20.0
+# A guest writes after some 0.1 s; beside much other work, emulated, after many times that.
+START_TIMEOUT_S = 60.0
 QMP_TIMEOUT_S = 30.0
 
 _KVM_GET_API_VERSION = 0xAE00
@@ -271,13 +274,25 @@ class Guest:
         ended = self.last_words()
         if ended is None:
             return LabFailed(
-                f"{self.qemu} runs, but the guest does not ({self.firmware} firmware)",
+                f"{self.qemu} runs, but the guest does not in {START_TIMEOUT_S:g} s"
+                f" ({self.firmware} firmware): {self._vcpus()}",
                 "use a qemu-system-x86_64; QEMU's -d int,cpu_reset shows where the guest is",
             )
         return LabFailed(
             f"{self.qemu} did not start: it {ended}",
             "the lab needs a qemu-system-x86_64 with the pc machine: name one with --qemu",
         )
+
+    def _vcpus(self) -> str:
+        """What the processors' threads have done, and where they are, in words."""
+        files = ThreadFiles(self.pid)
+        told = []
+        for tid, name in files.names().items():
+            fields = stat_fields(files.read(tid, "stat"))
+            if name.startswith("CPU ") and fields:
+                ran = (int(fields[UTIME]) + int(fields[STIME])) / os.sysconf("SC_CLK_TCK")
+                told.append(f"{name} ran {ran:g} s, {fields[STATE]} {files.wchan(tid)}".rstrip())
+        return "; ".join(told) or "there is no vCPU thread"
 
     def wait(self, timeout_s: float) -> int | None:
         """Its exit status once it has ended, the negative number of the signal that ended it;
