@@ -7,8 +7,9 @@ time, part by part, with all that only the end of a file tells.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,16 @@ from qtrace.trace.chain import links
 from qtrace.trace.columns import FIRST_ROW
 from qtrace.trace.edges import beyond, tells_its_end
 from qtrace.trace.missing import counts_of, missing_of
-from qtrace.trace.reader import Arrays, Columns, TraceFile, as_file, in_time_order, known_kinds
-from qtrace.trace.stream import Progress, tables_of
+from qtrace.trace.reader import (
+    Arrays,
+    Columns,
+    Extent,
+    TraceFile,
+    as_file,
+    in_time_order,
+    known_kinds,
+)
+from qtrace.trace.stream import Progress, files_there, tables_of
 
 # Of a CSV file, whose rows nobody has counted: a row of `--all` takes about this.
 ROW_BYTES = 120
@@ -65,7 +74,9 @@ def outline(
     kept: list[Arrays] = []
     counts: Counter[tuple[str, str]] = Counter()
     latest = -1
-    for arrays in _tables(path, columns, warnings, progress):
+    rows, files = 0, files_there(path)
+    for arrays in _tables(path, files, columns, warnings, progress):
+        rows += len(arrays["row"])
         if arrays["time_ns"][0] < latest:
             return None
         latest = int(arrays["time_ns"][-1])
@@ -83,16 +94,24 @@ def outline(
         return None
     missing = missing_of(counts, facts.detach, None, facts.gaps)
     late = beyond(frame, facts.header, facts.detach, gone=facts.exit is not None)
-    return as_file(path, frame[~late].reset_index(drop=True), facts, missing, warnings)
+    seldom_rows = frame[~late].reset_index(drop=True)
+    return as_file(path, seldom_rows, facts, missing, warnings, Extent(tuple(files), rows))
 
 
 def parts_of(
     file: TraceFile, progress: Progress = lambda _done, _all: None
 ) -> Iterator[tuple[Columns, Arrays]]:
     """The rows of what ``outline`` has read, table by table, as ``TraceFile.frame`` would have
-    them; and what makes a frame of them."""
-    columns = Columns()
-    for arrays in _tables(file.path, columns, [], progress):
+    them; and what makes a frame of them.
+
+    What its recorder has written since is left out.
+
+    Raises:
+        TraceUnreadable: its recorder has let a file go since; see ``read_trace``.
+    """
+    assert file.read is not None
+    columns, read = Columns(), file.read
+    for arrays in _tables(file.path, read.files, columns, [], progress, read.rows):
         frame = columns.frame(arrays)
         late = beyond(frame, file.header, file.detach, gone=file.exit is not None)
         kept = ~late & frame["event"].isin(NAMES).to_numpy()
@@ -103,12 +122,20 @@ def parts_of(
 
 
 def _tables(
-    path: Path, columns: Columns, warnings: list[str], progress: Progress
+    path: Path,
+    files: Sequence[Path],
+    columns: Columns,
+    warnings: list[str],
+    progress: Progress,
+    rows: int = sys.maxsize,
 ) -> Iterator[Arrays]:
-    """Each table that holds something, in time order."""
+    """Each table that holds something, in time order; of the first so many rows."""
     first = FIRST_ROW
-    for table in tables_of(path, warnings, progress):
+    for whole in tables_of(path, warnings, progress, files):
+        table = whole.slice(0, rows)
         arrays = columns.arrays(table, np.arange(first, first + len(table)))
-        first += len(table)
+        first, rows = first + len(table), rows - len(table)
         if len(table):
             yield in_time_order(arrays)
+        if not rows:
+            return

@@ -31,6 +31,19 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much of a trace was read: its recorder may be writing still.
+
+    Attributes:
+        files: of a chain; empty where it is a file.
+        rows: how many.
+    """
+
+    files: tuple[Path, ...]
+    rows: int
+
+
+@dataclass(frozen=True)
 class TraceFile:
     """What the file of one recording holds.
 
@@ -53,6 +66,7 @@ class TraceFile:
         gaps: files of its chain that are missing; the losses and ``lost_events`` have them, too.
         warnings: one sentence for each thing that was skipped or is missing.
         complete: it has its detach row, so nothing is missing at its end.
+        read: of a trace of which not all rows are in ``frame`` (trace/outline.py): what there was.
     """
 
     path: Path
@@ -67,6 +81,7 @@ class TraceFile:
     warnings: list[str]
     complete: bool
     gaps: tuple[Gap, ...] = ()
+    read: Extent | None = None
 
 
 def read_trace(path: str | Path, only: Collection[str] | None = None) -> TraceFile:
@@ -97,6 +112,7 @@ def as_file(
     facts: details.FileFacts,
     missing: dict[str, int],
     warnings: list[str],
+    read: Extent | None = None,
 ) -> TraceFile:
     """With what is missing (``missing_rows``) among its losses."""
     warnings += [gap.sentence for gap in facts.gaps]
@@ -121,6 +137,7 @@ def as_file(
         warnings=warnings,
         complete=facts.complete,
         gaps=facts.gaps,
+        read=read,
     )
 
 

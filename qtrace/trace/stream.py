@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from qtrace.errors import TraceUnreadable
 from qtrace.trace.arrow import TEXT, arrow_schema
 from qtrace.trace.broken import CONTROL, NOT_A_TRACE, explain, refuse
-from qtrace.trace.chain import links
+from qtrace.trace.chain import links, shown
 from qtrace.trace.chain_reader import joined
 from qtrace.trace.columns import FIRST_ROW, TEXT_COLUMNS, check_columns
 from qtrace.trace.schema import COLUMNS
@@ -32,7 +32,10 @@ Progress = Callable[[int, int], None]
 
 
 def tables_of(
-    path: Path, warnings: list[str], progress: Progress = lambda _done, _all: None
+    path: Path,
+    warnings: list[str],
+    progress: Progress = lambda _done, _all: None,
+    files: Sequence[Path] | None = None,
 ) -> Iterator[pa.Table]:
     """The rows of a trace in the file's order, with the columns and types of this version; of all
     files of a chain that ``path`` names, as of one.
@@ -40,27 +43,29 @@ def tables_of(
     Args:
         warnings: takes a sentence for whatever was skipped.
         progress: called with how much is read, and how much there is.
+        files: what ``files_there`` gave when it was read first: these have to be there still.
 
     Raises:
         TraceUnreadable: no such file, no trace, or which row and column is broken.
     """
-    files = links(path)
+    files = files_there(path) if files is None else files
     if not files:
         yield from file_tables(path, warnings, progress)
         return
-    # A recorder may be writing, and letting the oldest go.
     sizes = [file.stat().st_size if file.exists() else 0 for file in files]
 
     def part(number: int) -> Progress:
         before, whole = sum(sizes[:number]), sum(sizes)
         return lambda done, of: progress(before + sizes[number] * done // max(of, 1), whole)
 
-    parts = [
-        (file, file_tables(file, warnings, part(number)))
-        for number, file in enumerate(files)
-        if sizes[number]
-    ]
-    yield from joined(parts, warnings)
+    tables = (file_tables(file, warnings, part(number)) for number, file in enumerate(files))
+    yield from joined(list(zip(files, tables, strict=True)), warnings)
+
+
+def files_there(path: Path) -> list[Path]:
+    """Those of a chain that hold something; empty where ``path`` names none. A recorder may be
+    writing, and letting the oldest go."""
+    return [file for file in links(path) if file.exists() and file.stat().st_size]
 
 
 def file_tables(
@@ -92,6 +97,11 @@ def file_tables(
             row += len(table)
             yield checked
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and shown(path) != path:
+            raise TraceUnreadable(
+                f"{path} went while its chain was read: a recorder keeps only the latest files",
+                "copy the files first, or read them when the recording has ended",
+            ) from error
         raise TraceUnreadable(
             f"cannot read {path}: {error.strerror or error}", "check the name and its permissions"
         ) from error
