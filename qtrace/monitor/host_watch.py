@@ -130,7 +130,7 @@ class HostWatch:
             self._others,
             dict(Counter(vm.refused for vm in vms if vm.refused)),
             time.process_time() + (self.probes.cpu_s if self.probes else 0.0),
-            time.time(),
+            time.monotonic(),
             dict(self._ended),
             self._probe_state(vms) if self._probing else None,
         )

@@ -30,7 +30,7 @@ class HostCollector(Collector):
         age = GaugeMetricFamily(
             "qtrace_monitor_age_seconds", "How old what is told here is; NaN before the first look."
         )
-        age.add_metric([], time.time() - state.at if state else float("nan"))
+        age.add_metric([], time.monotonic() - state.at if state else float("nan"))
         yield age
         if state is not None:
             yield from _of_host(state)

@@ -67,7 +67,7 @@ class VmState:
         held: why none of it can run (a signal, a tracer, its cgroup), empty while it can.
         inconclusive: whether the last look could not tell.
         looks, looking_s: how many looks there were, and how long they took together.
-        seen_at: the last look, in seconds since 1970; 0 before the first.
+        seen_at: the last look, in seconds of CLOCK_MONOTONIC; 0 before the first.
         probes: how many places are probed now.
         armed_s: from its start until they were; 0 where it was there before the monitor.
         steps: QMP commands and jobs, as far as probes have seen them.
@@ -110,7 +110,7 @@ class HostState:
         others: QEMU programs without a main loop, which are counted only.
         refused: QEMUs that could not be looked into, by reason.
         cpu_s: processor time that the looker and the recorder have used.
-        at: when this was true, in seconds since 1970.
+        at: when this was true, in seconds of CLOCK_MONOTONIC.
         ended: how many QEMUs have ended, by how: ``SIGSEGV``, ``status 0``.
         probes: None where the monitor is to look only.
     """

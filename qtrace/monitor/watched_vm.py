@@ -154,7 +154,7 @@ class WatchedVm:
         if seen.glanced:
             self._state = replace(
                 state, looks=state.looks + 1, looking_s=state.looking_s + took_s,
-                seen_at=time.time(),
+                seen_at=time.monotonic(),
             )  # fmt: skip
             return
         kinds = Counter(finding.kind for finding in seen.findings)
@@ -175,7 +175,7 @@ class WatchedVm:
             inconclusive=bool(seen.reasons),
             looks=state.looks + 1,
             looking_s=state.looking_s + took_s,
-            seen_at=time.time(),
+            seen_at=time.monotonic(),
         )
 
     def _stuck(self, look: Look, findings: Sequence[Finding | RequestFinding]) -> list[StuckLoop]:
