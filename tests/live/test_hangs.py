@@ -33,7 +33,7 @@ from tests.live.support.gdb_cases import STRANDED, everywhere
 from tests.live.support.gdb_session import gdb, live
 from tests.live.support.hung import functions_of_main_thread, guest_with_sleeping_job
 from tests.live.support.inspecting import functions, in_words, inspect, thread
-from tests.live.support.pausing import paused_behind_a_write
+from tests.live.support.pausing import paused_behind_a_console, paused_behind_a_write
 
 pytestmark = pytest.mark.qemu
 
@@ -150,6 +150,25 @@ def test_main_in_pause_all_vcpus_behind_a_vcpu_that_polls_is_explained(
     assert "polling `main`, holding the BQL, for device cfi.pflash01 " in sentence
     assert "same waiting frames" in finding["proof"]
     assert document["bql"] == {"known": True, "holder": tid}
+
+
+@everywhere
+def test_main_in_pause_all_vcpus_names_a_vcpu_that_runs_and_does_not_stop(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    """It tries to write into a full pipe again and again, so that it moves all the time."""
+    with paused_behind_a_console(qemu_binary, accel, tmp_path) as (guest, tid):
+        status, document, _err = inspect("--pid", guest.pid)
+    (finding,) = document["findings"]
+    sentence = finding["sentence"]
+    assert (status, finding["verdict"], finding["tid"]) == (1, "stuck", guest.pid)
+    assert "(main) waits in pause_all_vcpus < " in sentence
+    assert f", for vCPU thread {tid} (CPU 0/{accel.upper()}), which " in sentence
+    assert "qemu_chr_write" in sentence
+    assert ", for device isa-debugcon /machine/peripheral-anon/device[" in sentence
+    assert f"pipe {tmp_path}/console" in sentence
+    assert f", whose read end is held by process {os.getpid()} (" in sentence
+    assert finding["at_least_ns"] >= 2_000_000_000
 
 
 def waits_for_lock(look: Look) -> bool:

@@ -13,7 +13,7 @@ from qtrace.lab.guest import Accelerator
 from tests.live.support.blocked_main import guest_with_monitors, save_left_behind
 from tests.live.support.hung import hung_guest
 from tests.live.support.inspecting import inspect
-from tests.live.support.pausing import paused_behind_a_write
+from tests.live.support.pausing import paused_behind_a_console
 from tests.live.support.ptraced import until
 from tests.live.support.writing import DEBUG_CONSOLE, functions_waiting_for_lock, writing_guest
 
@@ -35,8 +35,8 @@ def opens(qemu: Path, accel: Accelerator, _folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def pauses(qemu: Path, accel: Accelerator, _folder: Path) -> Iterator[int]:
-    with paused_behind_a_write(qemu, accel) as (guest, _tid):
+def pauses(qemu: Path, accel: Accelerator, folder: Path) -> Iterator[int]:
+    with paused_behind_a_console(qemu, accel, folder) as (guest, _tid):
         yield guest.pid
 
 

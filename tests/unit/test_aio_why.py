@@ -396,6 +396,13 @@ def test_pause_all_vcpus_waits_for_whichever_vcpu_is_not_where_it_stops() -> Non
         ", for vCPU thread 1235 (CPU 0/TCG), which is in a page fault that userfaultfd has to "
         "serve (postcopy) of code_gen_buffer < cpu_exec"
     )
+    # It moves all the time, and does not stop: only looks that are farther apart tell that.
+    before = look(main_thread(PAUSING), RUNNING_VCPU, idle, halves=())
+    assert explain(before)[0].sentence.endswith(", for vCPU thread 1235 (CPU 0/TCG), which runs")
+    assert confirm(before, later(before, 600_000_000)) == []
+    assert [one.kind for one in confirm(before, later(before, 2_000_000_000))] == ["stuck"]
+    (finding,) = explain(look(main_thread(PAUSING), RUNNING_VCPU, replace(faulting, tid=1299)))
+    assert ", for vCPU thread 1299 (CPU 0/TCG), which is in a page fault" in finding.sentence
 
 
 def test_a_callback_that_sleeps_inside_a_poll_polls_nothing_on_main_and_iothreads_alike() -> None:

@@ -201,7 +201,9 @@ def wait_for(look: Look, thread: Thread) -> Wait:
         return Wait(LOCK, _mutex(look, thread.futex.address), whom)
     if "pause_all_vcpus" in thread.functions and not is_polling(thread):
         # Each vCPU thread stops by itself when it gets back to its loop (cpus.c).
-        return Wait(VCPUS, "", tuple(t for t in look.threads if _keeps_pause_waiting(t)))
+        late = [t for t in look.threads if _keeps_pause_waiting(t)]
+        # One that runs may be about to stop: who sleeps is told first.
+        return Wait(VCPUS, "", tuple(sorted(late, key=lambda t: not t.blocked_in)))
     return Wait()
 
 
@@ -231,9 +233,8 @@ def _is_locking(thread: Thread) -> bool:
 
 def _keeps_pause_waiting(thread: Thread) -> bool:
     """Whether a vCPU thread is not where it has stopped, or its guest can run."""
-    if thread.role != "vcpu" or not thread.blocked_in:
-        return False
-    return not any(VCPU_IDLE.match(function) for function in thread.functions)
+    idle = any(VCPU_IDLE.match(function) for function in thread.functions)
+    return thread.role == "vcpu" and not idle
 
 
 def chain(look: Look, thread: Thread) -> list[Thread]:

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,14 +33,19 @@ COMMAND = {
 
 @contextmanager
 def guest_with_monitors(
-    qemu: Path, accel: Accelerator, firmware: Firmware = "idle"
+    qemu: Path,
+    accel: Accelerator,
+    firmware: Firmware = "idle",
+    *,
+    kind: type[Guest] = Guest,
+    extra_args: Sequence[str] = (),
 ) -> Iterator[Guest]:
     """A guest with human monitors; ``save_left_behind`` works on an idle one."""
-    arguments = [*(TCG if accel == "tcg" else ())]
+    arguments = [*(TCG if accel == "tcg" else ()), *extra_args]
     for number in range(MONITORS):
         socket_name = f"socket,id=hmp{number},path=hmp{number},server=on,wait=off"
         arguments += ["-chardev", socket_name, "-mon", f"chardev=hmp{number},mode=readline"]
-    with Guest(qemu, accel, firmware=firmware, extra_args=arguments) as guest:
+    with kind(qemu, accel, firmware=firmware, extra_args=arguments) as guest:
         yield guest
 
 

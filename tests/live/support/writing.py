@@ -24,24 +24,12 @@ def writing_guest(
     qemu: Path, accel: Accelerator, folder: Path, port: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A QEMU whose guest writes to a port for ever; nobody reads the pipe behind it."""
-    code = bytearray(b"\x90" * FIRMWARE_BYTES)
-    code[RESET : RESET + 3] = b"\xe9" + (LOOP - RESET - 3 & 0xFFFF).to_bytes(2, "little")
-    # mov dx, port; mov al, 'A'; out dx, al; jmp to the out.
-    body = b"\xba" + port.to_bytes(2, "little") + b"\xb0\x41\xee\xeb\xfd"
-    code[LOOP : LOOP + len(body)] = body
     firmware, pipe = folder / "firmware.bin", folder / "pipe"
-    firmware.write_bytes(code)
-    os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
-    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    device = {
-        DEBUG_CONSOLE: f"isa-debugcon,iobase={DEBUG_CONSOLE:#x},chardev=d",
-        SERIAL: "isa-serial,chardev=d",
-    }[port]
+    firmware.write_bytes(firmware_writing_to(port))
+    end = open_pipe(pipe)
     command = [
         qemu, "-accel", accel, "-m", "32M", "-display", "none", "-nodefaults",
-        "-name", "hangs,debug-threads=on", "-bios", firmware,
-        "-chardev", f"pipe,id=d,path={pipe}", "-device", device,
+        "-name", "hangs,debug-threads=on", "-bios", firmware, *device_at(port, pipe),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
@@ -52,6 +40,37 @@ def writing_guest(
         process.kill()
         process.communicate()
         os.close(end)
+
+
+def firmware_writing_to(port: int) -> bytes:
+    """A chip whose code writes to a port for ever."""
+    # mov dx, port; mov al, 'A'; out dx, al; jmp to the out.
+    return firmware_with(b"\xba" + port.to_bytes(2, "little") + b"\xb0\x41\xee\xeb\xfd")
+
+
+def firmware_with(body: bytes) -> bytes:
+    """A chip with real-mode code, from which the processor begins."""
+    code = bytearray(b"\x90" * FIRMWARE_BYTES)
+    code[RESET : RESET + 3] = b"\xe9" + (LOOP - RESET - 3 & 0xFFFF).to_bytes(2, "little")
+    code[LOOP : LOOP + len(body)] = body
+    return bytes(code)
+
+
+def device_at(port: int, pipe: Path) -> list[str]:
+    """QEMU's arguments for what writes into the pipe what the guest writes to the port."""
+    device = {
+        DEBUG_CONSOLE: f"isa-debugcon,iobase={DEBUG_CONSOLE:#x},chardev=d",
+        SERIAL: "isa-serial,chardev=d",
+    }[port]
+    return ["-chardev", f"pipe,id=d,path={pipe}", "-device", device]
+
+
+def open_pipe(pipe: Path) -> int:
+    """Make one that holds little, and open both of its ends; its descriptor, which never waits."""
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return end
 
 
 def pipe_is_full(end: int) -> bool:
