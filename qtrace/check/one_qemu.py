@@ -24,8 +24,10 @@ from qtrace.inspection.inspector import Inspector
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_proof import RequestFinding, RequestProof, RequestWatch
+from qtrace.inspection.surroundings import late_vcpus
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STUCK, Finding
+from qtrace.qemu.block.remarks import RUNNING
 from qtrace.qemu.block.requests import count_in_flight
 from qtrace.units import show
 
@@ -34,8 +36,9 @@ from qtrace.units import show
 HUNG_S, HUNG_CROWDED_S = 2.0, 10.0
 # A command that keeps the main loop for so long is one: to a person at a console that is a hang.
 SLOW_NS = 1_000_000_000
-# A request that is in flight for so long is one: guests wait for no disk half a minute.
-SLOW_REQUEST_NS = 5_000_000_000
+# A request that is in flight for so long is one: guests wait for no disk half a minute. So is a
+# vCPU thread that sleeps for so long, and not as its guest has nothing to do.
+SLOW_REQUEST_NS = SLOW_VCPU_NS = 5_000_000_000
 # A sighting of a thread takes some 0.1 ms of a processor.
 EVERY_S = 0.05
 HEALTHY, INCONCLUSIVE, SLOW = "healthy", "inconclusive", "slow"
@@ -225,12 +228,25 @@ def check(
             if watching.stop():
                 _read(found, path)
             found.add(requests.over(answer))
+            _add_standing_still(found)
             if requests.most is not None and requests.looks:
                 found.in_flight = requests.most, requests.looks
         found.unseen += [watching.unseen] if watching.unseen else []
         if deep and program is not None:
             _look_deep(found, Path(folder), asked)
         return found
+
+
+def _add_standing_still(found: Checked) -> None:
+    """The vCPU threads that sleep though their guest runs, and nothing of QEMU's is stuck."""
+    requests = found.answer.requests
+    if found.answer.findings or requests is None or requests.blocks.run_state != RUNNING:
+        return
+    for thread, lasted_ns, text in late_vcpus(found.looker, requests.look):
+        if lasted_ns >= SLOW_VCPU_NS:
+            found.add([Noted(SLOW, text, {"tid": thread.tid, "lasted_ns": lasted_ns})])
+            about = f"vCPU thread {thread.label} "
+            found.remarks = [one for one in found.remarks if not one.startswith(about)]
 
 
 def _look_deep(found: Checked, folder: Path, asked: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qtrace.inspection.answer import Answer, answer
 from qtrace.inspection.looker import Looker
-from qtrace.inspection.outside import with_outside
+from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.proof import Proof, prove
 from qtrace.inspection.request_look import Requests
 from qtrace.inspection.request_proof import prove as prove_requests
@@ -16,7 +16,7 @@ from qtrace.qemu.aio.findings import Finding, explain
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import BlockLook
 from qtrace.qemu.block.drains import Scope, depth, drainer, scope
-from qtrace.qemu.block.remarks import migrating
+from qtrace.qemu.block.remarks import SAVING, migrating
 
 TRIES_AFTER_HOLD = 4
 
@@ -55,10 +55,12 @@ class Inspector:
         look = look or looker.look()
         first = requests.look(None if held else look)
         proof = self._prove(look, held)
-        shown = with_outside(looker, proof.look, migrating(proof.look))
         of_requests = prove_requests(requests, first)
         quiet = not (proof.findings or of_requests.findings or proof.look.stopped)
         run_state = of_requests.last.blocks.run_state
+        # A dump is a thread's of its own.
+        dumping = bystanders(proof.look) if run_state == SAVING else set()
+        shown = with_outside(looker, proof.look, migrating(proof.look) | dumping)
         blocks = of_requests.last.blocks
         # An NBD client's requests have been followed to its server.
         client = any(node.driver == "nbd" for node in blocks.nodes or ())

@@ -26,6 +26,7 @@ from qtrace.process.call_arguments import (
     waited_for,
 )
 from qtrace.process.live_source import LiveSource
+from qtrace.process.maps import read_maps
 from qtrace.qemu.aio.mechanics import DISPATCHERS, MECHANICS
 from qtrace.qemu.aio.model import PAGE_FAULT, USERFAULT, Look, Thread
 from qtrace.qemu.aio.waits import in_loop, is_polling
@@ -35,6 +36,12 @@ from qtrace.qemu.qom import Objects
 CANONICAL_PATH, LONGEST_PATH = 0x30, 256
 # Beyond these a register may hold what an earlier callback was for.
 OUTERMOST = DISPATCHERS | {"cpu_exec", "kvm_cpu_exec", "tcg_cpus_exec", "tcg_cpu_exec"}
+# Who makes a device (qom/object.c, hw/core/qdev.c): outside of it a register may hold another one,
+# and inside it has no path yet.
+MAKING = frozenset({
+    "object_property_set", "object_property_set_bool", "qdev_realize", "qdev_realize_and_unref",
+    "qdev_device_add", "qdev_device_add_from_qdict",
+})  # fmt: skip
 OUTSIDE_CALLS = READING | WRITING | OF_DESCRIPTOR | OF_PATH.keys()
 # Of a poll of very many descriptors so many are told.
 TOLD = 3
@@ -96,13 +103,15 @@ class Outside:
         within = next((f for f in thread.functions if f in CHARDEV_WRITES), "")
         names, frames = self._looker.frames_of(thread.tid, within)
         first = next((n for n, name in enumerate(names) if not MECHANICS.match(name)), len(names))
-        inner = (n for n, name in enumerate(names) if n > first and name in OUTERMOST)
-        for frame in frames[first : next(inner, len(names))]:
+        ends = OUTERMOST | MAKING
+        last = next((n for n, f in enumerate(names) if n > first and f in ends), len(names))
+        being_made = last < len(names) and names[last] in MAKING
+        for frame in frames[first:last]:
             for value in frame.registers.values():
                 device = self._device(value)
                 path = self._path(device) if device else ""
-                if path:
-                    return f"for device {self._objects.type_of(device)} {path}"
+                if device and (path or being_made):
+                    return f"for device {self._objects.type_of(device)} {path}".rstrip()
         return ""
 
     def _device(self, address: int) -> int:
@@ -190,7 +199,7 @@ class Outside:
     def _page_fault(self, look: Look, thread: Thread) -> str:
         """Who brings a page. In postcopy that is a thread of QEMU's own, from the source."""
         if not thread.wchan.startswith(USERFAULT):
-            return ""
+            return self._mapped()
         found = []
         for other in look.threads:
             if other.role == "migration" and other.blocked_in and not in_loop(look, other):
@@ -198,3 +207,11 @@ class Outside:
                 if "socket" in text or "TCP" in text:
                     found.append(f"{other.label} waits {text}")
         return f"while {' and '.join(found)}" if found else ""
+
+    def _mapped(self) -> str:
+        """Of which file a page may be: of those that the process has mapped the only one that
+        another process serves (FUSE). Which address is missing does not show."""
+        paths = {mapping.path for mapping in read_maps(self._pid) if mapping.path.startswith("/")}
+        found = [self.descriptors.path(path) for path in sorted(paths)]
+        served = [one for one in found if one.mount is not None and one.mount.is_fuse]
+        return f"perhaps in {served[0].text}" if len(served) == 1 else ""

@@ -14,6 +14,7 @@ from qtrace.process.live_source import LiveSource
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import asleep_ns, in_words
+from qtrace.qemu.block.remarks import RUNNING
 from qtrace.units import show
 
 # virt/kvm/kvm_main.c: where a halted vCPU sleeps inside of KVM_RUN.
@@ -38,13 +39,15 @@ def surroundings(
     if not isinstance(source, LiveSource):
         return
     descriptors = Descriptors(source.pid)
+    late, others = processors(looker, look) if run_state == RUNNING else ([], [])
+    # That the guest stands still says most.
+    yield from late
     yield from connections(descriptors)
     if requests is not None:
         yield from behind_backends(descriptors, requests)
     if looker.layout.ctx_poll_max_ns is not None:
         yield from pollers(look, source.memory, looker.layout.ctx_poll_max_ns)
-    if run_state == "running":
-        yield from processors(looker, look)
+    yield from others
 
 
 def connections(descriptors: Descriptors) -> Iterator[str]:
@@ -91,27 +94,34 @@ def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:
             )
 
 
-def processors(looker: Looker, look: Look) -> Iterator[str]:
-    """What the guest's processors do: run, wait for an interrupt, or for somebody else."""
+def processors(looker: Looker, look: Look) -> tuple[list[str], list[str]]:
+    """What the guest's processors do: those that wait for somebody else, and whether the others
+    run, or wait for an interrupt."""
     vcpus = [thread for thread in look.threads if thread.role == "vcpu"]
     halted = [thread for thread in vcpus if is_halted(thread)]
-    asleep = {thread.tid for thread in vcpus if thread.blocked_in and thread not in halted}
-    shown = with_outside(looker, look, asleep)
-    late = [t for t in shown.threads if t.tid in asleep and asleep_ns(shown, t) >= LONG_SLEEP_NS]
-    for thread in late:
-        lasted = show(asleep_ns(shown, thread), "ns")
-        yield (
-            f"vCPU thread {thread.label} has not run for at least {lasted}: it "
-            f"{in_words(shown, thread)}"
-        )
+    late = late_vcpus(looker, look)
+    told = [text for _thread, _lasted_ns, text in late]
     if vcpus and len(halted) == len(vcpus):
         count = "the guest's vCPU is" if len(vcpus) == 1 else f"all {len(vcpus)} vCPUs are"
-        yield f"{count} halted: the guest is idle, or waits for an interrupt"
-    elif len(late) + len(halted) < len(vcpus):
-        yield (
-            f"the guest runs: {len(vcpus) - len(late) - len(halted)} of {len(vcpus)} vCPUs "
-            "are not halted"
-        )
+        return told, [f"{count} halted: the guest is idle, or waits for an interrupt"]
+    if len(late) + len(halted) < len(vcpus):
+        moving = f"{len(vcpus) - len(late) - len(halted)} of {len(vcpus)}"
+        return told, [f"the guest runs: {moving} vCPUs are not halted"]
+    return told, []
+
+
+def late_vcpus(looker: Looker, look: Look) -> list[tuple[Thread, int, str]]:
+    """The vCPU threads that sleep elsewhere than where they are halted, for how many nanoseconds
+    at least, and in what, in words."""
+    asleep = {t.tid for t in look.threads if t.role == "vcpu" and t.blocked_in and not is_halted(t)}
+    shown = with_outside(looker, look, asleep)
+    found = []
+    for thread in shown.threads:
+        lasted_ns = asleep_ns(shown, thread) if thread.tid in asleep else 0
+        if lasted_ns >= LONG_SLEEP_NS:
+            text = f"has not run for at least {show(lasted_ns, 'ns')}: it {in_words(shown, thread)}"
+            found.append((thread, lasted_ns, f"vCPU thread {thread.label} {text}"))
+    return found
 
 
 def is_halted(thread: Thread) -> bool:

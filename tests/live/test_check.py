@@ -147,6 +147,16 @@ def test_every_qemu_of_the_host_has_its_line_and_the_worst_comes_first(
     assert order.index(stuck) < order.index(guest.pid)
 
 
+def test_of_a_guest_that_stands_still_the_line_says_so() -> None:
+    """Nothing of its QEMU's is wrong."""
+    with Guest(find_qemu(), firmware="idle") as paused:
+        paused.qmp.command("stop")
+        lines = run_check("--host", "--for", "1s").stdout.splitlines()
+        (line,) = [one for one in lines if f" {paused.pid} " in one or f" {paused.pid}:" in one]
+        assert line.startswith("healthy")
+        assert "; the guest is paused, by a user, a management program" in line
+
+
 def test_of_qemus_that_nobody_may_look_at_it_is_said_line_by_line(guest: Guest) -> None:
     run = run_check("--host", "--for", "1s", user=NOBODY)
     assert run.returncode == 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,31 @@ def test_an_open_of_a_pipe_that_nobody_has_is_told_and_its_name_is_inert() -> No
     assert said in finding["sentence"]
     assert said in " ".join(shown.split())
     assert "\x1b" not in shown
+
+
+def test_a_device_that_is_being_made_is_told_and_no_other_one(qemu_binary: Path) -> None:
+    """At its start QEMU has made other ones before; it has no main loop and no QMP yet."""
+    with socket.socket(socket.AF_UNIX) as silent, tempfile.TemporaryDirectory() as folder:
+        silent.bind(f"{folder}/backend")
+        silent.listen(1)
+        memory = "memory-backend-memfd,id=m,size=64M,share=on"
+        command = [
+            qemu_binary, "-S", "-machine", "q35,memory-backend=m", "-m", "64M", "-nodefaults",
+            "-display", "none", "-object", memory,
+            "-chardev", f"socket,id=c,path={folder}/backend",
+            "-device", "vhost-user-fs-pci,chardev=c,tag=x",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+            try:
+                _client, _address = silent.accept()
+                until(lambda: "vhost_dev_init" in functions_of_main_thread(process.pid), "the hang")
+                status, document, _err = inspect("--pid", process.pid)
+            finally:
+                process.kill()
+    (finding,) = document["findings"]
+    assert (status, finding["verdict"]) == (1, "stuck")
+    assert ", for device vhost-user-fs-device, on fd " in finding["sentence"]
+    assert f", whose other end is process {os.getpid()} (" in finding["sentence"]
 
 
 @everywhere

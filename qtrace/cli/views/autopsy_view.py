@@ -57,13 +57,16 @@ def show(path: Path, output_format: str) -> int:
 
 
 def print_headline(console: Console, document: dict[str, Any]) -> None:
-    """The worst that its looks showed, in one line."""
+    """The worst that its looks showed, in one line; where that is nothing, why the guest may stand
+    still nevertheless."""
     for finding in document["findings"][:1]:
         tell(console, finding["verdict"], FINDING, finding["sentence"])
     if not document["findings"]:
         why = document["unclear"]
         text = why[0] if why else "no event loop and no block request was seen stuck"
         tell(console, document["verdict"], NOTE if why else "", text)
+        for remark in document["remarks"][:1]:
+            say(console, f"  {remark}")
 
 
 def _members(path: Path) -> str:

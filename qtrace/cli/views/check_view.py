@@ -171,6 +171,8 @@ def _what_else(found: Checked) -> Iterator[Line]:
     """What is no finding, the numbers, and what was not seen."""
     for remark in found.remarks[:TOLD]:
         yield Line(3, f"  {remark}")
+    if (more := len(found.remarks) - TOLD) > 0:
+        yield Line(3, f"  and {more} more to know: see --format json")
     # Of what is stopped they would say that all is well.
     told = not found.held and (found.noted or not found.answer.findings)
     for line in _numbers(found) if told else []:
@@ -230,7 +232,9 @@ def _in_short(one: OneOfMany) -> str:
     if known["unclear"]:
         return str(known["unclear"][0])
     away = max((loop["away_at_most_ns"] for loop in known["loops"]), default=0)
-    return f"every loop came back within {show(away, 'ns')}"
+    # A guest may stand still though nothing of QEMU's is wrong.
+    also = f"; {known['remarks'][0]}" if known["remarks"] else ""
+    return f"every loop came back within {show(away, 'ns')}{also}"
 
 
 def _numbers(found: Checked) -> list[str]:

@@ -16,7 +16,8 @@ from qtrace.qemu.block.requests import InFlight
 # job's. (The vCPUs' own writes, as of a flash chip, are requests, too.)
 WAITS = re.compile(
     r"(bdrv|blk)_(drain|do_drain|flush|unref|pread|pwrite|co_|pwritev|preadv|ioctl|pdiscard|"
-    r"truncate|block_status|is_allocated|make_empty|make_zero|remove_bs|close_all|zone)\w*|"
+    r"truncate|block_status|is_allocated|make_empty|make_zero|remove_bs|close_all|zone|"
+    r"(try_)?(change|set)_aio_context)\w*|"
     r"bdrv_(graph_wrlock|drained_begin|reopen\w*|poll_co)\w*|job_(finish_sync|cancel_sync)\w*"
 )
 EVERYTHING = re.compile(r"bdrv_(drain_all|close_all|reopen_multiple)\w*|blk_drain_all")

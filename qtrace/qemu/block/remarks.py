@@ -12,7 +12,8 @@ from qtrace.qemu.block.requests import InFlight, in_flight
 
 # QMP's RunState: who lets the guest go on.
 PAUSED = {
-    "paused": "the guest is paused, by a user or a management program: QMP cont lets it go on",
+    "paused": "the guest is paused, by a user, a management program or a debugger: QMP cont lets "
+              "it go on",
     "io-error": "the guest is paused because a disk had an error: QMP query-block tells which, "
                 "cont tries again",
     "prelaunch": "the guest has not been started (-S): QMP cont starts it",
@@ -20,14 +21,17 @@ PAUSED = {
     "postmigrate": "the guest has been migrated away",
     "finish-migrate": "the guest is stopped for the end of its migration",
     "restore-vm": "the guest is stopped while a snapshot is loaded",
-    "save-vm": "the guest is stopped while a snapshot is saved",
+    # dump_init() in dump/dump.c stops it so, too.
+    "save-vm": "the guest is stopped while a snapshot is saved, or its memory is dumped",
     "suspended": "the guest has suspended itself (S3): QMP system_wakeup wakes it",
     "watchdog": "the guest's watchdog has stopped it",
     "guest-panicked": "the guest has panicked, and is stopped",
     "internal-error": "the guest is stopped by an internal error of the accelerator",
     "shutdown": "the guest has shut down, and QEMU was told to stay (-no-shutdown)",
     "colo": "the guest waits for COLO",
+    "debug": "a debugger that is connected to QEMU's gdbstub has stopped the guest",
 }  # fmt: skip
+RUNNING, SAVING = "running", "save-vm"
 # QMP's MigrationStatus of one that goes on, or waits for somebody.
 NOT_MIGRATING = frozenset({"", "none", "completed", "failed", "cancelled"})
 # QAPI's JobStatus of jobs that wait for a command.
@@ -60,10 +64,12 @@ def remarks(look: Look, blocks: BlockLook, waits: Mapping[str, str]) -> Iterator
         name = f" {group}" if group else ""
         count = f"{len(held)} request{'' if one else 's'} {'is' if one else 'are'}"
         yield f"{count} throttled, by throttle group{name}: its limits let no more pass now"
-    if blocks.run_state in PAUSED:
-        yield PAUSED[blocks.run_state]
+    if blocks.run_state not in ("", RUNNING):
+        unknown = f"the guest does not run: its state is {blocks.run_state}"
+        why = _waits_of(look, "other") if blocks.run_state == SAVING else ""
+        yield PAUSED.get(blocks.run_state, unknown) + why
     if blocks.migration not in NOT_MIGRATING:
-        yield f"the migration is {blocks.migration}{_migrating(look)}"
+        yield f"the migration is {blocks.migration}{_waits_of(look, 'migration')}"
     for backend in blocks.backends or ():
         if backend.iostatus not in ("", "ok"):
             yield f"{backend.label or 'a disk'} has the I/O status {backend.iostatus}"
@@ -86,16 +92,16 @@ def remarks(look: Look, blocks: BlockLook, waits: Mapping[str, str]) -> Iterator
             )
 
 
-def migrating(look: Look) -> list[int]:
+def migrating(look: Look) -> set[int]:
     """The threads of a migration that sleep: whom they wait for is to be looked up."""
-    return [t.tid for t in look.threads if t.role == "migration" and t.blocked_in]
+    return {t.tid for t in look.threads if t.role == "migration" and t.blocked_in}
 
 
-def _migrating(look: Look) -> str:
-    """What the migration's threads wait for outside, as far as that was looked up."""
+def _waits_of(look: Look, role: str) -> str:
+    """What the threads of a role wait for outside, as far as that was looked up."""
     told = [
         f"{thread.label} {in_words(look, thread)}"
         for thread in look.threads
-        if thread.role == "migration" and thread.outside
+        if thread.role == role and thread.outside
     ]
     return f": {'; '.join(told)}" if told else ""

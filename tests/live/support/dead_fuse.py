@@ -74,7 +74,7 @@ class DeadFile:
             guest.qmp.command("human-monitor-command", **{"command-line": line})
         elif sleeper == "main":
             options = {"driver": "file", "node-name": OPENED, "locking": "off"}
-            self._send(guest, "blockdev-add", options | {"filename": str(self.path)})
+            self.ask(guest, "blockdev-add", **options, filename=str(self.path))
         else:
             self._clients.append(_client(guest))
         until(lambda: threads_in_fuse(guest.pid), "the wait for the file system")
@@ -84,7 +84,7 @@ class DeadFile:
             client.send_signal(signal.SIGSTOP)
         return tid
 
-    def _send(self, guest: Guest, command: str, arguments: dict[str, object]) -> None:
+    def ask(self, guest: Guest, command: str, **arguments: object) -> None:
         """A QMP command whose answer nobody waits for."""
         self._monitor.connect(str(guest.second_qmp_socket))
         message = json.dumps({"execute": command, "arguments": arguments})
@@ -99,12 +99,13 @@ class DeadFile:
 
 
 @contextmanager
-def fuse_file(folder: Path) -> Iterator[DeadFile]:
+def fuse_file(folder: Path, size: int = FILE_BYTES) -> Iterator[DeadFile]:
     """A file that the host's qemu-storage-daemon exports: one in another root would mount it where
     nobody else sees it."""
     folder.mkdir(parents=True, exist_ok=True)
     image, path = folder / "image", folder / "fuse.raw"
     image.write_bytes((b"\1" * PART + bytes(PART)) * (FILE_BYTES // PART // 2))
+    os.truncate(image, size)
     path.touch()
     daemon = subprocess.Popen(
         [_beside(find_qemu(), "qemu-storage-daemon"),
