@@ -14,6 +14,7 @@ import pytest
 
 from qtrace.lab.guest import Accelerator, Guest
 from tests.limits import TIMEOUT_S
+from tests.live.support.counted import own_copy
 from tests.live.support.dead_fuse import DeadFile, fuse_file, threads_in_fuse
 from tests.live.support.gdb_cases import everywhere
 from tests.live.support.hung import functions_of_main_thread
@@ -40,6 +41,8 @@ def waiting_for_a_page(
     qemu: Path, accel: Accelerator, folder: Path
 ) -> Iterator[tuple[Guest, DeadFile]]:
     size = MEMORY_MIB << 20
+    # Of a file of its own: its memory map is locked, and nobody sets a probe in such a program.
+    qemu = own_copy(qemu, folder)
     with fuse_file(folder, size) as file:
         memory = f"memory-backend-file,id=ram,size={size},mem-path={file.path},share=off"
         arguments = ("-S", "-object", memory, "-machine", "memory-backend=ram")
