@@ -97,10 +97,14 @@ class Drawing:
         self.losses = tuple(_losses(trace, self.begin_ns, self.end_ns))
         self.findings = tuple(_findings(trace, report, self.end_ns))
 
-    def windows(self) -> Iterator[Window]:
-        """What comes by the million, in time order. A long recording is read for it."""
+    def windows(self, with_lives: bool = False) -> Iterator[Window]:
+        """What comes by the million, in time order. A long recording is read for it.
+
+        Args:
+            with_lives: see ``Window``.
+        """
         spans = _Spans(self.findings, self.end_ns)
-        yield from windows_of(spans.seen(self._trace.parts()), self.ground)
+        yield from windows_of(spans.seen(self._trace.parts()), self.ground, with_lives)
         self.findings = tuple(map(spans.of, self.findings))
 
 

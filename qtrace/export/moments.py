@@ -1,24 +1,35 @@
-"""What a recording shows of any one moment: who ran what, what was pending, what was busiest."""
+"""What a recording shows of any one moment: who ran what, what was pending, what was busiest.
+
+Its windows lie in temporary files (about 6 bytes of an event), of which few are in memory: any
+moment is shown as quickly, however long the recording is.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
-from qtrace.analysis.arrays import code_of, filled
-from qtrace.analysis.distribution import percentiles
-from qtrace.analysis.frames import Frames
-from qtrace.analysis.instances import UNSEEN
+from qtrace.analysis.arrays import Numbers
+from qtrace.analysis.distribution import Times
+from qtrace.errors import OutputFailed
 from qtrace.export.drawing import Drawing, FindingMark, Span
 from qtrace.export.groundwork import Thread
-from qtrace.export.windows import stacked
+from qtrace.export.windows import Window, stacked
 
-# A run inside so many others on one thread is found.
-DEEPEST = 64
+# Windows of a recording that are kept in memory.
+KEPT = 4
+# Of times in a window of time so many are taken as they are (``Times``).
+EXACT = 100_000
+RUNS = ["begin_ns", "end_ns", "thread", "name", "context", "wait_ns", "poll"]
+LIVES = ["scheduled_ns", "ended_ns", "name", "context"]
 # Of a busy window, so many names are told.
 BUSIEST = 40
 
@@ -78,106 +89,228 @@ class Moment:
     findings: tuple[FindingMark, ...]
 
 
-class Moments:
-    """The moments of one recording."""
+@dataclass
+class _Shelved:
+    """A window of the recording on disk, and what lies around it.
 
-    def __init__(self, trace: Frames, drawn: Drawing) -> None:
+    Attributes:
+        files: by what they hold.
+        until_ns: its last moment.
+        counts: how many were pending in each context before it.
+        running: the runs that each thread was in when it began, and its latest one.
+    """
+
+    files: dict[str, Path]
+    until_ns: int
+    counts: list[int]
+    running: pd.DataFrame
+
+
+class _Shelf:
+    """The windows of a recording."""
+
+    def __init__(self, drawn: Drawing) -> None:
+        self._folder = TemporaryDirectory(prefix="qtrace-replay-")
+        self.windows: list[_Shelved] = []
+        self._known: OrderedDict[Path, pd.DataFrame] = OrderedDict()
+        self._dtypes: dict[str, Any] = {}
+        crossing: list[pd.DataFrame] = []
+        running, counts, since = pd.DataFrame(columns=RUNS), [0] * len(drawn.contexts), -1
+        try:
+            for window in drawn.windows(with_lives=True):
+                runs = window.runs
+                still = np.where(runs["open"], drawn.end_ns + 1, runs["end_ns"])
+                runs = runs.assign(end_ns=still)[RUNS]
+                # One that lies in several windows is looked for in all of them.
+                over = (window.lives["scheduled_ns"] <= since).to_numpy()
+                crossing.append(window.lives[over])
+                tables = {"runs": runs, "lives": window.lives[~over], "pending": _changes(window)}
+                files = {what: self._write(what, table) for what, table in tables.items()}
+                self.windows.append(_Shelved(files, window.until_ns, counts, running))
+                counts = [
+                    int(count[-1]) if len(count) else before
+                    for before, (_time, count) in zip(counts, window.pending, strict=True)
+                ]
+                running = _still_running(stacked([running, runs]), window.until_ns)
+                since = window.until_ns
+        except OSError as error:
+            raise OutputFailed(
+                f"cannot keep the recording in {self._folder.name}: {error.strerror or error}",
+                "free some space, or name another folder by TMPDIR",
+            ) from error
+        self.crossing = stacked(crossing)
+
+    def _write(self, what: str, table: pd.DataFrame) -> Path:
+        path = Path(self._folder.name, f"{len(self.windows)}-{what}")
+        columns: dict[str, Any] = {}
+        for name in table.columns:
+            column = table[name]
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                # The texts of the last window begin with those of all others.
+                self._dtypes[f"{what} {name}"] = column.dtype
+                columns[name] = column.array.codes
+            else:
+                columns[name] = column.to_numpy()
+        written = pa.table(columns)
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with (
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_file(file, written.schema, options=options) as writer,
+        ):
+            writer.write_table(written)
+        return path
+
+    def read(self, window: _Shelved, what: str) -> pd.DataFrame:
+        """What was written of it."""
+        path = window.files[what]
+        if path not in self._known:
+            with pa.OSFile(str(path), "rb") as file:
+                found = pa.ipc.open_file(file).read_all()
+            columns = {name: found[name].to_numpy() for name in found.column_names}
+            for name in columns:
+                if (dtype := self._dtypes.get(f"{what} {name}")) is not None:
+                    columns[name] = pd.Categorical.from_codes(columns[name], dtype=dtype)
+            self._known[path] = pd.DataFrame(columns, copy=False)
+            while len(self._known) > KEPT * len(window.files):
+                self._known.popitem(last=False)
+        self._known.move_to_end(path)
+        return self._known[path]
+
+
+def _changes(window: Window) -> pd.DataFrame:
+    """How the numbers of pending bottom halves changed."""
+    context = np.repeat(np.arange(len(window.pending)), [len(one[0]) for one in window.pending])
+    none: list[Numbers] = [np.empty(0, np.int64)]
+    return pd.DataFrame(
+        {
+            "place": context,
+            "time_ns": np.concatenate([*none, *(time for time, _count in window.pending)]),
+            "count": np.concatenate([*none, *(count for _time, count in window.pending)]),
+        }
+    )
+
+
+def _still_running(runs: pd.DataFrame, until_ns: int) -> pd.DataFrame:
+    """Of each thread the runs that it is in at a moment, and its latest one."""
+    kept = ~runs["thread"].duplicated(keep="last").to_numpy()
+    kept |= (runs["end_ns"] > until_ns).to_numpy(np.bool_)
+    return runs[kept]
+
+
+@dataclass
+class _Name:
+    """A bottom half in a window of time."""
+
+    count: int = 0
+    wait: Times = field(default_factory=lambda: Times(EXACT))
+    took: Times = field(default_factory=lambda: Times(EXACT))
+
+
+class Moments:
+    """The moments of one recording, which is gone through for them."""
+
+    def __init__(self, drawn: Drawing) -> None:
+        """Raises OutputFailed: there is no room for it."""
         self.drawn = drawn
-        windows = list(drawn.windows())
-        self._runs = runs = stacked([window.runs for window in windows])
-        self._changes = [
-            (np.concatenate([times for times, _count in own]),
-             np.concatenate([count for _times, count in own]))
-            for own in zip(*(window.pending for window in windows), strict=True)
-        ]  # fmt: skip
-        self._begin = runs["begin_ns"].to_numpy()
-        still = runs["open"].to_numpy()
-        self._end = np.where(still, drawn.end_ns + 1, runs["end_ns"].to_numpy())
-        thread = runs["thread"].to_numpy()
-        own = [np.flatnonzero(thread == place) for place in range(len(drawn.threads))]
-        self._own = [(positions, self._begin[positions]) for positions in own]
-        instances = trace.instances
-        open_still = code_of(instances["end"], ("",)) == 0
-        known = code_of(instances["end"], (UNSEEN,)) < 0
-        begin, end = filled(instances["scheduled_ns"]), filled(instances["ended_ns"])
-        end = np.where(open_still, drawn.end_ns + 1, end)
-        # What took no time is not to be seen.
-        at = np.flatnonzero(known & (begin >= 0) & (end > begin))
-        at = at[np.argsort(begin[at], kind="stable")]
-        self._scheduled, self._ended = begin[at], end[at]
-        self._names = instances["name"].array.take(at)
-        self._contexts = instances["context"].array.take(at)
+        self._shelf = _Shelf(drawn)
+        self._untils = np.array([one.until_ns for one in self._shelf.windows], np.int64)
 
     def at(self, time_ns: int, window_ns: int) -> Moment:
         """What it shows; the runs of ``window_ns`` before it are counted, too."""
         drawn = self.drawn
-        window = slice(
-            int(self._begin.searchsorted(time_ns - window_ns, side="right")),
-            int(self._begin.searchsorted(time_ns, side="right")),
-        )
-        contexts = self._runs["context"].to_numpy()[window]
-        ran = np.bincount(contexts[contexts >= 0], minlength=len(drawn.contexts))
+        ran = np.zeros(len(drawn.contexts), np.int64)
+        names: dict[str, _Name] = {}
+        for runs in self._between(time_ns - window_ns, time_ns):
+            context = runs["context"].to_numpy()
+            ran += np.bincount(context[context >= 0], minlength=len(ran))
+            _count(names, runs)
+        now = self._shelf.windows[self._place(time_ns)]
         spans = [*drawn.commands, *drawn.jobs, *drawn.waits, *drawn.held, *drawn.losses]
+        counts = self._counts(now, time_ns)
         return Moment(
             time_ns,
             window_ns,
-            tuple(self._running(time_ns)),
-            tuple(
-                (name, _value_at(*self._changes[place], time_ns), int(ran[place]))
-                for place, name in enumerate(drawn.contexts)
-            ),
-            tuple(self._pending(time_ns)),
-            tuple(_busiest(self._runs.iloc[window])),
+            tuple(self._running(now, time_ns)),
+            tuple(zip(drawn.contexts, counts, ran.tolist(), strict=True)),
+            tuple(self._pending(now, time_ns)),
+            tuple(_busiest(names)),
             tuple(one for one in spans if _covers(one, time_ns)),
             tuple(one for one in drawn.findings if _covers(one, time_ns)),
         )
 
-    def _running(self, time_ns: int) -> Iterator[Running]:
-        for thread, (own, begins) in zip(self.drawn.threads, self._own, strict=True):
-            last = int(begins.searchsorted(time_ns, side="right"))
-            latest = own[max(last - DEEPEST, 0) : last]
-            if not len(latest):
+    def _place(self, time_ns: int) -> int:
+        """The number of the window of a moment."""
+        return min(int(self._untils.searchsorted(time_ns)), len(self._untils) - 1)
+
+    def _between(self, since_ns: int, until_ns: int) -> Iterator[pd.DataFrame]:
+        """The runs that began after one moment, up to another."""
+        for window in self._shelf.windows[self._place(since_ns) : self._place(until_ns) + 1]:
+            runs = self._shelf.read(window, "runs")
+            begin = runs["begin_ns"].to_numpy()
+            first, last = begin.searchsorted([since_ns, until_ns], side="right").tolist()
+            yield runs.iloc[first:last]
+
+    def _counts(self, now: _Shelved, time_ns: int) -> list[int]:
+        """How many were pending in each context."""
+        changes = self._shelf.read(now, "pending")
+        last = changes[(changes["time_ns"] <= time_ns).to_numpy()].drop_duplicates(
+            "place", keep="last"
+        )
+        known = dict(zip(last["place"].tolist(), last["count"].tolist(), strict=True))
+        return [known.get(place, count) for place, count in enumerate(now.counts)]
+
+    def _running(self, now: _Shelved, time_ns: int) -> Iterator[Running]:
+        own = self._shelf.read(now, "runs")
+        begun = int(own["begin_ns"].to_numpy().searchsorted(time_ns, side="right"))
+        runs = _still_running(stacked([now.running, own.iloc[:begun]]), time_ns)
+        by_thread = {int(str(place)): some for place, some in runs.groupby("thread")}
+        for place, thread in enumerate(self.drawn.threads):
+            if place not in by_thread:
                 yield Running(thread)
                 continue
             # The innermost one began last.
-            now = latest[self._end[latest] > time_ns]
-            run = self._runs.iloc[int(now[-1] if len(now) else latest[-1])]
+            some = by_thread[place]
+            inside = some[(some["end_ns"] > time_ns).to_numpy(np.bool_)]
+            run = (inside if len(inside) else some).iloc[-1]
             yield Running(
-                thread, str(run["name"]), bool(run["poll"]), int(run["begin_ns"]), not len(now)
+                thread, str(run["name"]), bool(run["poll"]), int(run["begin_ns"]), inside.empty
             )
 
-    def _pending(self, time_ns: int) -> Iterator[Waiting]:
-        begun = int(self._scheduled.searchsorted(time_ns, side="right"))
-        for place in np.flatnonzero(self._ended[:begun] > time_ns).tolist():
-            name, context = str(self._names[place]), str(self._contexts[place])
-            yield Waiting(name, context, int(self._scheduled[place]))
+    def _pending(self, now: _Shelved, time_ns: int) -> Iterator[Waiting]:
+        lives = pd.concat(
+            [
+                one[((one["scheduled_ns"] <= time_ns) & (one["ended_ns"] > time_ns)).to_numpy()]
+                .astype(object)
+                for one in (self._shelf.crossing, self._shelf.read(now, "lives"))
+            ]
+        )  # fmt: skip
+        for scheduled, _ended, name, context in sorted(lives.to_numpy().tolist()):
+            yield Waiting(str(name), str(context), int(scheduled))
 
 
-def _busiest(runs: pd.DataFrame) -> Iterator[Busy]:
+def _count(names: dict[str, _Name], runs: pd.DataFrame) -> None:
+    wait = runs["wait_ns"].to_numpy()
+    took = runs["end_ns"].to_numpy() - runs["begin_ns"].to_numpy()
+    took = np.where(runs["end_ns"] < 0, -1, took)
     codes = runs["name"].array.codes
-    names, counts = np.unique(codes, return_counts=True)
-    wait = runs["wait_ns"].to_numpy(np.float64)
-    end = runs["end_ns"].to_numpy(np.float64)
-    took = end - runs["begin_ns"].to_numpy(np.float64)
-    for place in np.argsort(-counts, kind="stable")[:BUSIEST].tolist():
-        own = codes == names[place]
-        name = str(runs["name"].cat.categories[names[place]]) if names[place] >= 0 else ""
-        yield Busy(
-            name,
-            float(counts[place] / len(runs)),
-            _pair(wait[own & (wait >= 0)]),
-            _pair(took[own & (end >= 0)]),
-        )
+    for code in np.unique(codes).tolist():
+        own = codes == code
+        name = str(runs["name"].cat.categories[code]) if code >= 0 else ""
+        one = names.setdefault(name, _Name())
+        one.count += int(own.sum())
+        one.wait.add(wait[own & (wait >= 0)])
+        one.took.add(took[own & (took >= 0)])
 
 
-def _pair(values: npt.NDArray[np.float64]) -> tuple[float, float] | None:
-    found = percentiles(values)
+def _busiest(names: dict[str, _Name]) -> Iterator[Busy]:
+    whole = sum(one.count for one in names.values())
+    for name, one in sorted(names.items(), key=lambda one: (-one[1].count, one[0]))[:BUSIEST]:
+        yield Busy(name, one.count / whole, _pair(one.wait), _pair(one.took))
+
+
+def _pair(times: Times) -> tuple[float, float] | None:
+    found = times.percentiles()
     return None if found is None else (found["p50_ns"], found["p99_ns"])
-
-
-def _value_at(time: npt.NDArray[np.int64], count: npt.NDArray[np.int32], time_ns: int) -> int:
-    place = int(time.searchsorted(time_ns, side="right"))
-    return int(count[place - 1]) if place else 0
 
 
 def _covers(one: Span | FindingMark, time_ns: int) -> bool:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from qtrace.analysis.arrays import Numbers, code_of, filled, find_rows
 from qtrace.analysis.frames import Part
+from qtrace.analysis.instances import UNSEEN
 from qtrace.analysis.stacks import facts_by_code
 from qtrace.analysis.verdicts import SEVERITY
 from qtrace.export.groundwork import (
@@ -26,6 +27,7 @@ from qtrace.export.groundwork import (
     counts_as_pending,
     leads_to_its_run,
 )
+from qtrace.export.nesting import LAST
 from qtrace.knowledge import WITHOUT_MAIN_LOOP
 
 Counts = tuple[Numbers, npt.NDArray[np.int32]]
@@ -51,6 +53,9 @@ class Window:
             began, and whether it is sure that this ran (``flows``).
         pending: of each context the moments at which the number of pending bottom halves changed,
             ``time_ns`` and ``count`` (after it).
+        lives: a row per instance that ended in it, or, in the last one, not at all, in the order of
+            their ends: ``scheduled_ns``, ``ended_ns`` (then behind the recording's end), ``name``
+            and ``context`` (categories). What took no time is none. Only where they are asked for.
     """
 
     until_ns: int
@@ -58,13 +63,16 @@ class Window:
     runs: pd.DataFrame
     marks: pd.DataFrame
     pending: tuple[Counts, ...]
+    lives: pd.DataFrame
 
 
-def windows_of(parts: Iterator[Part], ground: Groundwork) -> Iterator[Window]:
+def windows_of(
+    parts: Iterator[Part], ground: Groundwork, with_lives: bool = False
+) -> Iterator[Window]:
     """All of a recording that has been led past a ``Groundwork``."""
     bulk = _Bulk(ground)
     ends = _Ends()
-    runs, marks = _Waiting("begin_ns"), _Waiting("time_ns")
+    runs, marks, lives = _Waiting("begin_ns"), _Waiting("time_ns"), _Waiting("ended_ns")
     pending = [_Pending() for _name in bulk.contexts.names]
     first = 0
     for part in parts:
@@ -72,6 +80,7 @@ def windows_of(parts: Iterator[Part], ground: Groundwork) -> Iterator[Window]:
         times = events["time_ns"].to_numpy(np.int64)
         runs.add(bulk.runs(part))
         marks.add(bulk.marks(part, events))
+        lives.add(bulk.lives(part, with_lives))
         until = int(times[-1])
         for own, up, down in zip(pending, *bulk.changes(part, until), strict=True):
             own.add(up, down)
@@ -79,7 +88,13 @@ def windows_of(parts: Iterator[Part], ground: Groundwork) -> Iterator[Window]:
         for end in dict.fromkeys([*ends.of(times), *last]):
             taken = runs.take(end)
             yield Window(
-                end, first, taken, marks.take(end), tuple(one.take(end) for one in pending)
+                end,
+                first,
+                taken,
+                marks.take(end),
+                tuple(one.take(end) for one in pending),
+                # What is pending for good ends behind the recording.
+                lives.take(LAST if part.is_last and end == until else end),
             )
             first += len(taken)
 
@@ -183,7 +198,7 @@ class _Bulk:
         self._crossing = ground.nesting.crossing()
         self._place = {one.tid: place for place, one in enumerate(ground.threads())}
         self._narrow = ground.last_row <= np.iinfo(np.int32).max
-        self._before = 0
+        self._before, self._end_ns = 0, ground.end_ns
 
     def runs(self, part: Part) -> pd.DataFrame:
         """See ``Window``."""
@@ -280,6 +295,24 @@ class _Bulk:
             ups.append(np.concatenate([begin[own & new], others]))
             downs.append(np.maximum(end, begin)[own & ~still])
         return ups, downs
+
+    def lives(self, part: Part, wanted: bool) -> pd.DataFrame:
+        """See ``Window``."""
+        instances = part.instances if wanted else part.instances.iloc[:0]
+        known = part.own[: len(instances)] & (code_of(instances["end"], (UNSEEN,)) < 0)
+        begin, end = filled(instances["scheduled_ns"]), filled(instances["ended_ns"])
+        end = np.where(code_of(instances["end"], ("",)) == 0, self._end_ns + 1, end)
+        own = np.flatnonzero(known & (begin >= 0) & (end > begin))
+        own = own[np.argsort(end[own], kind="stable")]
+        return pd.DataFrame(
+            {
+                "scheduled_ns": begin[own],
+                "ended_ns": end[own],
+                "name": instances["name"].array.take(own),
+                "context": instances["context"].array.take(own),
+            },
+            copy=False,
+        )
 
     def _places(self, tids: Numbers) -> npt.NDArray[np.int32]:
         """The position of each row's thread, -1 for none."""

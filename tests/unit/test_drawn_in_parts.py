@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from qtrace.analysis.report import Judged, asked_names, report_of
 from qtrace.export import windows
 from qtrace.export.drawing import Drawing, drawing_of
 from qtrace.export.groundwork import Groundwork
+from qtrace.export.moments import Moments
 from qtrace.export.perfetto import export
 from qtrace.export.report_data import recording_data
 from qtrace.trace import parquet
@@ -62,6 +64,10 @@ def assert_same(path: Path, rows: int, folder: Path, shown: int) -> None:
     for most in (shown, 100_000):
         pages = [json.dumps(recording_data(each, most)) for each in (one, other)]
         assert pages[0] == pages[1]
+    moments = Moments(one), Moments(other)
+    for time_ns in np.linspace(one.begin_ns - 1, one.end_ns + 1, 23).astype(int).tolist():
+        found = [each.at(time_ns, (one.end_ns - one.begin_ns) // 3) for each in moments]
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("count", [6])
@@ -113,6 +119,18 @@ def cut(events: list[Event], rows: int) -> Iterator[Path]:
         patch.setattr(parquet, "STEP_ROWS", rows)
         patch.setattr(event_order, "LATE_NS", LATE_NS)
         yield path
+
+
+def test_replay_reads_no_long_recording_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = calling("replay", monkeypatch, capsys)
+    path = in_groups(SAMPLES / "all-save-7.2-tcg.parquet", tmp_path / "long.parquet", 10_000)
+    whole = call(path, "--finding", "1")
+    monkeypatch.setattr(traces, "LONG", 1000)
+    monkeypatch.setattr(frames, "read_trace", refused)
+    assert whole.stdout
+    assert call(path, "--finding", "1") == whole
 
 
 @pytest.mark.parametrize("name", ["export", "report"])

@@ -27,7 +27,7 @@ WINDOW_NS = 50_000_000
 def test_each_moment_is_what_the_frames_say(name: str) -> None:
     trace = Trace(SAMPLES / name)
     drawn = drawing_of(trace, judge_opened([trace], lints=None))
-    moments = Moments(trace, drawn)
+    moments = Moments(drawn)
     runs, instances = trace.runs, trace.instances
     begin = runs["time_ns"].to_numpy()
     chosen = np.random.default_rng(1).choice(begin, min(8, len(begin)), replace=False)
@@ -58,7 +58,7 @@ def test_each_moment_is_what_the_frames_say(name: str) -> None:
 def test_a_finding_is_shown_where_it_begins(name: str) -> None:
     trace = Trace(SAMPLES / name)
     drawn = drawing_of(trace, judge_opened([trace], lints=None))
-    moments = Moments(trace, drawn)
+    moments = Moments(drawn)
     for finding in drawn.findings[:5]:
         found = moments.at(finding.begin_ns, WINDOW_NS)
         assert finding in found.findings

@@ -51,15 +51,18 @@ def command(trace: str, speed: float, at_s: float | None, finding: int | None) -
     from qtrace.analysis.report import judge_opened
     from qtrace.cli.output import stderr
     from qtrace.cli.player import Player
+    from qtrace.cli.progress import converting
     from qtrace.cli.views.verdict_view import inert
     from qtrace.export.drawing import drawing_of
+    from qtrace.export.groundwork import Groundwork
     from qtrace.export.moments import Moments
 
-    one = Trace(trace)
-    one.read()
-    drawn = drawing_of(one, judge_opened([one], lints=None))
-    moments = Moments(one, drawn)
-    for text in one.warnings:
+    one, ground = Trace(trace), Groundwork()
+    with converting(trace) as progress:
+        one.progress = progress
+        drawn = drawing_of(one, judge_opened([one], lints=None, beside=[ground]), ground)
+        moments = Moments(drawn)
+    for text in one.view.warnings:
         stderr().print(inert(f"warning: {trace}: {text}"))
     if finding is not None and finding > len(drawn.findings):
         count = len(drawn.findings)
@@ -70,8 +73,6 @@ def command(trace: str, speed: float, at_s: float | None, finding: int | None) -
         player.go_to(finding - 1)
     elif at_s is not None:
         player.now_ns = min(drawn.begin_ns + int(at_s * 1e9), drawn.end_ns)
-    # Of ten million events its frames are more than a gigabyte.
-    del one
     if sys.stdout.isatty() and sys.stdin.isatty():
         _play(moments, player)
     else:
