@@ -11,7 +11,7 @@ from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.proof import Proof, prove
 from qtrace.inspection.request_look import Requests
 from qtrace.inspection.request_proof import prove as prove_requests
-from qtrace.inspection.surroundings import surroundings
+from qtrace.inspection.surroundings import kept_waiting, surroundings
 from qtrace.qemu.aio.findings import Finding, explain
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import BlockLook
@@ -66,8 +66,9 @@ class Inspector:
         client = any(node.driver == "nbd" for node in blocks.nodes or ())
         into = None if client else requests
         around = list(surroundings(looker, proof.look, run_state, into)) if quiet else []
+        reasons = [*proof.reasons, *(kept_waiting(looker, proof.look) if quiet else [])]
         scopes = self._scopes(proof.look, proof.findings, of_requests.last.blocks)
-        told = answer(shown, proof.findings, proof.reasons, of_requests, around, scopes)
+        told = answer(shown, proof.findings, reasons, of_requests, around, scopes)
         return Inspected(proof.look, told)
 
     def _scopes(

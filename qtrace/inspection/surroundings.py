@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.inspection.looker import Looker
-from qtrace.inspection.outside import with_outside
+from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.request_look import Requests
 from qtrace.machine.memory import Memory
 from qtrace.process.live_source import LiveSource
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
-from qtrace.qemu.aio.waits import asleep_ns, in_words
+from qtrace.qemu.aio.waits import asleep_ns, has_loop, in_words, is_polling
 from qtrace.qemu.block.remarks import RUNNING
 from qtrace.units import show
 
@@ -48,6 +48,22 @@ def surroundings(
     if looker.layout.ctx_poll_max_ns is not None:
         yield from pollers(look, source.memory, looker.layout.ctx_poll_max_ns)
     yield from others
+
+
+def kept_waiting(looker: Looker, look: Look) -> list[str]:
+    """Of a program without a main loop (qemu-img), or one that has not come to it: that it polls
+    while another thread of it waits for an outsider, as whoever makes an NBD connection. It may be
+    just that for which it polls."""
+    main = next((thread for thread in look.threads if thread.role == "main"), None)
+    if main is None or has_loop(look, main) or not is_polling(main):
+        return []
+    shown = with_outside(looker, look, bystanders(look))
+    return [
+        f"{main.label} {in_words(look, main)}, while for at least "
+        f"{show(asleep_ns(shown, other), 'ns')} {other.label} {in_words(shown, other)}"
+        for other in shown.threads
+        if other.outside and asleep_ns(shown, other) >= LONG_SLEEP_NS
+    ]
 
 
 def connections(descriptors: Descriptors) -> Iterator[str]:

@@ -131,3 +131,24 @@ def test_who_polls_for_a_connection_is_told_with_the_thread_that_makes_it(
     assert status == 1
     assert "; meanwhile " in finding["sentence"]
     assert f"unix socket s, which is not accepted yet by process {pid} (" in finding["sentence"]
+
+
+def test_a_program_without_a_loop_that_waits_for_a_connection_is_never_clear(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    code = "s = socket.socket(socket.AF_UNIX); s.bind('s'); s.listen(1)"
+    command = [qemu_binary.with_name("qemu-img"), "info", f"nbd+unix:///?socket={tmp_path}/s"]
+    with holding(code, folder=tmp_path) as pid:
+        stop(pid)
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+            try:
+                until(lambda: inspect("--pid", process.pid)[0] == 4, "half a second")
+                status, document, _err = inspect("--pid", process.pid)
+            finally:
+                process.kill()
+    assert (status, document["verdict"], document["findings"]) == (4, "inconclusive", [])
+    (reason,) = document["unclear"]
+    assert " waits in nbd_do_establish_connection" in reason
+    assert "polling `main`, while for at least " in reason
+    assert f"unix socket s, which is not accepted yet by process {pid} (" in reason
+    assert reason.endswith("stopped by a signal (SIGSTOP)")
