@@ -7,9 +7,9 @@ modules link against them); static ones are named by ``scan`` where the code tel
 from __future__ import annotations
 
 import lzma
+import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from functools import cached_property
 from pathlib import Path
 
 from qtrace.binary.elf import Elf
@@ -17,6 +17,8 @@ from qtrace.errors import QtraceError
 
 # An entry: name, info, other, section index, value, size.
 ENTRY = 24
+# Where a name begins among all of them, and the last place that there can be.
+PLACE, LAST = struct.Struct("<I"), 0xFFFFFFFF
 STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 1, 2, 10
 WANTED = frozenset({STT_OBJECT, STT_FUNC, STT_GNU_IFUNC})
 DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
@@ -29,27 +31,29 @@ class SymbolTable:
     """
 
     def __init__(self, tables: list[tuple[bytes, bytes]]) -> None:
-        self._values, self._names, self._sizes = array("Q"), array("Q"), array("Q")
+        values, sizes, places = array("Q"), array("Q"), array("I")
         self._strings = b""
         keys: list[int] = []
         for raw, strings in tables:
             whole = raw[: len(raw) // ENTRY * ENTRY]
-            words, base = array("Q", whole), len(self._strings)
-            columns = zip(words[1::3], whole[4::ENTRY], array("H", whole)[3::12], strict=True)
+            words, halves, base = array("Q", whole), array("I", whole), len(self._strings)
+            columns = zip(
+                words[1::3], whole[4::ENTRY], array("H", whole)[3::12], halves[::6], strict=True
+            )
             # Local aliases come before exported names, so that a look-up meets the latter last.
             keys += [
                 (value << 4 | info >> 4) << 32 | number
-                for number, (value, info, section) in enumerate(columns, len(self._names))
-                if value and section and info & 0xF in WANTED
+                for number, (value, info, section, name) in enumerate(columns, len(places))
+                if value and section and info & 0xF in WANTED and name < len(strings)
             ]
-            self._names.extend(base + name for name in array("I", whole)[::6])
-            self._sizes.extend(words[2::3])
+            places.extend(min(base + name, LAST) for name in halves[::6])
+            sizes.extend(words[2::3])
             self._strings += strings + b"\0"
         keys.sort()
-        self._values.extend(key >> 36 for key in keys)
-        order = [key & 0xFFFFFFFF for key in keys]
-        self._names = array("Q", map(self._names.__getitem__, order))
-        self._sizes = array("Q", map(self._sizes.__getitem__, order))
+        order = [key & LAST for key in keys]
+        values.extend(key >> 36 for key in keys)
+        self._values, self._sizes = values, array("Q", map(sizes.__getitem__, order))
+        self._places = array("I", map(places.__getitem__, order)).tobytes()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -60,16 +64,20 @@ class SymbolTable:
         wanted = name.encode() + b"\0"
         at = self._strings.find(wanted)
         while at >= 0:
-            index = self._by_place.get(at)
+            index = self._last_at(at)
             if index is not None:
                 return self._values[index]
             at = self._strings.find(wanted, at + 1)
         return None
 
-    @cached_property
-    def _by_place(self) -> dict[int, int]:
-        """By where a name begins: its last symbol."""
-        return {place: index for index, place in enumerate(self._names)}
+    def _last_at(self, place: int) -> int | None:
+        """The last symbol whose name begins there. Searched for in bytes: a dictionary would take
+        some MB as long as the table is there."""
+        wanted = PLACE.pack(place)
+        at = self._places.rfind(wanted)
+        while at >= 0 and at % PLACE.size:
+            at = self._places.rfind(wanted, 0, at + PLACE.size - 1)
+        return at // PLACE.size if at >= 0 else None
 
     def by_name(self) -> dict[str, int]:
         """The link-time addresses of all of them: for whoever asks for thousands."""
@@ -95,7 +103,7 @@ class SymbolTable:
         return self._name(index), offset
 
     def _name(self, index: int) -> str:
-        start = self._names[index]
+        (start,) = PLACE.unpack_from(self._places, PLACE.size * index)
         end = self._strings.index(b"\0", start)
         # .symtab spells versioned names "name@GLIBC_2.2.5".
         name = self._strings[start:end].partition(b"@")[0]
