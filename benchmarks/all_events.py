@@ -191,7 +191,7 @@ def _floor(image: Path, command: list[str]) -> float:
     read, write = os.pipe()
     child = Child(command, output_fd=write)
     os.close(write)
-    with _empty_probes(child.pid, child.path, Module(Elf(image), 0)):
+    with empty_probes(child.pid, child.path, Module(Elf(image), 0)):
         child.release()
         child.go()
         with os.fdopen(read) as output:
@@ -201,7 +201,8 @@ def _floor(image: Path, command: list[str]) -> float:
 
 
 @contextmanager
-def _empty_probes(pid: int, exe: str, module: Module) -> Iterator[None]:
+def empty_probes(pid: int, exe: str, module: Module) -> Iterator[None]:
+    """The floor: an empty program at each site of `--all`."""
     empty = load_program(SMALLEST_PROGRAM, "empty", TRACE_UPROBE_MULTI if links_work() else 0)
     uprobes = Uprobes(pid, exe, module.elf.offset_of)
     try:
@@ -255,7 +256,7 @@ def _attached(pid: int, command: list[str], folder: Path, losses: list[int]) -> 
         return measure
 
     def floor() -> float:
-        with _empty_probes(pid, process.exe, process.binary):
+        with empty_probes(pid, process.exe, process.binary):
             return run_bench(command)
 
     modes: dict[str, Measure] = {
