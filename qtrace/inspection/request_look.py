@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,10 +16,12 @@ from qtrace.process.live_source import LiveSource
 from qtrace.process.process import Process
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import BlockLook
+from qtrace.qemu.block.coroutine_waits import BLOCK_STATUS
 from qtrace.qemu.block.requests import InFlight, first_causes, in_flight
 
 # A server may be a client of another one, and so on.
 MOST_HOPS = 3
+READ = "read"
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,24 @@ class _Servers:
             if peer.pid not in self._looks:
                 self._looks[peer.pid] = self._requests.of_server(peer)
             there = self._looks[peer.pid]
-            inner = _same(one, there.causes) if there else None
+            inner = _made_of(one, whom, there.causes) if there else None
             if there is not None and inner is not None:
                 return whom.through(peer, there.sentence(inner), inner.key, there.whom[inner.key])
         return whom
 
 
-def _same(one: InFlight, others: Iterable[InFlight]) -> InFlight | None:
+def _made_of(one: InFlight, whom: Whom, others: Sequence[InFlight]) -> InFlight | None:
     """What a server makes of a request: one of the same kind that overlaps with it; the server of a
-    file system may be asked for more around it."""
+    file system may be asked for more around it. Before an NBD server reads it asks where data lies
+    (nbd_co_send_sparse_read() in nbd/server.c): that is told where it has nothing else in hand, and
+    has read all that it was sent."""
+    same = _same(one, others)
+    if same is not None or one.request is None or len(others) != 1 or whom.queued:
+        return same
+    return others[0] if one.request.kind == READ and others[0].what == BLOCK_STATUS else None
+
+
+def _same(one: InFlight, others: Iterable[InFlight]) -> InFlight | None:
     for other in others:
         if one.request is None or other.request is None:
             if one.request is other.request and one.what == other.what:

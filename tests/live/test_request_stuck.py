@@ -117,12 +117,35 @@ def test_a_server_that_waits_for_a_server_of_its_own_leads_to_that_one(
         ask(guest, "aio_write 4k 512")
         status, document, _err = inspect("--pid", guest.pid)
         os.kill(last, signal.SIGCONT)
-    assert (status, document["verdict"]) == (1, "request-stuck")
+    assert (status, document["verdict"]) == (1, "request-stuck"), document["remarks"]
     finding = of_requests(document)
     assert [request["node"] for request in finding["requests"]] == [NODE]
     assert [process["pid"] for process in finding["processes"]] == [last]
     assert (
         f"; process {first} has it in hand: write of 512 bytes at 4096 on node disk (nbd)"
+        in finding["sentence"]
+    )
+
+
+def test_a_read_for_which_a_server_asks_first_where_data_lies_leads_to_that_one_too(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    """nbd_co_send_sparse_read() in nbd/server.c."""
+    near, far = tmp_path / "near", tmp_path / "far"
+    with (
+        serving(qemu_binary, far, "null-co,size=1048576,read-zeroes=off") as last,
+        serving(qemu_binary, near, client_of(far)) as first,
+        guest_on_disk(qemu_binary, near) as guest,
+    ):
+        stop(last)
+        ask(guest, "aio_read 4k 512")
+        status, document, _err = inspect("--pid", guest.pid)
+        os.kill(last, signal.SIGCONT)
+    assert (status, document["verdict"]) == (1, "request-stuck")
+    finding = of_requests(document)
+    assert [process["pid"] for process in finding["processes"]] == [last]
+    assert (
+        f"; process {first} has it in hand: block status query on node disk (nbd)"
         in finding["sentence"]
     )
 

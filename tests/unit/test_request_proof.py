@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from qtrace.host.peer import Peer
-from qtrace.inspection.request_look import RequestLook
-from qtrace.inspection.request_proof import IDLE_NS, shown_by
+from qtrace.inspection.request_look import RequestLook, Requests
+from qtrace.inspection.request_proof import IDLE_NS, prove, shown_by
 from qtrace.inspection.whom import Whom
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Coroutine, Node, Request
@@ -57,6 +58,26 @@ def test_whose_server_is_stopped_is_stuck_after_half_a_second() -> None:
 )
 def test_one_look_that_shows_something_else_is_enough(other: RequestLook) -> None:
     assert shown_by([look(0, on(STOPPED)), other]).findings == ()
+
+
+class Late(Requests):
+    """Each look comes so late that two take all of the time that they have; those that follow the
+    server to its own one show that to be stopped."""
+
+    def __init__(self) -> None:
+        pass
+
+    def look(self, _look: Look | None = None, *, follow: bool = False) -> RequestLook:
+        inner = replace(request(), what="inner")
+        through = on(ASLEEP_PEER).through(ASLEEP_PEER, "inner", inner.key, on(STOPPED))
+        at_ns = time.monotonic_ns()
+        return look(at_ns, through if follow else on(ASLEEP_PEER))
+
+
+def test_however_late_looks_come_a_server_is_followed_to_its_own_one() -> None:
+    proof = prove(Late(), look(time.monotonic_ns() - SECOND, on(ASLEEP_PEER)))
+    (finding,) = proof.findings
+    assert finding.whom.end.peers == (STOPPED,)
 
 
 def test_a_server_that_owes_something_and_does_not_run_is_no_slow_one() -> None:

@@ -66,12 +66,12 @@ ANSWER = re.compile(r"nbd_receive_\w+|nbd_co_(do_)?receive\w*")
 DISPATCHER = "monitor_qmp_dispatcher_co"
 DISPATCH = "qmp_dispatch"
 # Requests that the block layer does not track are known by who makes them.
-FLUSHES = "flush"
+FLUSHES, BLOCK_STATUS = "flush", "block status query"
 UNTRACKED = tuple(
     (re.compile(rf"(?:{names})\Z"), what)
     for names, what in (
         (r"(bdrv|blk)_co_(do_)?flush", FLUSHES),
-        (r"(bdrv|blk)_\w*(block_status|is_allocated|is_zero)\w*", "block status query"),
+        (r"(bdrv|blk)_\w*(block_status|is_allocated|is_zero)\w*", BLOCK_STATUS),
         (r"(bdrv|blk)_(co_)?(do_)?ioctl", "ioctl"),
         (r"(bdrv|blk)_\w+", "operation"),
     )
