@@ -175,11 +175,16 @@ class Bursts:
         counts = rows.groupby(self._by, observed=True, sort=False).size()
         self.counts.update({_key(key): int(n) for key, n in counts.items()})
         rows = _after(self._tail, rows)
-        others = _after(self._beside, rows if beside is None else beside)
-        groups = others.groupby(self._by, observed=True, sort=False)
-        same = {_key(key): own for key, own in groups} if len(rows) else {}
+        others = rows if beside is None else _after(self._beside, beside)
+        same: dict[Any, pd.DataFrame] = {}
+        if beside is not None and len(rows):
+            groups = others.groupby(self._by, observed=True, sort=False)
+            same = {_key(key): own for key, own in groups}
         for key, own in rows.groupby(self._by, observed=True, sort=False):
             self._look(_key(key), own, same.get(_key(key)), None if part.is_last else until)
+        if part.is_last:
+            self._tail = self._beside = None
+            return
         # A window that is not over is looked at again.
         self._tail = rows[(rows["time_ns"] > until - self._window).to_numpy()]
         if beside is not None:
@@ -205,7 +210,8 @@ class Bursts:
             return
         beside = time if others is None else others["time_ns"].to_numpy(np.int64)
         there = beside.searchsorted([time[at], time[at] + self._window])
-        rows = own.iloc[at : at + max(count, SHOWN)]
+        # A copy: else all of the part's rows would stay with them.
+        rows = own.iloc[at : at + max(count, SHOWN)].copy()
         self._found[key] = Burst(rows, count, int(there[1] - there[0]), rate)
 
     def found(self) -> list[tuple[Any, Burst]]:

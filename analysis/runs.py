@@ -15,7 +15,7 @@ import pandas as pd
 from qtrace.analysis.arrays import Numbers, filled, find_rows, nullable
 from qtrace.analysis.losses import disturbed
 from qtrace.analysis.qemu_facts import MAIN_CONTEXTS
-from qtrace.analysis.stacks import stack_facts
+from qtrace.analysis.stacks import facts_by_code
 from qtrace.analysis.verdicts import LOST
 from qtrace.trace.details import detail_column
 from qtrace.trace.reader import TraceFile
@@ -181,13 +181,14 @@ def on_vcpus(runs: pd.DataFrame, own: npt.NDArray[np.bool_]) -> pd.DataFrame:
 
     Two more columns, of the stack: ``poll`` and ``device``, see ``StackFacts``.
     """
-    facts = stack_facts(runs["stack"])
-    inside = (runs["role"] == "vcpu").to_numpy() & facts["in_poll"].to_numpy(np.bool_)
+    # By code: of ten million events a row of facts for each run is large.
+    facts, codes = facts_by_code(runs["stack"]), runs["stack"].array.codes
+    inside = (runs["role"] == "vcpu").to_numpy() & facts["in_poll"].to_numpy(np.bool_)[codes]
     inside = own & inside & runs["context"].isin(MAIN_CONTEXTS).to_numpy()
-    facts = facts[inside]
     polled: pd.DataFrame = runs[inside]
     return polled.assign(
-        poll=facts["deciding_frame"].to_numpy(), device=facts["device_frame"].to_numpy()
+        poll=facts["deciding_frame"].to_numpy()[codes[inside]],
+        device=facts["device_frame"].to_numpy()[codes[inside]],
     )
 
 

@@ -39,7 +39,10 @@ class Summarizing:
         codes = (instances[column].array.codes[own] for column in ("name", "context"))
         group = numbered(*codes)
         order = stable_order(group)
-        for rows in np.split(own[order], np.flatnonzero(starts_of(group[order]))[1:]):
+        own, starts = own[order], np.flatnonzero(starts_of(group[order]))[1:]
+        # Of ten million events each is large.
+        del group, order
+        for rows in np.split(own, starts):
             if len(rows):
                 first = instances.iloc[rows[0]]
                 key = str(first["name"]), str(first["context"])
@@ -76,7 +79,7 @@ class _Work:
         self.took[own[at]] = durations["duration_ns"].to_numpy(np.int64)[found]
         callers = [_caller(str(text)) for text in instances["scheduled_stack"].cat.categories]
         number, self.callers = pd.factorize(pd.Index(callers, dtype=object))
-        self.caller = number[instances["scheduled_stack"].array.codes]
+        self.caller = number.astype(np.int32)[instances["scheduled_stack"].array.codes]
         self.cancelled = code_of(instances["end"], ("cancel", "delete")) >= 0
         self.opened = instances["scheduled_ns"].notna().to_numpy()
         self.coalesced = instances["coalesced"].to_numpy()

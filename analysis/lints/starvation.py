@@ -134,6 +134,7 @@ class _Polls:
     def end(self, part: Part) -> None:
         """What the next part may ask for."""
         self._spans = {since: self._since(since) for since in part.since.tolist()}
+        self._time = self._row = np.empty(0, np.int64)
 
     def _since(self, since: int, until: int | None = None) -> _Span:
         first = int(self._time.searchsorted(since))
