@@ -64,10 +64,15 @@ class AddressSpace:
 
     The files are opened at once, so that stacks can be unwound after the process is gone;
     they are parsed when a stack first leads there.
+
+    Attributes:
+        has_code: whether there were any when they were read last: not while a program is being
+            executed, nor when the process has ended.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.has_code = False
         self._files: dict[FileKey, _MappedFile] = {}
         self._starts: list[int] = []
         self._ranges: list[tuple[int, FileKey | None, str]] = []
@@ -86,6 +91,7 @@ class AddressSpace:
         except PermissionMissing:
             mappings = _parsed(_read_again(self._maps), self.pid)
         executable = [m for m in mappings if m.executable]
+        self.has_code = bool(executable)
         if not executable:
             return
         for mapping in executable:

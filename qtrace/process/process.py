@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from qtrace.errors import (
     NotQemu,
     PermissionMissing,
     QtraceError,
+    TargetError,
     UnsupportedBinary,
 )
 from qtrace.host.pid_namespace import require_proc
@@ -32,6 +34,8 @@ from qtrace.process.maps import AddressSpace
 
 # What --version prints: qemu-nbd's text differs from all others'.
 VERSION = re.compile(rb"(?:version|%s) (\d+\.\d+\.\d+[^\n\0]{0,100})\n(?:Copyright|Written)")
+# What has been executed is mapped within so long.
+MAPPED_WITHIN_S, AGAIN_S = 1.0, 0.001
 
 
 @contextmanager
@@ -132,16 +136,36 @@ class Process:
         """The executable's module.
 
         Raises:
+            TargetError: it is being executed, and that takes its time.
             NotQemu: it is no ELF program of its own.
             UnsupportedBinary: it is for another processor than this machine's.
         """
-        module = self.space.module_of(self.exe)
+        module = self._mapped()
+        if module is None and not self.space.has_code:
+            raise TargetError(
+                f"process {self.pid} is being started: the kernel has not mapped its program yet",
+                "try again",
+            )
         if module is None:
             # Read it for the sake of its own error (a 32-bit binary, say).
             elf = Elf(self.exe, self.program)
             if elf.architecture is not architectures.HOST:
                 raise _of_another_processor(self.pid, elf.architecture)
             raise NotQemu(f"process {self.pid} ({self.program})")
+        return module
+
+    def _mapped(self) -> Module | None:
+        """In the moment of an exec(2) a process has its executable, and nothing of it is mapped;
+        whoever began it by vfork(2) goes on by then."""
+        until = time.monotonic() + MAPPED_WITHIN_S
+        module = self.space.module_of(self.exe)
+        others = 0
+        # Its exec may come between two questions: once more, then it has other code than its own.
+        while module is None and others < 2 and time.monotonic() < until:
+            time.sleep(AGAIN_S)
+            self.space.refresh()
+            others += self.space.has_code
+            module = self.space.module_of(self.exe)
         return module
 
     @part

@@ -49,6 +49,16 @@ def test_a_program_that_executes_another_is_not_mixed_up_with_it(program: tuple[
             process.kill()
 
 
+def test_a_program_is_known_in_the_very_moment_of_its_exec() -> None:
+    """When Popen returns, the kernel may have yet to map it."""
+    for _ in range(100):
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+            try:
+                assert Process(process.pid).binary.name == "cat"
+            finally:
+                process.kill()
+
+
 def test_a_process_that_has_ended_is_gone() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
