@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,23 +42,52 @@ def refuse_while_locked(exe: str, pid: int) -> None:
     """
     program = _program(exe) if exe.startswith("/proc/") else os.path.realpath(exe)
     here = namespace(pid or "self", "mnt")
+    same = []
     for other in pids():
         own = _program(f"/proc/{other}/exe")
-        same = own == program or (
+        if own and (
+            own == program
             # In another mount namespace the same file may have another path.
-            os.path.basename(own) == os.path.basename(program) and namespace(other, "mnt") != here
-        )
-        if own and same and (why := why_locked(other)):
-            raise RecorderUnavailable(
-                f"probes cannot be set in {program} now: process {other}, which runs it, too, has"
-                f" its memory map locked ({why}): the kernel would wait for it, and meanwhile no"
-                " process could be started on this host",
-                "wait until it goes on, or end it: its file system may have died (mount, dmesg)",
+            or (
+                os.path.basename(own) == os.path.basename(program)
+                and namespace(other, "mnt") != here
             )
+        ):
+            same.append(other)
+    for other, why in _locked(same):
+        raise RecorderUnavailable(
+            f"probes cannot be set in {program} now: process {other}, which runs it, too, has"
+            f" its memory map locked ({why}): the kernel would wait for it, and meanwhile no"
+            " process could be started on this host",
+            "wait until it goes on, or end it: its file system may have died (mount, dmesg)",
+        )
 
 
 def why_locked(pid: int) -> str:
     """Why a process's memory map seems to be locked for long, in words; empty when it is not."""
+    return next((why for _pid, why in _locked([pid])), "")
+
+
+def _locked(processes: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Those whose memory map seems to be locked for long, and why; the others have answered."""
+    for pid in processes:
+        if why := _why_asleep(pid):
+            yield pid, why
+
+    def answers() -> None:
+        for pid in processes:
+            # One that has ended meanwhile has no map.
+            with suppress(OSError):
+                Path(f"/proc/{pid}/cmdline").read_bytes()
+
+    try:
+        # All by one thread: a busy host takes its time to give each a processor.
+        ask(answers, PATIENCE_S)
+    except NoAnswer as error:
+        yield error.pid, error.message
+
+
+def _why_asleep(pid: int) -> str:
     files = ThreadFiles(pid)
     asleep = {tid: seen for tid in files.tids() if (seen := _asleep_in_map(files, tid))}
     until = time.monotonic() + PATIENCE_S
@@ -68,11 +98,6 @@ def why_locked(pid: int) -> str:
         channel = files.wchan(tid)
         where = f" ({channel})" if channel else ""
         return f"thread {tid} sleeps uninterruptibly in {name}{where}"
-    with suppress(OSError):
-        try:
-            ask(Path(f"/proc/{pid}/cmdline").read_bytes, PATIENCE_S)
-        except NoAnswer as error:
-            return error.message
     return ""
 
 

@@ -27,9 +27,10 @@ def main(arguments: list[str]) -> int:
     """Listen, give up all rights, then serve until the standard input ends."""
     address, port, *names = arguments
     certificate, key, authority = [*map(Path, names), None, None, None][:3]
-    known: list[HostState | None] = [HostState((), 0, {}, 0.0, 0.0)]
+    # Most states are replaced by the next before anybody asks: only who does has one read.
+    known = [HostState((), 0, {}, 0.0, 0.0).dump()]
     registry = CollectorRegistry()
-    registry.register(HostCollector(lambda: known[0]))
+    registry.register(HostCollector(lambda: HostState.load(known[0]) if known[0] else None))
     try:
         context = tls_context(certificate, key, authority) if certificate and key else None
         page = make_wsgi_app(registry)
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         print(NO_PORT, error.strerror or error, flush=True)
         return 1
     rehearse(page)
-    known[0] = None
+    known[0] = ""
     give_up_rights()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(READY, server.server_port, flush=True)
@@ -49,9 +50,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _follow(lines: Iterable[str], known: list[HostState | None]) -> None:
+def _follow(lines: Iterable[str], known: list[str]) -> None:
     for line in lines:
-        known[0] = HostState.load(line)
+        known[0] = line
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ def _of_host(state: HostState) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "qtrace_monitor_cpu_seconds", "Processor time used by the monitor.", value=state.cpu_s
     )
+    yield CounterMetricFamily(
+        "qtrace_log_lines_dropped", "Lines of the monitor's that nobody read.",
+        value=state.lines_dropped,
+    )  # fmt: skip
     yield GaugeMetricFamily(
         "qtrace_vms", "QEMUs with a main loop that are watched.", value=len(state.vms)
     )
@@ -128,7 +132,7 @@ def _held(one: VmState, _host: HostState) -> float:
 
 
 def _age(one: VmState, host: HostState) -> float:
-    return host.at - one.seen_at if one.looks else UNKNOWN
+    return host.at - (one.seen_at or one.found_at)
 
 
 # Name, help, value (NaN where it is not known), whether it only grows.
@@ -163,7 +167,12 @@ _OF_VM: tuple[tuple[str, str, Callable[[VmState, HostState], float], bool], ...]
         lambda one, _host: float(one.inconclusive),
         False,
     ),
-    ("qtrace_look_age_seconds", "How old the last look at it is; NaN before it.", _age, False),
+    (
+        "qtrace_look_age_seconds",
+        "How old the last look at it is; before the first, for how long it has been known.",
+        _age,
+        False,
+    ),
     ("qtrace_looks", "Looks at it.", lambda one, _host: float(one.looks), True),
     (
         "qtrace_look_seconds",

@@ -10,14 +10,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from qtrace.errors import MonitorFailed
 from qtrace.monitor.host_watch import HostWatch, News
-from qtrace.monitor.listener import NO_TLS, READY
-from qtrace.monitor.state import HostState
+from qtrace.monitor.listener_process import Listener
 from qtrace.record.disk import RESERVE
 
 # What has started and what has come up is looked for so often.
@@ -27,68 +25,8 @@ AUTOPSY_EVERY_S = 600.0
 # Files by how their names end; no others in the folder are touched.
 AUTOPSY, FLIGHT = ".autopsy", ".flight.csv"
 WORDS = {AUTOPSY: "autopsy", FLIGHT: "last events"}
-START_S = 20.0
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to listen; the files are PEM. With ``client_ca`` only who has a certificate of it is
-    answered."""
-
-    host: str
-    port: int
-    certificate: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
-
-
-class Listener:
-    """The process that listens. Raises MonitorFailed when it cannot.
-
-    Attributes:
-        port: where it listens.
-        pid: its process.
-    """
-
-    def __init__(self, address: Address) -> None:
-        files = [str(f) for f in (address.certificate, address.key, address.client_ca) if f]
-        arguments = [address.host, str(address.port), *files]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qtrace.monitor.listener", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline().split(None, 1)
-        if said[:1] != [READY]:
-            self._process.wait(START_S)
-            what, why = [*said, "", ""][:2]
-            if what == NO_TLS:
-                remedy = "openssl x509 -noout -text -in FILE shows what is in a file"
-                raise MonitorFailed(why.strip(), remedy)
-            where = f"{address.host}:{address.port}"
-            raise MonitorFailed(f"cannot listen on {where}: {why.strip() or 'it ended'}")
-        self.port, self.pid = int(said[1]), self._process.pid
-
-    def tell(self, state: HostState) -> None:
-        """Raises MonitorFailed when it has ended."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{state.dump()}\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise MonitorFailed(
-                "the process that listens has ended", "start qtrace monitor again (systemd does)"
-            ) from error
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(START_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+# The monitor is ahead of others, what it starts is not.
+AS_OTHERS = ("nice", "-n", "10")
 
 
 @dataclass(frozen=True)
@@ -129,8 +67,8 @@ class Autopsies:
         command = ["-m", "qtrace", "autopsy", "--pid", str(one.pid), "-o", str(output)]
         said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         child = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=said,
+            [*AS_OTHERS, sys.executable, *command], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=said,
         )  # fmt: skip
         self._running.append(_Running(one.vm, child, said))
         return output
@@ -201,6 +139,7 @@ def run(
     autopsies: Autopsies | None,
     say: Callable[[News, Path | None, Path | None], None],
     warn: Callable[[str], None],
+    dropped: Callable[[], int],
     ended: Callable[[], bool],
 ) -> None:
     """Until ``ended``.
@@ -209,6 +148,7 @@ def run(
         say: is told each finding that comes up, the autopsy of it that is being made, and the
             file that its last events go to.
         warn: is told what does not work, and what mends it, on two lines.
+        dropped: how many lines nobody has read.
 
     Raises:
         MonitorFailed
@@ -221,7 +161,7 @@ def run(
         for lines in autopsies.failed() if autopsies else ():
             warn(lines)
         if listener is not None:
-            listener.tell(watch.state)
+            listener.tell(replace(watch.state, lines_dropped=dropped()))
         notify_systemd("READY=1\nWATCHDOG=1")
         at = max(at + REFRESH_S, time.monotonic())
         watch.wait(max(0.0, at - time.monotonic()))

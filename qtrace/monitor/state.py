@@ -67,7 +67,8 @@ class VmState:
         held: why none of it can run (a signal, a tracer, its cgroup), empty while it can.
         inconclusive: whether the last look could not tell.
         looks, looking_s: how many looks there were, and how long they took together.
-        seen_at: the last look, in seconds of CLOCK_MONOTONIC; 0 before the first.
+        found_at: when it was found, in seconds of CLOCK_MONOTONIC.
+        seen_at: the last look, likewise; 0 before the first.
         probes: how many places are probed now.
         armed_s: from its start until they were; 0 where it was there before the monitor.
         steps: QMP commands and jobs, as far as probes have seen them.
@@ -89,6 +90,7 @@ class VmState:
     inconclusive: bool = False
     looks: int = 0
     looking_s: float = 0.0
+    found_at: float = 0.0
     seen_at: float = 0.0
     probes: int = 0
     armed_s: float = 0.0
@@ -113,6 +115,7 @@ class HostState:
         at: when this was true, in seconds of CLOCK_MONOTONIC.
         ended: how many QEMUs have ended, by how: ``SIGSEGV``, ``status 0``.
         probes: None where the monitor is to look only.
+        lines_dropped: what the monitor said and nobody read.
     """
 
     vms: tuple[VmState, ...]
@@ -122,6 +125,7 @@ class HostState:
     at: float
     ended: dict[str, int] = field(default_factory=dict)
     probes: ProbeState | None = None
+    lines_dropped: int = 0
 
     def dump(self) -> str:
         """One line."""

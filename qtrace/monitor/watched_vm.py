@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from qtrace.errors import HasEnded, NoSuchProcess, QtraceError
 from qtrace.host.unanswered import PATIENCE_S, Wait
@@ -57,7 +58,7 @@ class WatchedVm:
         with suppress(ProcessLookupError):
             self.end = Watcher(pid)
         self._gone = self.end is None
-        self._state = VmState(vm, program, "", "")
+        self._state = VmState(vm, program, "", "", found_at=time.monotonic())
         self._every_s = every_s
         self._wait: Wait | None = None
         self._news: list[Finding | RequestFinding] = []
@@ -106,6 +107,7 @@ class WatchedVm:
 
     def _work(self) -> None:
         try:
+            name_thread(f"vm-{self.pid}")
             self._wait = Wait(threading.get_native_id())
             process = Process(self.pid)
             if self.probes is not None:
@@ -197,6 +199,12 @@ class WatchedVm:
                 waiters[thread.tid] = (before, since_ns) if same else (thread, look.time_ns)
         self._waiters = waiters
         return max((look.time_ns - since_ns for _, since_ns in waiters.values()), default=0)
+
+
+def name_thread(name: str) -> None:
+    """For ps and top; at most 15 characters."""
+    with suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
 
 
 def _why_not(pid: int, error: QtraceError | OSError) -> str:

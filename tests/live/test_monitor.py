@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,24 @@ def test_a_port_in_use_is_two_lines_and_status_3() -> None:
     assert re.fullmatch(
         rf"error: cannot listen on 127\.0\.0\.1:{port}: .*in use.*\nremedy: .*\n", run.stderr
     )
+
+
+def test_a_monitor_whose_lines_nobody_reads_goes_on() -> None:
+    with monitor() as (process, url):
+        # As whoever starts it and never reads: the pipe is full.
+        fd = os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(fd, bytes(select.PIPE_BUF))
+        os.close(fd)
+        with hung_guest(find_qemu(), "tcg"):
+            until(lambda: "x" if "qtrace_findings{" in scrape(url) else "", "the finding")
+        # And its end: the loop that says the finding goes on behind it.
+        until(lambda: "" if "qtrace_findings{" in scrape(url) else "x", "the guest's end")
+        process.terminate()
+        assert process.stderr is not None
+        assert ": stuck: " in process.stderr.read()
+        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_without_room_for_an_autopsy_it_is_said_once_and_the_hang_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -22,9 +23,13 @@ from qtrace.lab.guest import Guest, find_qemu
 from tests.limits import TIMEOUT_S
 from tests.live.support.attached import save
 from tests.live.support.dead_fuse import locked_memory_map
-from tests.live.support.monitored import monitor, scrape, until
+from tests.live.support.monitored import monitor, scrape, until, values
+from tests.live.support.stopped_thread import stopped_thread
 from tests.monitor.hung_host import hung_host
 
+# The guest that nobody looks at, and when that is so.
+FORGOTTEN = "forgotten"
+LATE_S = 5.0
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".cache/prometheus/usr/bin"
 ASSETS = ROOT / "qtrace/monitor/assets"
@@ -71,10 +76,33 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("hung")
     with (
         hung_host(folder) as pids,
+        Guest(find_qemu(), firmware="idle", extra_args=("-name", FORGOTTEN)) as guest,
         monitor() as (process, metrics),
+        looked_at_no_more(process.pid, metrics, guest.pid),
         prometheus(metrics.split("/")[2], folder) as server,
     ):
         yield Observed(pids, process, metrics, server)
+
+
+@contextmanager
+def looked_at_no_more(monitor_pid: int, url: str, pid: int) -> Iterator[None]:
+    """The thread that looks at one guest stands still, and all others go on."""
+
+    def of(metric: str) -> float:
+        return (values(scrape(url), metric, FORGOTTEN) or [0.0])[0]
+
+    until(lambda: "x" if of("qtrace_looks_total") >= 2 else "", "looks")
+    tasks = Path(f"/proc/{monitor_pid}/task")
+    (tid,) = (int(t.name) for t in tasks.iterdir() if (t / "comm").read_text() == f"vm-{pid}\n")
+    while True:
+        with stopped_thread(tid):
+            ends = time.monotonic() + 3 * LATE_S
+            while time.monotonic() < ends and of("qtrace_look_age_seconds") < LATE_S:
+                time.sleep(0.1)
+            # It may have had what all threads of a Python share: then nothing is told any more.
+            if of("qtrace_look_age_seconds") >= LATE_S:
+                yield
+                return
 
 
 def promtool(*arguments: object, text: str = "") -> str:
@@ -220,6 +248,16 @@ def test_a_guest_about_which_not_even_the_kernel_answers_is_told(
 ) -> None:
     with locked_memory_map(find_qemu(), tmp_path):
         assert until(lambda: "fires" if "QemuUnreadable" in observed.firing() else "", "the alert")
+
+
+def test_a_guest_that_is_looked_at_no_more_is_told(observed: Observed) -> None:
+    def age() -> str:
+        (found,) = values(scrape(observed.metrics), "qtrace_look_age_seconds", FORGOTTEN)
+        return str(found) if found > 60 else ""
+
+    until(age, "half the time")
+    fired = until(lambda: str(observed.firing().get("QtraceGuestNotLookedAt", "")), "the alert")
+    assert f"qtrace monitor has not looked at {FORGOTTEN} for " in fired
 
 
 def test_a_monitor_that_looks_no_more_is_told(observed: Observed) -> None:

@@ -67,6 +67,12 @@ def test_zero_is_told_of_a_loop_that_was_seen_to_come_back_alone() -> None:
         assert math.isnan(value(host(unknown), name, vm="vm1"))
 
 
+def test_a_guest_that_was_never_looked_at_has_an_age_too() -> None:
+    """Of one whose first look does not come the rule for its age is to fire."""
+    never = replace(SEEN, looks=0, seen_at=0.0, found_at=700.0)
+    assert value(host(never), "qtrace_look_age_seconds", vm="vm1") == 300.0
+
+
 def test_of_a_guest_that_is_not_answered_for_nothing_old_is_told() -> None:
     state = host(replace(HUNG, unreadable_s=7.0))
     assert not metrics(state)["qtrace_loop_stuck_seconds"].samples

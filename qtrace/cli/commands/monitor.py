@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from importlib import resources
 from pathlib import Path
@@ -12,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from qtrace.cli.options import DURATION, SIZE
-from qtrace.cli.output import stderr
 from qtrace.cli.signals import Signals
 from qtrace.errors import ExitStatus, ExtraMissing
 
 if TYPE_CHECKING:
+    from qtrace.monitor.commands import Commands
     from qtrace.monitor.host_watch import HostWatch, News
+    from qtrace.monitor.log import Log
 
 PORT = 9911
 ONCE_LIMIT_S = 15.0
@@ -107,25 +106,38 @@ def command(
         import prometheus_client  # noqa: F401
     except ImportError:
         raise ExtraMissing("monitor", "prometheus-client is not installed") from None
-    from qtrace.monitor.host_watch import HostWatch
+    from qtrace.monitor.commands import Commands
+    from qtrace.monitor.listener_process import Address, Listener
+    from qtrace.monitor.log import Log
+    from qtrace.monitor.looker_rights import go_ahead_of_others, keep_what_looks_take
     from qtrace.monitor.rights import allow_descriptors
-    from qtrace.monitor.service import Address, Autopsies, Listener, run
 
     if once:
+        from qtrace.monitor.host_watch import HostWatch
+
         return _once(HostWatch(min(every, 0.5)))
     listener = Listener(Address(host.strip("[]"), int(port), tls_cert, tls_key, client_ca))
     allow_descriptors()
+    commands = Commands(on_finding) if on_finding else None
+    go_ahead_of_others()
+    keep_what_looks_take(autopsies, probing=not looks_only)
+    # What has threads of its own comes from here on: they have no rights that were given up.
+    from qtrace.monitor.host_watch import HostWatch
+    from qtrace.monitor.service import Autopsies, run
+
+    log = Log()
     watch = HostWatch(every, probing=not looks_only, programs=programs, last_s=flight)
     kept = Autopsies(autopsies, keep) if autopsies else None
     try:
         with Signals() as signals:
             scheme = "https" if tls_cert else "http"
-            stderr().print(f"listening on {scheme}://{host}:{listener.port}/metrics")
+            log.say(f"listening on {scheme}://{host}:{listener.port}/metrics")
             if missing := watch.no_probes:
-                stderr().print(f"no probes, only looks: {missing}")
+                log.say(f"no probes, only looks: {missing}")
             run(
                 watch, listener, kept,
-                lambda news, file, last: _say(news, file, last, on_finding), _warn,
+                lambda news, file, last: _say(log, news, file, last, commands),
+                lambda lines: _warn(log, lines), lambda: log.dropped,
                 lambda: bool(signals.reason),
             )  # fmt: skip
     finally:
@@ -133,10 +145,15 @@ def command(
         listener.close()
         if kept:
             kept.close()
+        if commands:
+            commands.close()
+        log.close()
     return ExitStatus.OK
 
 
-def _say(news: News, autopsy: Path | None, last: Path | None, on_finding: str | None) -> None:
+def _say(
+    log: Log, news: News, autopsy: Path | None, last: Path | None, commands: Commands | None
+) -> None:
     from qtrace.cli.views.verdict_view import inert
     from qtrace.monitor import journal
 
@@ -151,19 +168,17 @@ def _say(news: News, autopsy: Path | None, last: Path | None, on_finding: str | 
     kept = {name: str(file) for name, file in files.items() if file}
     in_journal = {"MESSAGE_ID": journal.FINDING, **fields, **kept}
     if not (journal.is_stderr() and journal.send(message, journal.ERROR, in_journal)):
-        stderr().print(message)
-    if on_finding:
-        subprocess.Popen(
-            ["sh", "-c", on_finding], env={**os.environ, **fields}, stdin=subprocess.DEVNULL
-        )
+        log.say(message)
+    if commands:
+        commands.run(fields)
 
 
-def _warn(lines: str) -> None:
+def _warn(log: Log, lines: str) -> None:
     from qtrace.monitor import journal
 
     what, _, how = lines.partition("\n")
     if not (journal.is_stderr() and journal.send(f"{what}; {how}", journal.WARNING, {})):
-        stderr().print(f"warning: {lines}")
+        log.say(f"warning: {lines}")
 
 
 def _once(watch: HostWatch) -> int:
