@@ -23,6 +23,7 @@ from benchmarks import (
     light,
     pictures,
     requests,
+    times,
     watching,
 )
 from benchmarks.pairs import Row
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "watching": watching.run,
     "all": all_events.run,
     "cost": cost.run,
+    "times": times.run,
     "check": checking.run,
     "autopsy": autopsy.run,
     "growth": growth.run,

@@ -18,20 +18,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from benchmarks.floor import empty_at
 from benchmarks.pairs import Row, qemus
 from benchmarks.qemu_img import run_bench, seconds
 from benchmarks.watching import served_disk
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
-from qtrace.host.uprobe_links import links_work
 from qtrace.lab.block_load import bench_command, disk_image
 from qtrace.process.process import Process
 from qtrace.record.child import Child
-from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.sites.all_sites import plan_all
 from qtrace.trace.reader import read_trace
 
@@ -200,17 +198,9 @@ def _floor(image: Path, command: list[str]) -> float:
     return seconds(text)
 
 
-@contextmanager
-def empty_probes(pid: int, exe: str, module: Module) -> Iterator[None]:
+def empty_probes(pid: int, exe: str, module: Module) -> AbstractContextManager[None]:
     """The floor: an empty program at each site of `--all`."""
-    empty = load_program(SMALLEST_PROGRAM, "empty", TRACE_UPROBE_MULTI if links_work() else 0)
-    uprobes = Uprobes(pid, exe, module.elf.offset_of)
-    try:
-        uprobes.attach(empty, {site.vaddr: site.where for site in plan_all(module).sites})
-        yield
-    finally:
-        uprobes.close()
-        os.close(empty)
+    return empty_at(pid, exe, module, {site.vaddr: site.where for site in plan_all(module).sites})
 
 
 def _perf_probes(image: Path) -> bool:

@@ -35,6 +35,8 @@ enum hole {
     NAMESPACED, /* threads have the numbers of a pid namespace, whose file has */
     NAMESPACE_DEVICE,
     NAMESPACE_INODE,
+    WAITS, /* whether it is summed how long bottom halves have waited */
+    SCHEDULED_FLAG, /* of QEMUBH's flags */
 };
 
 #define FIRST_NUMBER 0x7a510000

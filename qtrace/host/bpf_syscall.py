@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from qtrace.machine.arch_x86_64 import X86_64
 # By machine.
 SYSCALL = {"x86_64": X86_64.call_number("bpf"), "aarch64": AARCH64.call_number("bpf")}
 # linux/bpf.h
-MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_NEXT_KEY, PROG_LOAD, LINK_CREATE = 0, 1, 2, 4, 5, 28
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD = 0, 1, 2, 3, 4, 5
+MAP_LOOKUP_BATCH, LINK_CREATE = 24, 28
 RAW_TRACEPOINT_OPEN = 17
 MAP_TYPE_RINGBUF, PROG_TYPE_KPROBE, PROG_TYPE_RAW_TRACEPOINT = 27, 2, 17
 TRACE_UPROBE_MULTI = 48
+# What MAP_LOOKUP_BATCH takes of union bpf_attr: from, to, keys, values, how many, the map, flags.
+BATCH = struct.Struct("<QQQQIIQQ")
 # Zeros behind are the same as absent: what old and new kernels take.
 ATTRIBUTE_BYTES = 72
 
@@ -89,6 +93,46 @@ def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes
             yield key, value.raw
     except FileNotFoundError:
         return
+
+
+def delete_entry(fd: int, key: bytes) -> None:
+    """Of a hash map; also one that is not there. Raises OSError."""
+    buffer = ctypes.create_string_buffer(key, len(key))
+    with suppress(FileNotFoundError):
+        bpf(MAP_DELETE, struct.pack("<IIQ", fd, 0, ctypes.addressof(buffer)))
+
+
+class MapReader:
+    """All entries of a hash map by one system call.
+
+    Args:
+        count: how many it has room for.
+    """
+
+    def __init__(self, fd: int, key_size: int, value_size: int, count: int) -> None:
+        self._fd, self._count = fd, count
+        self._key_size, self._value_size = key_size, value_size
+        self._keys = ctypes.create_string_buffer(key_size * count)
+        self._values = ctypes.create_string_buffer(value_size * count)
+        self._place = ctypes.create_string_buffer(max(key_size, 4))
+
+    def read(self) -> Iterator[tuple[memoryview, memoryview]]:
+        """Key and value of each, valid until they are read again. Raises OSError."""
+        attributes = BATCH.pack(
+            0, ctypes.addressof(self._place), ctypes.addressof(self._keys),
+            ctypes.addressof(self._values), self._count, self._fd, 0, 0,
+        )  # fmt: skip
+        union = ctypes.create_string_buffer(attributes, BATCH.size)
+        number = SYSCALL[platform.machine()]
+        # The kernel says by ENOENT that these are all, and how many they are where they were asked.
+        if _libc.syscall(
+            ctypes.c_long(number), ctypes.c_int(MAP_LOOKUP_BATCH), union, ctypes.c_uint(BATCH.size)
+        ) and (code := ctypes.get_errno()) != errno.ENOENT:  # fmt: skip
+            raise OSError(code, os.strerror(code))
+        keys, values = memoryview(self._keys), memoryview(self._values)
+        for at in range(BATCH.unpack(union.raw)[4]):
+            key = keys[at * self._key_size : (at + 1) * self._key_size]
+            yield key, values[at * self._value_size : (at + 1) * self._value_size]
 
 
 def _entry(command: int, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> None:

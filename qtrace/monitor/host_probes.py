@@ -23,6 +23,7 @@ from qtrace.host.capabilities import check_ebpf
 from qtrace.machine.stat_file import STIME, UTIME, stat_fields
 from qtrace.monitor.messages import HIT, LAST_HIT, LAST_STEP
 from qtrace.monitor.recorder_process import RecorderProcess
+from qtrace.monitor.vm_sums import VmSums
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
 from qtrace.record.ebpf.bpf_program import load_exec, load_watch
@@ -83,17 +84,24 @@ class HostProbes:
     Args:
         started: is told the pid, the name, and when, of each program that starts and may be QEMU's.
         last_s: for how long the events of each QEMU are kept; 0: not at all.
+        sums: of which QEMUs bottom halves are timed; None: of none.
 
     Attributes:
         generation: which recorder it is, from 1 on: what an earlier one had armed is armed no more.
         unsent: runs that came faster than they are passed on.
     """
 
-    def __init__(self, started: Callable[[int, str, int], None], last_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        started: Callable[[int, str, int], None],
+        last_s: float = 0.0,
+        sums: VmSums | None = None,
+    ) -> None:
         """Raises RecorderUnavailable."""
         if missing := check_ebpf():
             raise RecorderUnavailable(f"{missing.name}: {missing.detail}", missing.remedy)
         self._started = started
+        self.sums = sums
         self._last_ns = int(last_s * 1e9)
         self._program = load_watch(RING_PAGES, STEP_RING_PAGES)
         self._execs = load_exec(EXEC_PAGES)
@@ -200,11 +208,22 @@ class HostProbes:
             self.forget(process.pid, key)
             raise
         at_ns = time.monotonic_ns()
-        links = uprobes.hand_over()
+        self._keep(about, uprobes.hand_over())
+        return Armed(plans, sites, at_ns, generation, self.lost())
+
+    def time_bottom_halves(self, process: Process, key: str) -> int:
+        """Set those of ``sums``, too, of one that is armed; how many. Raises QtraceError."""
+        if self.sums is None:
+            return 0
+        links, places = self.sums.arm(process)
+        self._keep({"pid": process.pid, "key": key}, links)
+        return places
+
+    def _keep(self, about: dict[str, Any], links: list[int]) -> None:
+        """Give them to the recorder."""
         self._recorder.send({"what": "links", **about}, links)
         for fd in links:
             os.close(fd)
-        return Armed(plans, sites, at_ns, generation, self.lost())
 
     def tell_gone(self, pid: int, key: str, status: int) -> None:
         """Which status a job has when it is gone."""
@@ -213,15 +232,20 @@ class HostProbes:
     def forget(self, pid: int, key: str) -> None:
         """It has ended, or is not to be watched any more."""
         with self._lock:
-            if self._told.get(pid, ("",))[0] == key:
+            is_known = self._told.get(pid, ("",))[0] == key
+            if is_known:
                 del self._told[pid]
         self._recorder.send({"what": "forget", "pid": pid, "key": key})
+        if is_known and self.sums is not None:
+            self.sums.forget(pid)
 
     def close(self) -> None:
         """Disarm all."""
         self._recorder.close()
         self._program.close()
         self._execs.close()
+        if self.sums is not None:
+            self.sums.close()
 
     def _plan(self, module: Module) -> Plans:
         """The sites of a build, found once."""

@@ -20,6 +20,7 @@ from qtrace.monitor.host_probes import HostProbes
 from qtrace.monitor.labels import unique_label
 from qtrace.monitor.state import HostState, ProbeState
 from qtrace.monitor.vm_probes import VmProbes
+from qtrace.monitor.vm_sums import VmSums
 from qtrace.monitor.watched_vm import UNKNOWN, WatchedVm
 from qtrace.process.process_list import QemuProcesses, guest_name
 from qtrace.qemu.aio.findings import Finding
@@ -47,6 +48,7 @@ class HostWatch:
         probing: whether they are to be probed, too. Where they cannot be, ``state`` tells why.
         programs: watch those without a main loop, too.
         last_s: for how long the events of each QEMU are kept; 0: not at all.
+        sums: of which QEMUs bottom halves are timed; None: of none.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class HostWatch:
         probing: bool = False,
         programs: bool = False,
         last_s: float = 0.0,
+        sums: VmSums | None = None,
     ) -> None:
         self._every_s = every_s
         self._uncounted = frozenset() if programs else WITHOUT_MAIN_LOOP
@@ -71,7 +74,7 @@ class HostWatch:
         self.probes: HostProbes | None = None
         if probing:
             try:
-                self.probes = HostProbes(self._started, last_s)
+                self.probes = HostProbes(self._started, last_s, sums)
             except RecorderUnavailable as error:
                 self.no_probes = f"{error.message}; {error.remedy}"
 
@@ -81,6 +84,8 @@ class HostWatch:
         self._others = 0
         if self.probes is not None:
             self.probes.revive()
+            if self.probes.sums is not None:
+                self.probes.sums.refresh()
         with self._lock:
             vms = dict(self._vms)
         # Whose end the kernel tells needs not be asked for.
@@ -140,7 +145,12 @@ class HostWatch:
             return ProbeState(self.no_probes)
         missing = "" if self.probes.alive else "the process that reads them has ended"
         unarmed = Counter(vm.probes.unarmed for vm in vms if vm.probes and vm.probes.unarmed)
-        return ProbeState(missing, dict(unarmed), self.probes.lost(), self._programs)
+        untimed = Counter(vm.probes.untimed for vm in vms if vm.probes and vm.probes.untimed)
+        sums = self.probes.sums
+        return ProbeState(
+            missing, dict(unarmed), self.probes.lost(), self._programs,
+            dict(untimed), sums.lost() if sums is not None else None,
+        )  # fmt: skip
 
     def _started(self, pid: int, name: str, time_ns: int) -> None:
         """A program has started: at once, not at the next ``refresh``."""
@@ -157,9 +167,11 @@ class HostWatch:
             if key not in self._vms:
                 pid, started = key
                 probes = None
+                guest = _name(pid)
                 if self.probes is not None:
-                    probes = VmProbes(self.probes, f"{pid}:{started}", exec_ns)
-                name = self._unique(_name(pid))
+                    timed = self.probes.sums is not None and self.probes.sums.wants(guest)
+                    probes = VmProbes(self.probes, f"{pid}:{started}", exec_ns, timed=timed)
+                name = self._unique(guest)
                 self._vms[key] = WatchedVm(pid, name, program, self._every_s, probes)
 
     def _leave(self, key: Key, vm: WatchedVm) -> list[News]:

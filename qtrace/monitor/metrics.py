@@ -12,11 +12,13 @@ from prometheus_client.registry import Collector
 
 from qtrace.monitor.happenings import CRASHES, FOREIGN
 from qtrace.monitor.labels import OTHER, label
-from qtrace.monitor.probe_metrics import by_reason, of_hits, of_probes
+from qtrace.monitor.probe_metrics import by_reason, of_hits, of_probes, of_times
 from qtrace.monitor.state import HostState, VmState
 
 # A host has at most so many guests with labels of their own; the others are `other`.
 MOST_VMS = 500
+# And so many of those whose bottom halves are timed: each has some hundred samples.
+MOST_TIMED = 50
 
 
 class HostCollector(Collector):
@@ -110,6 +112,8 @@ def _of_host(state: HostState) -> Iterator[Metric]:
     if state.probes is not None:
         yield from of_probes(state.probes)
         yield from of_hits(state.vms[:MOST_VMS])
+        timed = [one for one in state.vms if one.times]
+        yield from of_times(timed[:MOST_TIMED], timed[MOST_TIMED:])
 
 
 UNKNOWN = math.nan

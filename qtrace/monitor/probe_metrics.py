@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -12,9 +13,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.metrics_core import Metric
 
-from qtrace.monitor.labels import label, reasons
-from qtrace.monitor.state import ProbeState, VmState
+from qtrace.monitor.labels import OTHER, label, reasons
+from qtrace.monitor.state import BottomHalfTimes, ProbeState, VmState
 from qtrace.monitor.vm_steps import BOUNDS_NS
+from qtrace.record.all_events.histogram import BOUNDS_NS as TIMES_BOUNDS_NS
+from qtrace.record.all_events.histogram import Histogram
 
 
 def of_probes(probes: ProbeState) -> Iterator[Metric]:
@@ -36,6 +39,41 @@ def of_probes(probes: ProbeState) -> Iterator[Metric]:
     )  # fmt: skip
     about = "QEMUs that are looked at, but not probed."
     yield by_reason("qtrace_vms_unarmed", about, probes.unarmed)
+    if probes.unsummed_hits is not None:
+        about = "QEMUs whose bottom halves are not timed, although --stats asks for it."
+        yield by_reason("qtrace_vms_untimed", about, probes.unsummed)
+        yield CounterMetricFamily(
+            "qtrace_bottom_half_lost", "Runs and waits of bottom halves that were not counted.",
+            value=probes.unsummed_hits,
+        )  # fmt: skip
+
+
+def of_times(vms: Sequence[VmState], others: Sequence[VmState]) -> Iterator[Metric]:
+    """How long bottom halves took. ``others`` have no labels of their own."""
+    runs = HistogramMetricFamily(
+        "qtrace_bottom_half_seconds", "How long bottom halves took.", labels=["vm", "bottom_half"]
+    )
+    waits = HistogramMetricFamily(
+        "qtrace_bottom_half_wait_seconds", "How long they waited from schedule to run.",
+        labels=["vm", "bottom_half"],
+    )  # fmt: skip
+    together: dict[str, BottomHalfTimes] = {}
+    for one in others:
+        for name, times in one.times.items():
+            together[name] = together[name] + times if name in together else times
+    told = [(one.vm, one.times) for one in vms]
+    for vm, by_name in [*told, (OTHER, together)]:
+        for name, times in by_name.items():
+            _add(runs, vm, name, times.runs)
+            if times.waits is not None:
+                _add(waits, vm, name, times.waits)
+    yield from (runs, waits)
+
+
+def _add(family: HistogramMetricFamily, vm: str, name: str, times: Histogram) -> None:
+    bounds = [str(bound / 1e9) for bound in TIMES_BOUNDS_NS] + ["+Inf"]
+    below = accumulate(times.buckets)
+    family.add_metric([vm, name], list(zip(bounds, below, strict=True)), times.total_ns / 1e9)
 
 
 def by_reason(name: str, about: str, counts: Mapping[str, int]) -> Metric:

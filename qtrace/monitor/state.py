@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtrace.record.all_events.histogram import Histogram
+
 
 @dataclass(frozen=True)
 class StuckLoop:
@@ -37,6 +39,32 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
+class BottomHalfTimes:
+    """Of the bottom halves of one name.
+
+    Attributes:
+        waits: from schedule to run; None where that is not asked for.
+    """
+
+    runs: Histogram
+    waits: Histogram | None = None
+
+    @classmethod
+    def load(cls, value: dict[str, Any]) -> BottomHalfTimes:
+        runs, waits = value["runs"], value["waits"]
+        return cls(_histogram(runs), _histogram(waits) if waits else None)
+
+    def __add__(self, other: BottomHalfTimes) -> BottomHalfTimes:
+        both = self.waits is not None and other.waits is not None
+        waits = self.waits + other.waits if both else None  # type: ignore[operator]
+        return BottomHalfTimes(self.runs + other.runs, waits)
+
+
+def _histogram(value: dict[str, Any]) -> Histogram:
+    return Histogram(tuple(value["buckets"]), value["total_ns"])
+
+
+@dataclass(frozen=True)
 class ProbeState:
     """The probes of all QEMUs together.
 
@@ -45,12 +73,16 @@ class ProbeState:
         unarmed: QEMUs that are looked at only, by reason.
         lost: hits that nobody has seen.
         programs: how many that have no main loop have started.
+        unsummed: QEMUs whose bottom halves are not timed although it was asked for, by reason.
+        unsummed_hits: runs and waits that found no room; None where nobody asked for any.
     """
 
     missing: str = ""
     unarmed: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     programs: int = 0
+    unsummed: dict[str, int] = field(default_factory=dict)
+    unsummed_hits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,7 @@ class VmState:
         steps: QMP commands and jobs, as far as probes have seen them.
         ran: how many times watched bottom halves have run, by name and role of the thread.
         found: how many findings of each kind there have been so far.
+        times: how long bottom halves took, by name, where it was asked for.
     """
 
     vm: str
@@ -97,6 +130,7 @@ class VmState:
     steps: StepCounts = field(default_factory=lambda: StepCounts())
     ran: dict[str, dict[str, int]] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
+    times: dict[str, BottomHalfTimes] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -138,6 +172,7 @@ class HostState:
         for one in value.pop("vms"):
             stuck = tuple(StuckLoop(**loop) for loop in one.pop("stuck"))
             steps = StepCounts(**one.pop("steps"))
-            vms.append(VmState(**one, stuck=stuck, steps=steps))
+            times = {name: BottomHalfTimes.load(t) for name, t in one.pop("times").items()}
+            vms.append(VmState(**one, stuck=stuck, steps=steps, times=times))
         probes = value.pop("probes")
         return cls(vms=tuple(vms), **value, probes=ProbeState(**probes) if probes else None)

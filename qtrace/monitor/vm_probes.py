@@ -44,15 +44,21 @@ class VmProbes:
     Args:
         key: which of those that have had its pid.
         exec_ns: when it started; 0 where it was there before.
+        timed: whether its bottom halves are.
 
     Attributes:
+        untimed: why they are not although they are to be, empty where they are.
         status: how the process has ended; None while it is there.
         unarmed: why it is not, empty where it is or was not tried yet.
         wake: is called when there is something to ``take``.
     """
 
-    def __init__(self, host: HostProbes, key: str, exec_ns: int = 0) -> None:
+    def __init__(
+        self, host: HostProbes, key: str, exec_ns: int = 0, *, timed: bool = False
+    ) -> None:
         self._host = host
+        self._timed, self._timed_places = timed, 0
+        self.untimed = ""
         self._key = key
         self._exec_ns = exec_ns
         self._pid = 0
@@ -82,10 +88,12 @@ class VmProbes:
             return
         self._tried = time.monotonic()
         self._pid = process.pid
+        self._timed_places = 0
         try:
             with unless_it_ends(process.pid):
                 self._armed = self._host.arm(process, self._key, self)
             self.unarmed = ""
+            self._time(process)
         except NoSuchProcess:
             raise
         except QtraceError as error:
@@ -93,6 +101,18 @@ class VmProbes:
         if self._qemu is not None:
             self._tell_gone()
             self._make_rows(self._qemu)
+
+    def _time(self, process: Process) -> None:
+        if not self._timed:
+            return
+        try:
+            with unless_it_ends(process.pid):
+                self._timed_places = self._host.time_bottom_halves(process, self._key)
+            self.untimed = ""
+        except NoSuchProcess:
+            raise
+        except QtraceError as error:
+            self.untimed = error.message
 
     @property
     def scan(self) -> Scan | None:
@@ -170,13 +190,15 @@ class VmProbes:
     def add_to(self, state: VmState) -> VmState:
         """The state with what the probes have shown."""
         armed = self._armed if self._is_armed else None
+        sums = self._host.sums
         since_s = (armed.at_ns - self._exec_ns) / 1e9 if armed and self._exec_ns else 0.0
         return replace(
             state,
-            probes=len(armed.sites) if armed else 0,
+            probes=len(armed.sites) + self._timed_places if armed else 0,
             armed_s=since_s,
             steps=self._steps(),
             ran={name: dict(roles) for name, roles in self._ran.items()},
+            times=sums.times(self._pid) if self._timed and sums is not None else {},
         )
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     with (
         hung_host(folder) as pids,
         Guest(find_qemu(), firmware="idle", extra_args=("-name", FORGOTTEN)) as guest,
-        monitor() as (process, metrics),
+        monitor("--stats", "*") as (process, metrics),
         looked_at_no_more(process.pid, metrics, guest.pid),
         prometheus(metrics.split("/")[2], folder) as server,
     ):

@@ -13,8 +13,17 @@ prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.metrics_core import Metric  # noqa: E402
 
 from qtrace.monitor.labels import MOST_REASONS, reasons, unique_label  # noqa: E402
-from qtrace.monitor.metrics import MOST_VMS, HostCollector  # noqa: E402
-from qtrace.monitor.state import HostState, ProbeState, StepCounts, StuckLoop, VmState  # noqa: E402
+from qtrace.monitor.metrics import MOST_TIMED, MOST_VMS, HostCollector  # noqa: E402
+from qtrace.monitor.state import (  # noqa: E402
+    BottomHalfTimes,
+    HostState,
+    ProbeState,
+    StepCounts,
+    StuckLoop,
+    VmState,
+)
+from qtrace.monitor.vm_sums import NAMES  # noqa: E402
+from qtrace.record.all_events.histogram import Histogram  # noqa: E402
 
 SEEN = VmState("vm1", "qemu-system-x86_64", "7.2", "ab", looks=3, seen_at=990.0)
 HUNG = replace(
@@ -31,6 +40,7 @@ PROBED = replace(
     steps=StepCounts({"stop": 3}, {"stop": 1.5}, [1, 0, 1, 1, 0, 0], {"stop": 7.0}, {"running": 1}),
     ran={"snapshot_save_job_bh": {"vcpu": 2, "main": 9}},
     found={"vcpu-poll": 2},
+    times={"job_exit": BottomHalfTimes(Histogram.of([1] * 32, 9), None)},
 )
 
 
@@ -87,6 +97,32 @@ def test_a_thousand_guests_are_no_thousand_labels_and_the_longest_hang_is_kept()
     assert len(family.samples) == MOST_VMS + 1
     assert family.samples[-1].labels == {"vm": "other"}
     assert family.samples[-1].value == 12.5
+
+
+def test_bottom_halves_of_a_thousand_guests_are_few_labels_and_nothing_is_left_out() -> None:
+    one = BottomHalfTimes(Histogram.of([1] * 32, 5 * 10**9), Histogram.of([0, 2] + [0] * 30, 3000))
+    vms = [replace(SEEN, vm=f"vm{n}", times=dict.fromkeys([*NAMES, "other"], one))
+           for n in range(1000)]  # fmt: skip
+    state = replace(host(*vms), probes=ProbeState(unsummed_hits=7))
+    found = metrics(state)
+    family = found["qtrace_bottom_half_seconds"]
+    kinds = {(s.labels["vm"], s.labels["bottom_half"]) for s in family.samples}
+    assert len(kinds) == (MOST_TIMED + 1) * (len(NAMES) + 1)
+    for metric, count in (
+        ("qtrace_bottom_half_seconds", 32),
+        ("qtrace_bottom_half_wait_seconds", 2),
+    ):
+        for vm, times in (("vm1", 1), ("other", 1000 - MOST_TIMED)):
+            labels = {"vm": vm, "bottom_half": "job_exit"}
+            counted = [s for s in found[metric].samples if labels.items() <= s.labels.items()]
+            (ends,) = (s.value for s in counted if s.labels.get("le") == "+Inf")
+            assert ends == count * times
+            bounds = [float(s.labels["le"]) for s in counted if "le" in s.labels]
+            assert bounds == sorted(bounds)
+            assert bounds[:2] == [1.024e-06, 2.048e-06]
+    total = sum(s.value for s in family.samples if s.name.endswith("_sum"))
+    assert total == 5 * 1000 * (len(NAMES) + 1)
+    assert value(state, "qtrace_bottom_half_lost") == 7
 
 
 def test_hostile_names_are_short_printable_labels_and_each_another_one() -> None:

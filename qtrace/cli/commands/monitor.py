@@ -63,6 +63,11 @@ Examples:
     "--flight", type=DURATION, default=0.0, metavar="TIME",
     help="Keep each QEMU's last events so long; with a finding they go to --autopsies DIR.",
 )  # fmt: skip
+@click.option(
+    "--stats", multiple=True, metavar="GLOB",
+    help="Histograms of how long bottom halves take, and wait, of guests of that name.",
+)  # fmt: skip
+@click.option("--waits/--no-waits", default=True, help="With --stats: how long they wait, too.")
 @click.option("--looks-only", is_flag=True, help="Set no probes.")
 @click.option("--programs", is_flag=True, help="Watch qemu-img, qemu-nbd and qemu-io, too.")
 @click.option("--once", is_flag=True, help="Look until it is known, print the metrics, and end.")
@@ -77,6 +82,8 @@ def command(
     keep: int,
     on_finding: str | None,
     flight: float,
+    stats: tuple[str, ...],
+    waits: bool,
     looks_only: bool,
     programs: bool,
     once: bool,
@@ -102,6 +109,8 @@ def command(
         raise click.UsageError("--tls-cert and --tls-key go together, --client-ca goes with them")
     if flight and (autopsies is None or looks_only):
         raise click.UsageError("--flight takes --autopsies DIR, where the files go, and probes")
+    if stats and looks_only:
+        raise click.UsageError("--stats takes probes: leave --looks-only out")
     try:
         import prometheus_client  # noqa: F401
     except ImportError:
@@ -124,9 +133,11 @@ def command(
     # What has threads of its own comes from here on: they have no rights that were given up.
     from qtrace.monitor.host_watch import HostWatch
     from qtrace.monitor.service import Autopsies, run
+    from qtrace.monitor.vm_sums import VmSums
 
     log = Log()
-    watch = HostWatch(every, probing=not looks_only, programs=programs, last_s=flight)
+    sums = VmSums(stats, waits=waits) if stats else None
+    watch = HostWatch(every, probing=not looks_only, programs=programs, last_s=flight, sums=sums)
     kept = Autopsies(autopsies, keep) if autopsies else None
     try:
         with Signals() as signals:

@@ -47,6 +47,10 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("enqueue", "run", "ended", "cancel", "co_schedule"),
         ("ring", "rings", "lost", "recording", "events", "turns"),
     ),
+    "stats.bpf.c": (
+        ("enqueue", "run", "ended"),
+        ("running", "scheduled", "sums", "zeros", "lost", "recording"),
+    ),
     "exec.bpf.c": (("on_exec",), ("execs", "execs_lost")),
 }
 # Those that belong at a raw tracepoint; the others sit at uprobes.
