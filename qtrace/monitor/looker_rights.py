@@ -29,11 +29,16 @@ def go_ahead_of_others() -> None:
 def keep_what_looks_take(folder: Path | None, *, probing: bool) -> None:
     """Of the process that looks, and arms where it is ``probing``. Before there is another thread.
 
+    Anybody but root has what was given on purpose, as a unit does, and what it starts (an autopsy)
+    has that by way of the ambient set, which goes with what is given up.
+
     Args:
         folder: where it writes.
 
     Raises OSError.
     """
+    if os.geteuid() != 0:
+        return
     keep = {*LOOKS}
     if probing:
         keep |= {*PROBES, *OTHERS}
