@@ -20,6 +20,7 @@ from qtrace.process.core_file import CoreFile
 from qtrace.process.core_source import CoreSource
 from qtrace.process.stack import COMPLETE
 from tests import conftest
+from tests.conftest import ROOT
 from tests.live.support import emulated
 from tests.live.support.emulated import Taken
 
@@ -118,3 +119,18 @@ def test_inspect_reads_such_a_core(base: Path, name: str, cpu: str) -> None:
     assert coroutine["entry"] == "monitor_qmp_dispatcher_co"
     assert coroutine["stack"][0].startswith("qemu_coroutine_switch+")
     assert coroutine["stack"][-1].startswith("monitor_qmp_dispatcher_co+")
+
+
+def test_gdbs_commands_say_that_they_know_x86_64_alone(base: Path) -> None:
+    taken = taken_of(base, "arm64", "cortex-a57")
+    build = conftest.build("arm64")
+    orders = [
+        f"set sysroot {taken.root}", f"file {build.files / build.system}",
+        f"core-file {taken.core}", f"source {ROOT / 'gdbscripts/aio.py'}", "aio contexts",
+    ]  # fmt: skip
+    run = subprocess.run(
+        [emulated.GDB, "-nx", "-batch", *(word for order in orders for word in ("-ex", order))],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.stderr.splitlines()[-1] == "only x86-64 QEMUs can be read, this is aarch64"
+    assert "Traceback" not in run.stderr
