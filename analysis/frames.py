@@ -152,29 +152,34 @@ class Frames:
         return self._source.path if isinstance(self._source, TraceFile) else Path(self._source)
 
     @property
+    def told(self) -> TraceFile:
+        """What ``file`` says of itself and what comes seldom; rows of bottom halves it may lack."""
+        return self.file
+
+    @property
     def header(self) -> dict[str, Any]:
         """The attach row's detail: ``target``, ``watched``, with `--all` also ``all``."""
-        return self.file.header
+        return self.told.header
 
     @property
     def detach(self) -> dict[str, Any]:
         """The detach row's detail; empty when the trace was cut off."""
-        return self.file.detach
+        return self.told.detach
 
     @property
     def exit(self) -> dict[str, Any] | None:
         """The exit row's detail, None when the target outlived the recording."""
-        return self.file.exit
+        return self.told.exit
 
     @property
     def warnings(self) -> list[str]:
         """One sentence for each thing that was skipped or is missing."""
-        return self.file.warnings
+        return self.told.warnings
 
     @property
     def complete(self) -> bool:
         """Nothing is missing at its end: it has its detach row."""
-        return self.file.complete
+        return self.told.complete
 
     @property
     def every(self) -> bool:
@@ -189,22 +194,22 @@ class Frames:
     @property
     def lost_events(self) -> int:
         """How many events were lost."""
-        return self.file.lost_events
+        return self.told.lost_events
 
     @property
     def losses(self) -> pd.DataFrame:
         """Intervals in which events were lost."""
-        return self.file.losses
+        return self.told.losses
 
     @property
     def all_losses(self) -> pd.DataFrame:
         """``losses``, and those of rows on which no verdict depends: returns of watched ones."""
-        return joined(self.losses, self.file.step_losses)
+        return joined(self.losses, self.told.step_losses)
 
     @property
     def qmp_losses(self) -> pd.DataFrame:
         """Intervals in which steps of QMP commands or changes of jobs may have been lost."""
-        return joined(self.file.qmp_losses, self.file.step_losses)
+        return joined(self.told.qmp_losses, self.told.step_losses)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -224,7 +229,7 @@ class Frames:
     @cached_property
     def qmp_steps(self) -> pd.DataFrame:
         """The ``qmp`` rows with their ``step`` and ``number`` (analysis/qmp_commands.py)."""
-        return qmp_rows(self.events)
+        return qmp_rows(self.told.frame)
 
     @cached_property
     def commands(self) -> pd.DataFrame:
@@ -237,7 +242,7 @@ class Frames:
     @cached_property
     def jobs(self) -> pd.DataFrame:
         """One row per job: when it was created, ran, was concluded and dismissed."""
-        found = jobs_of(self.events)
+        found = jobs_of(self.told.frame)
         return found.assign(wall_clock=self.wall_clock(found["time_ns"]))
 
     @cached_property
@@ -260,7 +265,7 @@ class Frames:
     def carried_out(self) -> pd.DataFrame:
         """One row per QMP command that was begun, and until when it lasted at least."""
         return carried_out(
-            self.file, self.qmp_steps, self.away, self.qmp_losses, self.watched_until
+            self.told, self.qmp_steps, self.away, self.qmp_losses, self.view.watched_until
         )
 
     @cached_property
@@ -271,12 +276,12 @@ class Frames:
     @cached_property
     def away(self) -> list[Away]:
         """The times for which a loop's thread was seen not to come back (analysis/stuck.py)."""
-        return threads_away(self.file)
+        return threads_away(self.told)
 
     @cached_property
     def held(self) -> list[dict[str, Any]]:
         """The times for which somebody held the target (analysis/held.py)."""
-        return held(self.file)
+        return held(self.told)
 
     @cached_property
     def durations(self) -> pd.DataFrame:
@@ -356,7 +361,8 @@ class Frames:
         them where the recording does not tell (``wall_clock`` in its header)."""
         text = str(self.header.get("wall_clock", ""))
         began = pd.to_datetime(pd.Series(text, times.index), utc=True, errors="coerce")
-        first = self.events.loc[(self.events["event"] == "attach").to_numpy(), "time_ns"]
+        rows = self.told.frame
+        first = rows.loc[(rows["event"] == "attach").to_numpy(), "time_ns"]
         since = times.astype("Int64") - int(first.iloc[0])
         found: pd.Series = began + pd.to_timedelta(since, unit="ns")
         return found.astype("datetime64[ns, UTC]")

@@ -55,6 +55,12 @@ class Trace(Frames):
             return self
         return self._parts or self
 
+    @property
+    def told(self) -> TraceFile:
+        """See ``Frames``: for this a long recording is not read in one piece."""
+        view = self.view
+        return self.file if view is self else view.file
+
     @cached_property
     def _parts(self) -> Outlined | None:
         """None where it can only be read in one piece."""

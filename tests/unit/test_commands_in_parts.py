@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from qtrace.analysis import Trace, event_order, frames, timelines, traces
@@ -11,7 +12,7 @@ from qtrace.trace import parquet
 from qtrace.trace.stream import tables_of
 from tests.unit.called import calling
 from tests.unit.test_drawn_in_parts import refused
-from tests.unit.test_slices import ALL, LATE_NS, SAMPLES, in_groups, in_parts
+from tests.unit.test_slices import ALL, LATE_NS, SAMPLES, in_groups, in_parts, shown
 
 # With commands, jobs, and a guest that was stopped.
 QUICK = ("all-save-7.2-tcg", "late-reply-stock-10.0-kvm", "stuck-7.2-tcg")
@@ -48,3 +49,18 @@ def test_the_command_reads_no_long_recording_in_one_piece(
     monkeypatch.setattr(traces, "LONG", 1000)
     monkeypatch.setattr(frames, "read_trace", refused)
     assert call("--commands", path) == whole
+
+
+def test_what_comes_seldom_has_frames_without_all_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = in_groups(SAMPLES / "all-save-7.2-tcg.parquet", tmp_path / "long.parquet", 10_000)
+    whole = Trace(path)
+    whole.read()
+    monkeypatch.setattr(traces, "LONG", 1000)
+    monkeypatch.setattr(frames, "read_trace", refused)
+    long = Trace(path)
+    for name in ("commands", "jobs", "carried_out"):
+        found, wanted = shown(getattr(long, name)), shown(getattr(whole, name))
+        pd.testing.assert_frame_equal(found, wanted)
+    assert (long.header, long.warnings, long.held) == (whole.header, whole.warnings, whole.held)
