@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from qtrace.host.bpf_syscall import attach_raw_tracepoint
 from qtrace.lab.guest import find_qemu
+from qtrace.monitor.host_probes import EXEC
+from qtrace.record.ebpf.bpf_program import load_exec
+from qtrace.record.ebpf.record_ring import RecordRing
 from tests.limits import TIMEOUT_S
 from tests.live.support.counted import own_copy
 from tests.live.support.monitored import monitor, scrape, until, values
@@ -21,8 +26,8 @@ pytest.importorskip("prometheus_client")
 pytestmark = [pytest.mark.bpf, pytest.mark.qemu]
 
 STARTS, ENOUGH = 100, 99
+PAGES, SOME = 64, 1 << 20
 SCRIPT = """\
-tracepoint:sched:sched_process_exec {{ printf("exec %d %llu\\n", pid, nsecs); }}
 uprobe:{program}:aio_bh_call /!@seen[pid]/ {{
     @seen[pid] = 1;
     printf("run %d %llu\\n", pid, nsecs);
@@ -31,23 +36,49 @@ BEGIN {{ printf("begun\\n"); }}
 """
 
 
+class Execs:
+    """When each program was executed that may be QEMU's, as the kernel tells."""
+
+    def __init__(self) -> None:
+        self._program = load_exec(PAGES)
+        self._notice = attach_raw_tracepoint(self._program.functions["on_exec"], EXEC)
+        self._ring = RecordRing(self._program.maps["execs"], PAGES)
+        self._layout = self._program.layouts["execs"]
+        self._seen: dict[int, int] = {}
+
+    def of(self, pid: int) -> int:
+        for record in self._ring.take(SOME)[0]:
+            number, time_ns = (self._number(record, name) for name in ("tgid", "time_ns"))
+            self._seen[number] = time_ns
+        return self._seen[pid]
+
+    def close(self) -> None:
+        os.close(self._notice)
+        self._program.close()
+
+    def _number(self, record: bytes, name: str) -> int:
+        at, size = self._layout[name]
+        return int.from_bytes(record[at : at + size], "little")
+
+
 @contextmanager
 def first_runs(program: Path) -> Iterator[Callable[[int], int]]:
     """How many nanoseconds after its exec a process has run its first bottom half."""
+    execs = Execs()
     tracer = subprocess.Popen(
-        ["bpftrace", "-q", "-B", "line", "-e", SCRIPT.format(program=program)],
+        ["bpftrace", "-q", "-B", "line", "--unsafe", "-e", SCRIPT.format(program=program)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    seen: dict[tuple[str, int], int] = {}
+    seen: dict[int, int] = {}
 
     def after(pid: int) -> int:
         assert tracer.stdout is not None
-        while ("run", pid) not in seen:
+        while pid not in seen:
             line = tracer.stdout.readline()
             assert line, "bpftrace has ended"
             if len(words := line.split()) == 3:
-                seen[words[0], int(words[1])] = int(words[2])
-        return seen["run", pid] - seen["exec", pid]
+                seen[int(words[1])] = int(words[2])
+        return seen[pid] - execs.of(pid)
 
     try:
         assert tracer.stdout is not None
@@ -57,6 +88,7 @@ def first_runs(program: Path) -> Iterator[Callable[[int], int]]:
     finally:
         tracer.terminate()
         tracer.communicate(timeout=TIMEOUT_S)
+        execs.close()
 
 
 def started(program: Path, url: str, name: str, first: Callable[[int], int]) -> tuple[float, float]:
