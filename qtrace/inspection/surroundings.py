@@ -119,7 +119,10 @@ def processors(looker: Looker, look: Look) -> tuple[list[str], list[str]]:
     told = [text for _thread, _lasted_ns, text in late]
     if vcpus and len(halted) == len(vcpus):
         count = "the guest's vCPU is" if len(vcpus) == 1 else f"all {len(vcpus)} vCPUs are"
-        return told, [f"{count} halted: the guest is idle, or waits for an interrupt"]
+        # kvm_arch_async_page_not_present() lets a vCPU halt for a page that the host has to bring.
+        in_kvm = any(thread.wchan.startswith(KVM_HALTED) for thread in halted)
+        page = ", or for a page of its memory that the host brings" if in_kvm else ""
+        return told, [f"{count} halted: the guest is idle, or waits for an interrupt{page}"]
     if len(late) + len(halted) < len(vcpus):
         moving = f"{len(vcpus) - len(late) - len(halted)} of {len(vcpus)}"
         return told, [f"the guest runs: {moving} vCPUs are not halted"]
