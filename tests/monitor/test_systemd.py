@@ -29,13 +29,15 @@ UNIT = "qtrace-monitor.service"
 VM = "booted-guest"
 # The highest exposure of 100 that `systemd-analyze security` may find.
 EXPOSURE = 20
-# As `systemctl edit` would: this checkout's qtrace, which may lie in a home; a short watchdog.
+# As `systemctl edit` would: this checkout's qtrace, which may lie in a home or below /tmp; a short
+# watchdog.
 EDITED = """\
 [Service]
 ExecStart=
 ExecStart={python} -m qtrace monitor --listen 127.0.0.1:{port} --autopsies /var/lib/qtrace
 Environment=PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1
 ProtectHome=read-only
+BindReadOnlyPaths={root}
 WatchdogSec=8
 """
 # Of another user than the monitor's.
@@ -92,7 +94,10 @@ def looks_at_guest(url: str) -> str:
 
 
 def main_pid(machine: Booted) -> str:
-    return machine.show(UNIT, "MainPID")
+    """Of the monitor, which must run: kill(1) takes 0 for whoever calls it, and all of his."""
+    pid = machine.show(UNIT, "MainPID")
+    assert int(pid) > 0, machine.journal("-u", UNIT)
+    return pid
 
 
 def test_the_shipped_unit_is_right_and_hardly_exposed(tmp_path: Path) -> None:
