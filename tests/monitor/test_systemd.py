@@ -113,7 +113,7 @@ def test_the_shipped_unit_is_right_and_hardly_exposed(tmp_path: Path) -> None:
 def test_it_is_ready_keeps_the_watchdog_and_sees_another_users_guest(
     machine: Booted, url: str
 ) -> None:
-    assert machine.show(UNIT, "ActiveState") == "active"
+    assert machine.show(UNIT, "ActiveState") == "active", machine.run("journalctl", "-u", UNIT)
     assert machine.show(UNIT, "Type") == "notify"
     looks_at_guest(url)
     status = machine.run("cat", f"/proc/{main_pid(machine)}/status")
