@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".cache/nspawn"
 NSPAWN = TOOLS / "usr/bin/systemd-nspawn"
 TARGET = "up.target"
+# Where a machine sees this checkout, which may lie below /tmp: there it has a file system of its own.
+CHECKOUT = "/qtrace"
 # In a mount namespace of its own: all of it is gone with the machine.
 BOOT = """
 set -eu
@@ -30,6 +32,11 @@ exec "$TOOLS/usr/bin/systemd-nspawn" --quiet --keep-unit --register=no --directo
     --link-journal=no --capability=CAP_BPF,CAP_PERFMON --system-call-filter=bpf \\
     --boot --bind="$shared:/shared" "$@"
 """
+
+
+def in_machine(path: Path) -> str:
+    """What a path of this machine is called there."""
+    return f"{CHECKOUT}/{path.relative_to(ROOT)}" if path.is_relative_to(ROOT) else str(path)
 
 
 class Booted:
@@ -73,7 +80,7 @@ def booted(folder: Path, units: dict[str, str]) -> Iterator[Booted]:
     with (folder / "console").open("w") as console:
         process = subprocess.Popen(
             ["unshare", "-m", "bash", "-c", BOOT, "boot", place, unit_files, shared,
-             "--console=pipe", "--machine=qtrace-test", f"systemd.unit={TARGET}"],
+             f"--bind-ro={ROOT}:{CHECKOUT}", "--console=pipe", "--machine=qtrace-test", f"systemd.unit={TARGET}"],
             env={"TOOLS": str(TOOLS), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             stdin=subprocess.DEVNULL, stdout=console, stderr=console,
         )  # fmt: skip

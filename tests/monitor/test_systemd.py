@@ -20,7 +20,7 @@ from qtrace.process.qmp_client import QmpClient
 from tests.limits import TIMEOUT_S
 from tests.live.support.hung import ARGUMENTS, JOB
 from tests.live.support.monitored import scrape, until, values
-from tests.monitor.booted import ROOT, Booted, booted
+from tests.monitor.booted import CHECKOUT, Booted, booted, in_machine
 
 pytestmark = [pytest.mark.qemu, pytest.mark.nspawn]
 
@@ -29,15 +29,13 @@ UNIT = "qtrace-monitor.service"
 VM = "booted-guest"
 # The highest exposure of 100 that `systemd-analyze security` may find.
 EXPOSURE = 20
-# As `systemctl edit` would: this checkout's qtrace, which may lie in a home or below /tmp; a short
-# watchdog.
+# As `systemctl edit` would: this checkout's qtrace, whose Python may lie in a home; a short watchdog.
 EDITED = """\
 [Service]
 ExecStart=
 ExecStart={python} -m qtrace monitor --listen 127.0.0.1:{port} --autopsies /var/lib/qtrace
 Environment=PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1
 ProtectHome=read-only
-BindReadOnlyPaths={root}
 WatchdogSec=8
 """
 # Of another user than the monitor's.
@@ -65,7 +63,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def machine(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    edited = EDITED.format(python=sys.executable, port=port, root=ROOT)
+    edited = EDITED.format(python=in_machine(Path(sys.executable)), port=port, root=CHECKOUT)
     guest = GUEST.format(qemu=find_qemu(), vm=VM, arguments=" ".join(ARGUMENTS))
     units = {
         UNIT: SHIPPED, f"{UNIT}.d/edited.conf": edited, "guest.service": guest,
