@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".cache/nspawn"
 NSPAWN = TOOLS / "usr/bin/systemd-nspawn"
 TARGET = "up.target"
-# Where a machine sees this checkout, which may lie below /tmp: there it has a file system of its own.
+# Where a machine sees this checkout: one below /tmp has something else there.
 CHECKOUT = "/qtrace"
 # In a mount namespace of its own: all of it is gone with the machine.
 BOOT = """
@@ -80,7 +80,8 @@ def booted(folder: Path, units: dict[str, str]) -> Iterator[Booted]:
     with (folder / "console").open("w") as console:
         process = subprocess.Popen(
             ["unshare", "-m", "bash", "-c", BOOT, "boot", place, unit_files, shared,
-             f"--bind-ro={ROOT}:{CHECKOUT}", "--console=pipe", "--machine=qtrace-test", f"systemd.unit={TARGET}"],
+             f"--bind-ro={ROOT}:{CHECKOUT}", "--console=pipe", "--machine=qtrace-test",
+             f"systemd.unit={TARGET}"],
             env={"TOOLS": str(TOOLS), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             stdin=subprocess.DEVNULL, stdout=console, stderr=console,
         )  # fmt: skip
