@@ -29,7 +29,7 @@ UNIT = "qtrace-monitor.service"
 VM = "booted-guest"
 # The highest exposure of 100 that `systemd-analyze security` may find.
 EXPOSURE = 20
-# As `systemctl edit` would: this checkout's qtrace, whose Python may be in a home; a short watchdog.
+# As `systemctl edit` would: this checkout, whose Python may be in a home; a short watchdog.
 EDITED = """\
 [Service]
 ExecStart=
