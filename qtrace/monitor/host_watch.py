@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qtrace.errors import RecorderUnavailable
@@ -47,6 +48,7 @@ class HostWatch:
         every_s: between two looks at one QEMU.
         probing: whether they are to be probed, too. Where they cannot be, ``state`` tells why.
         programs: watch those without a main loop, too.
+        names: watch the guests of these names (globs) alone; empty: all.
         last_s: for how long the events of each QEMU are kept; 0: not at all.
         sums: of which QEMUs bottom halves are timed; None: of none.
     """
@@ -57,12 +59,15 @@ class HostWatch:
         *,
         probing: bool = False,
         programs: bool = False,
+        names: tuple[str, ...] = (),
         last_s: float = 0.0,
         sums: VmSums | None = None,
     ) -> None:
         self._every_s = every_s
         self._uncounted = frozenset() if programs else WITHOUT_MAIN_LOOP
         self._processes = QemuProcesses()
+        self._names = names
+        self._unwanted: set[Key] = set()
         # By pid and when it started: a pid may come again.
         self._vms: dict[Key, WatchedVm] = {}
         self._lock = threading.Lock()
@@ -103,6 +108,8 @@ class HostWatch:
                 news += self._leave(key, vm)
         for (pid, started), program in here.items():
             self._take_up((pid, started), program)
+        with self._lock:
+            self._unwanted &= here.keys()
         names = {vm.name for vm in vms.values()}
         self._found = {name: kinds for name, kinds in self._found.items() if name in names}
         for one in news:
@@ -164,15 +171,23 @@ class HostWatch:
 
     def _take_up(self, key: Key, program: str, exec_ns: int = 0) -> None:
         with self._lock:
-            if key not in self._vms:
+            if key not in self._vms and key not in self._unwanted:
                 pid, started = key
                 probes = None
-                guest = _name(pid)
+                known = _name(pid)
+                guest = known or UNNAMED
+                # One that does not even tell its name may be the one that hangs.
+                if known is not None and not self._is_wanted(guest):
+                    self._unwanted.add(key)
+                    return
                 if self.probes is not None:
                     timed = self.probes.sums is not None and self.probes.sums.wants(guest)
                     probes = VmProbes(self.probes, f"{pid}:{started}", exec_ns, timed=timed)
                 name = self._unique(guest)
                 self._vms[key] = WatchedVm(pid, name, program, self._every_s, probes)
+
+    def _is_wanted(self, guest: str) -> bool:
+        return not self._names or any(fnmatchcase(guest, glob) for glob in self._names)
 
     def _leave(self, key: Key, vm: WatchedVm) -> list[News]:
         with self._lock:
@@ -206,8 +221,9 @@ def _key(pid: int) -> Key:
     return pid, int(stat_fields(stat)[STARTTIME])
 
 
-def _name(pid: int) -> str:
+def _name(pid: int) -> str | None:
+    """The guest's name, empty when it has none; None where that is not told."""
     try:
-        return guest_name(pid) or UNNAMED
+        return guest_name(pid)
     except (OSError, NoAnswer):
-        return UNNAMED
+        return None

@@ -32,7 +32,10 @@ def test_a_hang_is_told_while_it_lasts_and_a_command_is_run_for_it(tmp_path: Pat
         lines = told.read_text().splitlines() if told.exists() else []
         return next((line for line in lines if line.startswith(f"{guest.pid}|stuck|")), "")
 
-    with hung_guest(find_qemu(), "tcg") as guest, monitor("--on-finding", act) as (_, url):
+    with (
+        hung_guest(find_qemu(), "tcg") as guest,
+        monitor("--looks-only", "--on-finding", act) as (_, url),
+    ):
         _pid, _kind, vm, sentence = until(own, "the finding").split("|", 3)
         assert "bdrv_drain" in sentence
 
@@ -46,7 +49,7 @@ def test_a_hang_is_told_while_it_lasts_and_a_command_is_run_for_it(tmp_path: Pat
 
 
 def test_who_listens_has_no_rights_and_ends_with_the_monitor() -> None:
-    with Guest(find_qemu(), firmware="idle") as guest, monitor() as (process, url):
+    with Guest(find_qemu(), firmware="idle") as guest, monitor("--looks-only") as (process, url):
         until(lambda: scrape(url) if "qtrace_looks_total" in scrape(url) else "", "a look")
         listener = parts(process.pid)["listener"]
         status = Path(f"/proc/{listener}/status").read_text()
@@ -65,7 +68,7 @@ def test_who_listens_has_no_rights_and_ends_with_the_monitor() -> None:
 
 
 def test_a_guest_that_starts_and_ends_comes_and_goes() -> None:
-    with monitor() as (_, url):
+    with monitor("--looks-only") as (_, url):
         with Guest(find_qemu(), firmware="idle", extra_args=("-name", "comes-and-goes")):
             until(lambda: "x" if values(scrape(url), "qtrace_looks_total", NAME) else "", "it")
         until(lambda: "" if values(scrape(url), "qtrace_looks_total", NAME) else "x", "its end")
@@ -75,7 +78,7 @@ NAME = "comes-and-goes"
 
 
 def test_a_port_in_use_is_two_lines_and_status_3() -> None:
-    with monitor() as (_, url):
+    with monitor("--looks-only") as (_, url):
         port = url.split(":")[2].split("/")[0]
         run = subprocess.run(
             [sys.executable, "-m", "qtrace", "monitor", "--listen", f"127.0.0.1:{port}"],
@@ -88,14 +91,15 @@ def test_a_port_in_use_is_two_lines_and_status_3() -> None:
 
 
 def test_a_monitor_whose_lines_nobody_reads_goes_on() -> None:
-    with monitor() as (process, url):
+    name = "nobody-reads"
+    with monitor("--looks-only", "--name", name) as (process, url):
         # As whoever starts it and never reads: the pipe is full.
         fd = os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
         with suppress(BlockingIOError):
             while True:
                 os.write(fd, bytes(select.PIPE_BUF))
         os.close(fd)
-        with hung_guest(find_qemu(), "tcg"):
+        with hung_guest(find_qemu(), "tcg", ("-name", name)):
             until(lambda: "x" if "qtrace_findings{" in scrape(url) else "", "the finding")
         # And its end: the loop that says the finding goes on behind it.
         until(lambda: "" if "qtrace_findings{" in scrape(url) else "x", "the guest's end")
@@ -111,7 +115,7 @@ def test_without_room_for_an_autopsy_it_is_said_once_and_the_hang_is_told(tmp_pa
     try:
         with (
             hung_guest(find_qemu(), "tcg") as guest,
-            monitor("--autopsies", tmp_path) as (process, url),
+            monitor("--looks-only", "--autopsies", tmp_path) as (process, url),
         ):
             until(lambda: "x" if "qtrace_findings{" in scrape(url) else "", "the finding")
             stderr = process.stderr
@@ -133,7 +137,7 @@ def test_two_monitors_see_the_same_guest_and_each_other_not() -> None:
     name = ("-name", "seen-by-two")
     with (
         Guest(find_qemu(), firmware="idle", extra_args=name) as guest,
-        monitor() as (_, one), monitor() as (_, two),
+        monitor("--looks-only") as (_, one), monitor("--looks-only") as (_, two),
     ):  # fmt: skip
         for url in (one, two):
             until(
@@ -149,7 +153,7 @@ def test_a_guest_in_namespaces_of_its_own_is_seen() -> None:
         "-nodefaults", "-display", "none",
     ]  # fmt: skip
     apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc"]
-    with monitor() as (_, url):
+    with monitor("--looks-only") as (_, url):
         guest = subprocess.Popen([*apart, *qemu])
         try:
             until(
@@ -175,8 +179,9 @@ SHORT_LIVED = 120
 def test_programs_that_end_while_they_are_looked_at_are_no_trouble() -> None:
     name = ("-name", "stays")
     with (
-        Guest(find_qemu(), firmware="idle", extra_args=name), monitor() as (process, url)
-    ):  # fmt: skip
+        Guest(find_qemu(), firmware="idle", extra_args=name),
+        monitor("--looks-only") as (process, url),
+    ):
         looks = lambda: values(scrape(url), "qtrace_looks_total", "stays")  # noqa: E731
         until(lambda: str(looks() or ""), "a look")
         before = looks()[0]
@@ -220,7 +225,10 @@ def test_a_crash_is_told_once_although_nobody_has_waited_for_it(tmp_path: Path) 
     name = ("-name", "crashes-once")
     with (
         Guest(find_qemu(), firmware="idle", extra_args=name) as guest,
-        monitor("--on-finding", f'echo "$QTRACE_PID|$QTRACE_KIND" >> {told}') as (_, url),
+        monitor("--looks-only", "--on-finding", f'echo "$QTRACE_PID|$QTRACE_KIND" >> {told}') as (
+            _,
+            url,
+        ),
     ):
         until(lambda: str(values(scrape(url), "qtrace_look_age_seconds", name[1]) or ""), "it")
         os.kill(guest.pid, signal.SIGSEGV)
@@ -231,3 +239,14 @@ def test_a_crash_is_told_once_although_nobody_has_waited_for_it(tmp_path: Path) 
             until(lambda: str(values(scrape(url), "qtrace_look_age_seconds", "later") or ""), "it")
         assert told.read_text().splitlines().count(line) == 1
         assert not values(scrape(url), "qtrace_look_age_seconds", name[1])
+
+
+def test_only_guests_of_a_name_are_watched_where_one_is_given() -> None:
+    arguments = {name: ("-name", name) for name in ("is-wanted", "is-not-wanted")}
+    with (
+        Guest(find_qemu(), firmware="idle", extra_args=arguments["is-not-wanted"]),
+        monitor("--looks-only", "--name", "is-w*") as (_, url),
+        Guest(find_qemu(), firmware="idle", extra_args=arguments["is-wanted"]),
+    ):
+        until(lambda: str(values(scrape(url), "qtrace_looks_total", "is-wanted") or ""), "a look")
+        assert set(re.findall(r'vm="([^"]*)"', scrape(url))) == {"is-wanted"}

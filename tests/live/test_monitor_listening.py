@@ -82,7 +82,7 @@ def test_only_who_has_a_certificate_of_the_authority_is_answered_and_nobody_keep
 ) -> None:
     (certificate, key), authority = certificates.server, certificates.authority
     options = ("--tls-cert", certificate, "--tls-key", key, "--client-ca", authority)
-    with monitor(*options) as (_, url), ExitStack() as stack:
+    with monitor("--looks-only", *options) as (_, url), ExitStack() as stack:
         assert url.startswith("https://")
         silent(stack, url)
         assert "qtrace_monitor_age_seconds" in certificates.ask(url, certificates.client)
@@ -95,7 +95,7 @@ def test_only_who_has_a_certificate_of_the_authority_is_answered_and_nobody_keep
 
 
 def test_who_asks_and_never_reads_keeps_no_other_waiting_and_not_the_end() -> None:
-    with monitor() as (process, url), ExitStack() as stack:
+    with monitor("--looks-only") as (process, url), ExitStack() as stack:
         silent(stack, url, b"GET /metrics HTTP/1.1\r\n\r\n" * 50)
         silent(stack, url, b"GET /metr")
         assert "qtrace_monitor_age_seconds" in scrape(url)

@@ -74,7 +74,7 @@ def rights(pid: int) -> tuple[set[str], int]:
 
 
 def test_who_loads_holds_the_capabilities_who_reads_descriptors_and_who_listens_nothing() -> None:
-    with named_guest("three-parts"), monitor() as (process, url):
+    with named_guest("three-parts"), monitor("--name", "three-parts") as (process, url):
         until_armed(url, "three-parts")
         pids = parts(process.pid)
         assert set(pids) == {"looker", "recorder", "listener"}
@@ -94,7 +94,10 @@ def test_who_loads_holds_the_capabilities_who_reads_descriptors_and_who_listens_
 def test_a_command_for_findings_may_do_what_who_started_the_monitor_may(tmp_path: Path) -> None:
     told = tmp_path / "told"
     act = f'echo "$QTRACE_PID|$(grep CapEff /proc/self/status)" >> {told}'
-    with named_guest("ends-badly") as guest, monitor("--on-finding", act) as (process, url):
+    with (
+        named_guest("ends-badly") as guest,
+        monitor("--name", "ends-badly", "--on-finding", act) as (process, url),
+    ):
         until_armed(url, "ends-badly")
         assert set(parts(process.pid)) == {"looker", "recorder", "listener", "commands"}
         os.kill(guest.pid, signal.SIGSEGV)
@@ -120,7 +123,7 @@ def test_a_guest_that_starts_is_armed_before_its_first_command(tmp_path: Path) -
         with socket.socket(socket.AF_UNIX) as end:
             end.connect(str(path))
 
-    with monitor() as (_, url), ThreadPoolExecutor(1) as pool:
+    with monitor("--name", "starts") as (_, url), ThreadPoolExecutor(1) as pool:
         gone_on = pool.submit(go_on, url)
         with named_guest("starts", extra=waits):
             gone_on.result()
@@ -142,7 +145,7 @@ def test_jobs_and_who_ran_a_watched_bottom_half_are_counted_and_a_vcpu_is_a_find
     name = "runs-elsewhere"
     with (
         named_guest(name, "pflash", idle_sockets=200) as guest,
-        monitor("--on-finding", act) as (_, url),
+        monitor("--name", name, "--on-finding", act) as (_, url),
     ):
         until_armed(url, name)
         saved = 0
@@ -174,7 +177,7 @@ def _concluded(url: str, name: str) -> float:
 
 
 def test_a_recorder_that_is_killed_is_begun_again_and_arms_all() -> None:
-    with named_guest("armed-again") as guest, monitor() as (process, url):
+    with named_guest("armed-again") as guest, monitor("--name", "armed-again") as (process, url):
         until_armed(url, "armed-again")
         first = parts(process.pid)["recorder"]
         os.kill(first, signal.SIGKILL)
@@ -189,7 +192,7 @@ def test_a_recorder_that_is_killed_is_begun_again_and_arms_all() -> None:
 
 
 def test_a_monitor_that_is_killed_leaves_no_process_and_no_probe() -> None:
-    with named_guest("outlives") as guest, monitor() as (process, url):
+    with named_guest("outlives") as guest, monitor("--name", "outlives") as (process, url):
         until_armed(url, "outlives")
         others = [pid for part, pid in parts(process.pid).items() if part != "looker"]
         process.kill()
@@ -203,7 +206,7 @@ def test_a_monitor_that_is_killed_leaves_no_process_and_no_probe() -> None:
 def test_the_signal_that_ended_a_qemu_is_told_and_programs_are_counted(tmp_path: Path) -> None:
     told = tmp_path / "told"
     act = f'echo "$QTRACE_PID|$QTRACE_KIND|$QTRACE_SENTENCE" >> {told}'
-    with monitor("--on-finding", act) as (_, url):
+    with monitor("--name", "crashes", "--on-finding", act) as (_, url):
 
         def started() -> float:
             (found,) = re.findall(r"^qtrace_programs_started_total (\S+)$", scrape(url), re.M)
@@ -230,7 +233,7 @@ def test_a_crash_leaves_the_last_events_in_a_recording_that_every_command_reads(
 ) -> None:
     files = tmp_path / "files"
     files.mkdir()
-    options = ("--flight", "30s", "--autopsies", files)
+    options = ("--name", "flies", "--flight", "30s", "--autopsies", files)
     with monitor(*options) as (_, url), named_guest("flies") as guest:
         until_armed(url, "flies")
         save(guest, 3)

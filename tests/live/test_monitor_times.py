@@ -74,7 +74,7 @@ def timed(qemu: Path, accel: Accelerator, folder: Path, saves: int) -> str:
     trace = folder / "trace.parquet"
     with (
         Guest(copy, accel, firmware="idle", extra_args=name) as guest,
-        monitor("--stats", "tim*") as (_, url),
+        monitor("--name", NAME, "--stats", "tim*") as (_, url),
     ):
         told = Told(url)
         # Timers of a guest that runs notify its main loop now and then.
@@ -132,7 +132,7 @@ def test_only_guests_of_that_name_are_timed_and_one_that_ends_is_forgotten(tmp_p
     # Whatever others' QEMUs do: no probes are set in a file while the map of one of them is locked.
     copy = own_copy(find_qemu(), tmp_path)
     with (
-        monitor("--stats", NAME) as (_, url),
+        monitor("--name", NAME, "--name", "others", "--stats", NAME) as (_, url),
         Guest(copy, firmware="idle", extra_args=("-name", "others")) as other,
     ):
         told = Told(url)
@@ -158,7 +158,7 @@ def test_what_had_begun_when_a_recorder_was_killed_is_not_timed_by_the_next(tmp_
         Guest(
             own_copy(find_qemu(), tmp_path), firmware="idle", extra_args=("-name", NAME)
         ) as guest,
-        monitor("--stats", NAME) as (process, url),
+        monitor("--name", NAME, "--stats", NAME) as (process, url),
         socket.socket(socket.AF_UNIX) as qmp,
     ):
         told = Told(url)

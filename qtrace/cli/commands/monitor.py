@@ -64,6 +64,10 @@ Examples:
     help="Keep each QEMU's last events so long; with a finding they go to --autopsies DIR.",
 )  # fmt: skip
 @click.option(
+    "--name", "names", multiple=True, metavar="GLOB",
+    help="Watch the guests of that name (-name) alone.",
+)  # fmt: skip
+@click.option(
     "--stats", multiple=True, metavar="GLOB",
     help="Histograms of how long bottom halves take, and wait, of guests of that name.",
 )  # fmt: skip
@@ -82,6 +86,7 @@ def command(
     keep: int,
     on_finding: str | None,
     flight: float,
+    names: tuple[str, ...],
     stats: tuple[str, ...],
     waits: bool,
     looks_only: bool,
@@ -124,7 +129,7 @@ def command(
     if once:
         from qtrace.monitor.host_watch import HostWatch
 
-        return _once(HostWatch(min(every, 0.5)))
+        return _once(HostWatch(min(every, 0.5), names=names))
     listener = Listener(Address(host.strip("[]"), int(port), tls_cert, tls_key, client_ca))
     allow_descriptors()
     commands = Commands(on_finding) if on_finding else None
@@ -137,7 +142,9 @@ def command(
 
     log = Log()
     sums = VmSums(stats, waits=waits) if stats else None
-    watch = HostWatch(every, probing=not looks_only, programs=programs, last_s=flight, sums=sums)
+    watch = HostWatch(
+        every, probing=not looks_only, programs=programs, names=names, last_s=flight, sums=sums
+    )
     kept = Autopsies(autopsies, keep) if autopsies else None
     try:
         with Signals() as signals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,9 +29,11 @@ TCG = ("-accel", "tcg,tb-size=1")
 
 
 @contextmanager
-def guest_with_sleeping_job(qemu: Path, accel: Accelerator) -> Iterator[Guest]:
+def guest_with_sleeping_job(
+    qemu: Path, accel: Accelerator, more: Sequence[str] = ()
+) -> Iterator[Guest]:
     """An idle guest with an IOThread ``iot0`` and the job ``bk``, whose coroutine sleeps."""
-    arguments = [*(TCG if accel == "tcg" else ()), *ARGUMENTS]
+    arguments = [*(TCG if accel == "tcg" else ()), *ARGUMENTS, *more]
     with Guest(qemu, accel, firmware="idle", extra_args=arguments) as guest:
         guest.qmp.command(
             "human-monitor-command", **{"command-line": 'qemu-io target "break write_aio A"'}
@@ -44,9 +46,9 @@ def guest_with_sleeping_job(qemu: Path, accel: Accelerator) -> Iterator[Guest]:
 
 
 @contextmanager
-def hung_guest(qemu: Path, accel: Accelerator) -> Iterator[Guest]:
+def hung_guest(qemu: Path, accel: Accelerator, more: Sequence[str] = ()) -> Iterator[Guest]:
     """The same, after ``quit``: the main thread drains the job for ever, polling ``main``."""
-    with guest_with_sleeping_job(qemu, accel) as guest, socket.socket(socket.AF_UNIX) as qmp:
+    with guest_with_sleeping_job(qemu, accel, more) as guest, socket.socket(socket.AF_UNIX) as qmp:
         # Not by the guest's own client: QEMU hangs before or after it has answered.
         qmp.connect(str(guest.second_qmp_socket))
         qmp.sendall(b'{"execute": "qmp_capabilities"} {"execute": "quit"}')
