@@ -83,8 +83,9 @@ def same_examples(always: bool) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One for each processor that we may use."""
-    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    """One for each processor that we may use, and one more: live tests wait for a third of their
+    time."""
+    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
 
 
 @cache
