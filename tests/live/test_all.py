@@ -147,7 +147,7 @@ def test_of_every_nth_event_the_whole_stack_is_there(qemu_binary: Path, tmp_path
     stack = rows["stack"].astype(str)
     whole = rows[~stack.str.startswith("[partial]")]
     assert len(whole) == read.detach["all"]["stacks"] > 0
-    # Each CPU counts for itself, and each probe; what became no row, or a watched one's, counted too.
+    # Each CPU counts for itself, and each probe; what is no row, or watched, was counted, too.
     assert 100 < len(whole) <= len(rows) / 97 + 2 * (os.cpu_count() or 1)
     # A whole stack ends with what the others of its kind have.
     tails = {text.removeprefix("[partial];") for text in stack if text.startswith("[partial]")}
