@@ -129,8 +129,9 @@ def _away(looks: list[dict[str, Any]], end: dict[str, Any] | None, limit_ns: int
     first, last = looks[0], looks[-1]
     if end is not None and end["time_ns"] < last["time_ns"]:
         end = None
-    since = first["since_ns"] if isinstance(first["since_ns"], int) else first["time_ns"]
-    lasted = last["time_ns"] - min(since, first["time_ns"])
+    known = type(first["since_ns"]) is int and first["since_ns"] > 0
+    # A look begins before it has seen the thread: that is not when the wait began.
+    lasted = max(last["time_ns"] - (first["since_ns"] if known else first["time_ns"]), 0)
     held = [None if look["bql"] is None else look["bql"] == look["tid"] for look in looks]
     if end is not None:
         lasted = max(lasted, end["blocked_ns"])

@@ -7,6 +7,7 @@ concluded from less than two of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -63,6 +64,8 @@ class Hangs:
         self._hangs: dict[int, _Hang] = {}
         self._watch: Watch | None = None
         self._before: Look | None = None
+        # When all of that had been read: a look's own time is when it began.
+        self._read_ns = 0
         self._at_start = True
         # Of each loop's thread: processor time and turns, and since when they are so; and those
         # that it had when it was seen in its loop.
@@ -88,7 +91,7 @@ class Hangs:
             return False
         self._seen_ns = now_ns
         if watch is None:
-            return self._has_stopped_moving(now_ns)
+            return self._has_stopped_moving()
         watch.see()
         self._note_hangs(now_ns)
         suspects = {thread.tid for thread in watch.suspects}
@@ -142,6 +145,7 @@ class Hangs:
         elif before and watch and self._shows_enough(before, look, watch, away):
             since, proof = before, shown_by(before, look, watch)
         else:
+            self._before, self._read_ns = look, time.monotonic_ns()
             proof = prove(self._looker, look)
         rows += self._shown(since, proof, away, at_end=True)
         rows += self._came_back(proof.look, at_end=True)
@@ -169,7 +173,7 @@ class Hangs:
 
     # When to look
 
-    def _has_stopped_moving(self, now_ns: int) -> bool:
+    def _has_stopped_moving(self) -> bool:
         """Whether a loop's thread was given no processor for a while, and sleeps elsewhere than
         in its loop, where it was seen."""
         due = False
@@ -178,7 +182,8 @@ class Hangs:
             moves = (state.cpu_ns, state.turns)
             since = self._unmoved.get(tid)
             if not state.cpu_ns or since is None or since[0] != moves:
-                self._unmoved[tid] = (moves, now_ns)
+                # It may have moved until it was read.
+                self._unmoved[tid] = (moves, time.monotonic_ns())
             elif self._settled.get(tid) != moves:
                 due = True
         return due
@@ -192,12 +197,13 @@ class Hangs:
                 hang.seen_ns = now_ns
 
     def _since(self, before: Look, tid: int) -> int:
-        """Since when a thread is known to be where a look found it."""
+        """Since when a thread is known to be where a look found it: not before it was read."""
         thread = before.thread(tid)
         known = self._unmoved.get(tid)
+        read_ns = self._read_ns if before is self._before else before.time_ns
         if thread is not None and known and known[0] == (thread.cpu_ns, thread.turns):
-            return min(known[1], before.time_ns)
-        return before.time_ns
+            return min(known[1], read_ns)
+        return read_ns
 
     def _suspect(self, look: Look) -> None:
         """Watch those that a look did not find in their loops."""
@@ -207,6 +213,7 @@ class Hangs:
         watch = Watch(self._looker, look)
         if watch.suspects:
             self._watch, self._before = watch, look
+            self._read_ns = time.monotonic_ns()
             if any(waits_for_requests(look, finding) for finding in explain(look)):
                 self._in_flight.see()
         else:
