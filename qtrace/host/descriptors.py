@@ -179,13 +179,28 @@ class Descriptors:
         mount = self._mounts_of().of_path(whole)
         if is_pipe:
             device = mount.device if mount else ""
-            same = [(p, f) for p, f in self._owners.named(whole) if _device(p, f) == device]
+            same = [
+                (p, f)
+                for p, f in self._owners.named(whole)
+                if _device(p, f) == device and self._may_be_at(whole, p, f)
+            ]
             peers = tuple(map(self.peer, dict.fromkeys(pid for pid, _fd in same)))
             relation = "which is open in" if peers else "whose other end nobody has open"
             unseen = "" if peers else self._owners.unseen
             return Descriptor(None, "pipe", path, None, relation, peers, unseen=unseen)
         found = self._file(None, whole, mount)
         return replace(found, name=path) if not path.startswith("/") else found
+
+    def _may_be_at(self, whole: str, pid: int, fd: int) -> bool:
+        """Whether a process may have open what lies at a path of this one. Where all see the same
+        mounts the path tells; elsewhere a file may go by another, and its name is all there is."""
+        try:
+            spaces = {os.readlink(f"/proc/{one}/ns/mnt") for one in (pid, self._pid, "self")}
+            root, link = os.readlink(f"/proc/{self._pid}/root"), os.readlink(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            return True
+        here = os.path.normpath(f"{root}/{whole}")
+        return len(spaces) > 1 or link.removesuffix(" (deleted)") == here
 
     def connecting(self, fd: int, path: str) -> Descriptor:
         """A descriptor that is being connected to a unix socket: whoever listens there has not

@@ -328,3 +328,24 @@ def test_a_look_up_ends_in_time() -> None:
         found = Descriptors(OWN, limit_s=0).describe(one.fileno())
     assert (found.kind, found.peers) == ("socket", ())
     assert found.unseen == "sockets cannot be looked up (no time was left)"
+
+
+def test_a_pipe_of_the_same_name_in_another_folder_is_another_one(tmp_path: Path) -> None:
+    """Both on one file system, as two guests' pipes are that QEMU opens by a relative path."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "pipe")
+    fd = os.open(tmp_path / "other/pipe", os.O_RDWR)
+    with (
+        subprocess.Popen(["sleep", "600"], cwd=tmp_path / "one") as asks,
+        subprocess.Popen(["sleep", "600"], stdin=fd) as holds,
+    ):
+        os.close(fd)
+        try:
+            found = Descriptors(asks.pid).path("pipe", is_pipe=True)
+            assert found.relation == "whose other end nobody has open"
+            own = Descriptors(asks.pid).path(str(tmp_path / "other/pipe"), is_pipe=True)
+            assert holds.pid in {peer.pid for peer in own.peers}
+        finally:
+            asks.kill()
+            holds.kill()
