@@ -200,10 +200,9 @@ class Hangs:
         """Since when a thread is known to be where a look found it: not before it was read."""
         thread = before.thread(tid)
         known = self._unmoved.get(tid)
-        read_ns = self._read_ns if before is self._before else before.time_ns
         if thread is not None and known and known[0] == (thread.cpu_ns, thread.turns):
-            return min(known[1], read_ns)
-        return read_ns
+            return min(known[1], self._read_ns)
+        return self._read_ns
 
     def _suspect(self, look: Look) -> None:
         """Watch those that a look did not find in their loops."""

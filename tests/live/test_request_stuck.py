@@ -104,19 +104,30 @@ def test_a_write_to_a_stopped_server_leads_to_its_process(
     assert f"process {server} (qemu-storage-da), stopped by a signal (SIGSTOP)" in words
 
 
+def inspected_through_servers(
+    qemu: Path, folder: Path, command: str
+) -> tuple[int, int, int, dict[str, Any]]:
+    """Of a guest whose request goes to a server that has it of another one, which is stopped: both
+    servers, and inspect's status and document."""
+    near, far = folder / "near", folder / "far"
+    with (
+        serving(qemu, far, "null-co,size=1048576,read-zeroes=off") as last,
+        serving(qemu, near, client_of(far)) as first,
+        guest_on_disk(qemu, near) as guest,
+    ):
+        stop(last)
+        ask(guest, command)
+        status, document, _err = inspect("--pid", guest.pid)
+        os.kill(last, signal.SIGCONT)
+    return first, last, status, document
+
+
 def test_a_server_that_waits_for_a_server_of_its_own_leads_to_that_one(
     qemu_binary: Path, tmp_path: Path
 ) -> None:
-    near, far = tmp_path / "near", tmp_path / "far"
-    with (
-        serving(qemu_binary, far, "null-co,size=1048576,read-zeroes=off") as last,
-        serving(qemu_binary, near, client_of(far)) as first,
-        guest_on_disk(qemu_binary, near) as guest,
-    ):
-        stop(last)
-        ask(guest, "aio_write 4k 512")
-        status, document, _err = inspect("--pid", guest.pid)
-        os.kill(last, signal.SIGCONT)
+    first, last, status, document = inspected_through_servers(
+        qemu_binary, tmp_path, "aio_write 4k 512"
+    )
     assert (status, document["verdict"]) == (1, "request-stuck"), document["remarks"]
     finding = of_requests(document)
     assert [request["node"] for request in finding["requests"]] == [NODE]
@@ -131,16 +142,9 @@ def test_a_read_for_which_a_server_asks_first_where_data_lies_leads_to_that_one_
     qemu_binary: Path, tmp_path: Path
 ) -> None:
     """nbd_co_send_sparse_read() in nbd/server.c."""
-    near, far = tmp_path / "near", tmp_path / "far"
-    with (
-        serving(qemu_binary, far, "null-co,size=1048576,read-zeroes=off") as last,
-        serving(qemu_binary, near, client_of(far)) as first,
-        guest_on_disk(qemu_binary, near) as guest,
-    ):
-        stop(last)
-        ask(guest, "aio_read 4k 512")
-        status, document, _err = inspect("--pid", guest.pid)
-        os.kill(last, signal.SIGCONT)
+    first, last, status, document = inspected_through_servers(
+        qemu_binary, tmp_path, "aio_read 4k 512"
+    )
     assert (status, document["verdict"]) == (1, "request-stuck")
     finding = of_requests(document)
     assert [process["pid"] for process in finding["processes"]] == [last]

@@ -12,20 +12,14 @@ from qtrace.trace import parquet
 from qtrace.trace.stream import tables_of
 from tests.unit.called import calling
 from tests.unit.test_drawn_in_parts import refused
-from tests.unit.test_slices import ALL, LATE_NS, SAMPLES, in_groups, in_parts, shown
+from tests.unit.test_slices import LATE_NS, SAMPLES, each_sample, in_groups, in_parts, shown
 
 # With commands, jobs, and a guest that was stopped.
 QUICK = ("all-save-7.2-tcg", "late-reply-stock-10.0-kvm", "stuck-7.2-tcg")
 
 
 @pytest.mark.parametrize("count", [6])
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.soak)
-        for path in ALL
-    ],
-)
+@each_sample(QUICK)
 def test_every_sample_in_parts(
     path: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,11 +31,11 @@ from qtrace.trace.table_output import plain
 from qtrace.trace.table_rows import table_of_rows
 from tests.unit.called import calling
 from tests.unit.test_slices import (
-    ALL,
     CUTS,
     LATE_NS,
     LIMITS,
     SAMPLES,
+    each_sample,
     in_groups,
     in_parts,
     recordings,
@@ -71,13 +71,7 @@ def assert_same(path: Path, rows: int, folder: Path, shown: int) -> None:
 
 
 @pytest.mark.parametrize("count", [6])
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.soak)
-        for path in ALL
-    ],
-)
+@each_sample(QUICK)
 def test_every_sample_in_parts(
     path: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

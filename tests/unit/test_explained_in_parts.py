@@ -21,10 +21,10 @@ from qtrace.trace.stream import tables_of
 from tests.unit.called import calling
 from tests.unit.test_drawn_in_parts import cut, refused
 from tests.unit.test_slices import (
-    ALL,
     CUTS,
     LATE_NS,
     SAMPLES,
+    each_sample,
     in_groups,
     in_parts,
     recordings,
@@ -70,13 +70,7 @@ def assert_same(path: Path, rows: int) -> None:
         assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.soak)
-        for path in ALL
-    ],
-)
+@each_sample(QUICK)
 def test_every_sample_in_parts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = max(sum(map(len, tables_of(path, []))) // 6, 50)
     monkeypatch.setattr(parquet, "STEP_ROWS", rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,14 +119,17 @@ def report(trace: Frames) -> Report:
     return report_of([judged], names)
 
 
-@pytest.mark.parametrize("count", [6])
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.soak)
+def each_sample(quick: Sequence[str]) -> pytest.MarkDecorator:
+    """The samples by ``path``; those that take long in the soak."""
+    samples = [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in quick else pytest.mark.soak)
         for path in ALL
-    ],
-)
+    ]
+    return pytest.mark.parametrize("path", samples)
+
+
+@pytest.mark.parametrize("count", [6])
+@each_sample(QUICK)
 def test_every_sample_in_parts(
     path: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
