@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from qtrace.inspection.answer import Answer, answer
 from qtrace.inspection.looker import Looker
@@ -11,7 +12,7 @@ from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.proof import Proof, prove
 from qtrace.inspection.request_look import Requests
 from qtrace.inspection.request_proof import prove as prove_requests
-from qtrace.inspection.surroundings import kept_waiting, surroundings
+from qtrace.inspection.surroundings import backends, kept_waiting, surroundings
 from qtrace.qemu.aio.findings import Finding, explain
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import BlockLook
@@ -65,8 +66,11 @@ class Inspector:
         # An NBD client's requests have been followed to its server.
         client = any(node.driver == "nbd" for node in blocks.nodes or ())
         into = None if client else requests
-        around = list(surroundings(looker, proof.look, run_state, into)) if quiet else []
-        reasons = [*proof.reasons, *(kept_waiting(looker, proof.look) if quiet else [])]
+        reasons, around = list(proof.reasons), []
+        if quiet:
+            behind = backends(looker, requests)
+            reasons += [*kept_waiting(looker, proof.look), *chain.from_iterable(behind.values())]
+            around = list(surroundings(looker, proof.look, run_state, into, behind))
         scopes = self._scopes(proof.look, proof.findings, of_requests.last.blocks)
         told = answer(shown, proof.findings, reasons, of_requests, around, scopes)
         return Inspected(proof.look, told)

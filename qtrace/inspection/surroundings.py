@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from qtrace.host.descriptors import Descriptor, Descriptors
+from qtrace.host.peer import Peer
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.request_look import Requests
 from qtrace.machine.memory import Memory
 from qtrace.process.live_source import LiveSource
+from qtrace.process.maps import share_memory
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import asleep_ns, has_loop, in_words, is_polling
@@ -27,13 +29,18 @@ LONG_POLL_NS = 1_000_000
 
 
 def surroundings(
-    looker: Looker, look: Look, run_state: str, requests: Requests | None = None
+    looker: Looker,
+    look: Look,
+    run_state: str,
+    requests: Requests | None = None,
+    told: Collection[int] = (),
 ) -> Iterator[str]:
     """Where nothing is found: what tells where to look, in words; of a core nothing.
 
     Args:
         run_state: as in QMP; empty where it does not show.
         requests: those of this QEMU; they lead into the QEMU programs that it is connected to.
+        told: the processes that are told of already.
     """
     source = looker.source
     if not isinstance(source, LiveSource):
@@ -42,12 +49,31 @@ def surroundings(
     late, others = processors(looker, look) if run_state == RUNNING else ([], [])
     # That the guest stands still says most.
     yield from late
-    yield from connections(descriptors)
+    yield from connections(descriptors, told)
     if requests is not None:
-        yield from behind_backends(descriptors, requests)
+        yield from behind_peers(descriptors, requests, told)
     if looker.layout.ctx_poll_max_ns is not None:
         yield from pollers(look, source.memory, looker.layout.ctx_poll_max_ns)
     yield from others
+
+
+def backends(looker: Looker, requests: Requests) -> dict[int, list[str]]:
+    """By process the vhost-user backends that do not go on, in words: they do what the guest asks
+    of a disk or a network by themselves, so that in its QEMU no request shows that they have."""
+    if not isinstance(looker.source, LiveSource):
+        return {}
+    own = looker.source.pid
+    found: dict[int, list[str]] = {}
+    for one in Descriptors(own).with_somebody():
+        for peer in one.peers:
+            if peer.pid in found or not share_memory(own, peer.pid):
+                continue
+            text = f"vhost-user backend: {one.text}"
+            if peer.held or peer.hangs:
+                found[peer.pid] = [f"{text}; no request of the guest that it has shows here"]
+            elif kept := _kept(peer, requests):
+                found[peer.pid] = [f"{text}, which has in hand: {sentence}" for sentence in kept]
+    return found
 
 
 def kept_waiting(looker: Looker, look: Look) -> list[str]:
@@ -66,31 +92,37 @@ def kept_waiting(looker: Looker, look: Look) -> list[str]:
     ]
 
 
-def connections(descriptors: Descriptors) -> Iterator[str]:
+def connections(descriptors: Descriptors, told: Collection[int]) -> Iterator[str]:
     """Clients that are not accepted, with whom is served meanwhile; and processes at the other ends
-    that do not move (a vhost-user backend takes no bytes to be waited for)."""
+    that do not move."""
     for one in descriptors.with_somebody():
         if one.relation == "which has not accepted yet":
             clients = " and ".join(peer.text for peer in one.peers)
             served = [_peers(o) for o in descriptors.connected_to(one.name) if o.peers]
             text = f"unix socket {one.name} has not accepted {clients}"
             yield text + (f", while it serves {' and '.join(served)}" if served else "")
-        elif any(peer.held or peer.hangs for peer in one.peers):
+        elif any(p.held or p.hangs for p in one.peers if p.pid not in told):
             what = "does not take what it is sent" if one.unread else "cannot answer"
             yield f"{what}: {one.text}"
 
 
-def behind_backends(descriptors: Descriptors, requests: Requests) -> Iterator[str]:
-    """What QEMU programs that this one is connected to have in hand for it, and cannot do: of a
-    vhost-user backend's requests nothing shows in the guest's QEMU."""
-    told: set[int] = set()
+def behind_peers(
+    descriptors: Descriptors, requests: Requests, told: Collection[int]
+) -> Iterator[str]:
+    """What QEMU programs that this one is connected to have in hand, and cannot do."""
+    seen = set(told)
     for one in descriptors.with_somebody():
         for peer in one.peers:
-            there = requests.of_server(peer) if peer.pid not in told else None
-            told.add(peer.pid)
-            for cause in there.causes if there else ():
-                if there and there.whom[cause.key].end.cannot_move:
-                    yield f"{one.text}, which has in hand: {there.sentence(cause)}"
+            if peer.pid not in seen:
+                yield from (f"{one.text}, which has in hand: {t}" for t in _kept(peer, requests))
+            seen.add(peer.pid)
+
+
+def _kept(peer: Peer, requests: Requests) -> list[str]:
+    """What a QEMU program has in hand for those who cannot move."""
+    there = requests.of_server(peer)
+    causes = there.causes if there else ()
+    return [there.sentence(one) for one in causes if there and there.whom[one.key].end.cannot_move]
 
 
 def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:

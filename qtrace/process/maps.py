@@ -185,6 +185,24 @@ def guarded_memory(pid: int) -> list[tuple[int, int]]:
     return guarded_in(_maps(pid))
 
 
+def share_memory(pid: int, other: int) -> bool:
+    """Whether two processes write to memory that they have in common, as a QEMU and a vhost-user
+    backend do; False where that may not be seen."""
+    try:
+        return bool(_shared(pid) & _shared(other))
+    except (NoSuchProcess, PermissionMissing):
+        return False
+
+
+def _shared(pid: int) -> set[FileKey]:
+    # All of the kernel's own files (kvm's, io_uring's) have one and the same inode.
+    return {
+        mapping.key
+        for mapping in read_maps(pid)
+        if mapping.perms[1::2] == "ws" and not mapping.path.startswith("anon_inode:")
+    }
+
+
 def read_maps(pid: int) -> list[Mapping]:
     """The mappings of a process.
 

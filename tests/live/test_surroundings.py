@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +24,20 @@ from tests.live.support.inspecting import inspect
 from tests.live.support.other_process import holding, stop
 from tests.live.support.ptraced import until
 from tests.live.support.serving import client_of, serving
+from tests.live.test_check import answer
 
 pytestmark = pytest.mark.qemu
 CONNECTS = "s = socket.socket(socket.AF_UNIX); s.connect('{name}'); s.recv(1)"
+
+
+@contextmanager
+def killed(command: list[Any]) -> Iterator[int]:
+    """The pid of a program, which is killed at the end."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def told(guest: Guest) -> list[str]:
@@ -70,6 +84,48 @@ def test_a_backend_that_waits_for_a_stopped_server_is_told(tmp_path: Path) -> No
             client.kill()
     assert f"unix socket {near}, whose other end is process {first} (qemu-storage-da)" in text
     assert f"whose other end is process {last} (qemu-storage-da), stopped by a signal" in text
+
+
+@everywhere
+def test_a_guest_is_not_cleared_whose_vhost_user_backend_waits_or_is_stopped(
+    qemu_binary: Path, accel: Accelerator, tmp_path: Path
+) -> None:
+    """Firmware reads its disk's first sector, which the backend asks a stopped server for."""
+    near, far = tmp_path / "near", tmp_path / "far"
+    guest = [
+        qemu_binary, "-accel", accel, "-machine", "q35,memory-backend=m", "-m", "64M",
+        "-nodefaults", "-display", "none", "-object", "memory-backend-memfd,id=m,size=64M,share=on",
+        "-chardev", f"socket,id=c,path={near}", "-device", "vhost-user-blk-pci,chardev=c",
+    ]  # fmt: skip
+    program = qemu_binary.with_name("qemu-storage-daemon")
+    backend = [
+        program, "--blockdev", f"{client_of(far)},node-name=disk",
+        "--export", f"vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={near}",
+    ]  # fmt: skip
+    with (
+        serving(qemu_binary, far, "null-co,size=1048576,read-zeroes=off") as last,
+        killed(backend) as between,
+    ):
+        until(near.exists, "the backend")
+        stop(last)
+        with killed(guest) as pid:
+            requests = Requests(Looker(LiveQemu(Process(between))))
+            until(lambda: requests.look().causes, "the read")
+            waits = inspect("--pid", pid)[:2]
+            checked = answer("--pid", pid, "--for", "2s")
+            stop(between)
+            stopped = inspect("--pid", pid)[:2]
+    backends = []
+    for status, document in (waits, checked, stopped):
+        assert (status, document["verdict"]) == (4, "inconclusive")
+        (reason,) = document["unclear"]
+        assert reason.startswith("vhost-user backend: fd ")
+        assert f", unix socket {near}, whose other end is process {between} (" in reason
+        backends.append(reason)
+    assert ", which has in hand: read of 512 bytes at 0 on node disk (nbd): " in backends[0]
+    server = f"whose other end is process {last} (qemu-storage-da), stopped by a signal (SIGSTOP)"
+    assert server in backends[0]
+    assert backends[2].endswith("no request of the guest that it has shows here")
 
 
 @everywhere
