@@ -7,17 +7,21 @@ was stuck from the one to the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 from qtrace.analysis.looks import APART_NS, ends_of_waits, looks_of, same_wait, unmoved
 from qtrace.trace.reader import TraceFile
+from qtrace.units import show
 
 # Where those move whom a thread waits for, or it polls, the looks have to be so far apart: on a
 # crowded host a sound guest may stand still for half a second.
 MOVING_NS = 2_000_000_000
 STUCK, STRANDED, COMPUTES = "stuck", "stranded", "computes"
+# What a row says of its own time (``computing`` in qtrace/qemu/aio/findings.py): it went on.
+SO_FAR = re.compile(r", for at least [\d.]+ s\Z")
 WAITS = (STUCK, STRANDED)
 
 
@@ -136,13 +140,16 @@ def _away(looks: list[dict[str, Any]], end: dict[str, Any] | None, limit_ns: int
     if end is not None:
         lasted = max(lasted, end["blocked_ns"])
     kind = last["kind"]
+    sentence = last["sentence"]
+    if kind == COMPUTES:
+        sentence = SO_FAR.sub(f", for at least {show(lasted, 'ns')}", sentence)
     proven = kind in WAITS and any(_is_proof(first, look) for look in looks[1:])
     return Away(
         kind=kind,
         tid=last["tid"],
         thread=last["thread"],
         role=last["role"],
-        sentence=last["sentence"],
+        sentence=sentence,
         waits=tuple(map(str, last["waits_in"])),
         command=str(last["command"]),
         polls=last["context"],

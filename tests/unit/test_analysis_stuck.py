@@ -224,6 +224,16 @@ def test_who_computes_to_the_end_is_neither_stuck_nor_clear(tmp_path: Path, kind
     assert len(report["computing"]) == (kind == "computes")
 
 
+def test_who_computed_is_told_with_the_whole_time_and_not_that_of_its_last_row(
+    tmp_path: Path,
+) -> None:
+    said = "the main loop does not run: 100 (main) computes in pbkdf2, for at least 0.9 s"
+    row = look(4 * SECOND, facts={"kind": "computes", "sentence": said})
+    (one,) = judged(tmp_path, row, back(8 * SECOND))["computing"]
+    assert one["at_least_ns"] == 5 * SECOND
+    assert one["sentence"] == said.replace("0.9 s", "5 s")
+
+
 def test_nothing_is_not_seen_of_a_target_that_was_held(tmp_path: Path) -> None:
     report = judged(tmp_path, held(5 * SECOND, 4 * SECOND), held(9 * SECOND, 4 * SECOND))
     assert (report["verdict"], exit_status(report)) == ("inconclusive", ExitStatus.INCONCLUSIVE)
