@@ -18,6 +18,7 @@ from qtrace.host.mounts import Mount, Mounts, absolute, servers, waiting
 from qtrace.host.owners import O_RDONLY, O_WRONLY, Owners, access, fdinfo, polled
 from qtrace.host.peer import Peer
 from qtrace.host.sock_diag import TCP_SYN_SENT, InetSocket, Sockets, UnixSocket, sockets_of
+from qtrace.machine.parts import part
 from qtrace.units import show
 
 Kind = Literal[
@@ -214,6 +215,7 @@ class Descriptors:
                 return self._owned(found, relation, one.inode)
         return replace(found, relation="where nobody that can be seen listens")
 
+    @part
     def with_somebody(self) -> list[Descriptor]:
         """Of the process's unix sockets those that listen and have clients that are not accepted,
         and those that are connected."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from qtrace.host.descriptors import Descriptors
 from qtrace.inspection.answer import Answer, answer
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import bystanders, with_outside
@@ -68,9 +69,10 @@ class Inspector:
         into = None if client else requests
         reasons, around = list(proof.reasons), []
         if quiet:
-            behind = backends(looker, requests)
+            descriptors = Descriptors(looker.pid)
+            behind = backends(looker.pid, descriptors, requests)
             reasons += [*kept_waiting(looker, proof.look), *chain.from_iterable(behind.values())]
-            around = list(surroundings(looker, proof.look, run_state, into, behind))
+            around = list(surroundings(looker, proof.look, run_state, descriptors, into, behind))
         scopes = self._scopes(proof.look, proof.findings, of_requests.last.blocks)
         told = answer(shown, proof.findings, reasons, of_requests, around, scopes)
         return Inspected(proof.look, told)

@@ -11,7 +11,6 @@ from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.request_look import Requests
 from qtrace.machine.memory import Memory
-from qtrace.process.live_source import LiveSource
 from qtrace.process.maps import share_memory
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
@@ -32,20 +31,18 @@ def surroundings(
     looker: Looker,
     look: Look,
     run_state: str,
+    descriptors: Descriptors,
     requests: Requests | None = None,
     told: Collection[int] = (),
 ) -> Iterator[str]:
-    """Where nothing is found: what tells where to look, in words; of a core nothing.
+    """Where nothing is found: what tells where to look, in words.
 
     Args:
         run_state: as in QMP; empty where it does not show.
+        descriptors: the QEMU's, now.
         requests: those of this QEMU; they lead into the QEMU programs that it is connected to.
         told: the processes that are told of already.
     """
-    source = looker.source
-    if not isinstance(source, LiveSource):
-        return
-    descriptors = Descriptors(source.pid)
     late, others = processors(looker, look) if run_state == RUNNING else ([], [])
     # That the guest stands still says most.
     yield from late
@@ -53,20 +50,18 @@ def surroundings(
     if requests is not None:
         yield from behind_peers(descriptors, requests, told)
     if looker.layout.ctx_poll_max_ns is not None:
-        yield from pollers(look, source.memory, looker.layout.ctx_poll_max_ns)
+        yield from pollers(look, looker.source.memory, looker.layout.ctx_poll_max_ns)
     yield from others
 
 
-def backends(looker: Looker, requests: Requests) -> dict[int, list[str]]:
-    """By process the vhost-user backends that do not go on, in words: they do what the guest asks
-    of a disk or a network by themselves, so that in its QEMU no request shows that they have."""
-    if not isinstance(looker.source, LiveSource):
-        return {}
-    own = looker.source.pid
+def backends(pid: int, descriptors: Descriptors, requests: Requests) -> dict[int, list[str]]:
+    """By process the vhost-user backends of a QEMU that do not go on, in words: they do what the
+    guest asks of a disk or a network by themselves, so that in QEMU no request shows that they
+    have."""
     found: dict[int, list[str]] = {}
-    for one in Descriptors(own).with_somebody():
+    for one in descriptors.with_somebody:
         for peer in one.peers:
-            if peer.pid in found or not share_memory(own, peer.pid):
+            if peer.pid in found or not share_memory(pid, peer.pid):
                 continue
             text = f"vhost-user backend: {one.text}"
             if peer.held or peer.hangs:
@@ -95,7 +90,7 @@ def kept_waiting(looker: Looker, look: Look) -> list[str]:
 def connections(descriptors: Descriptors, told: Collection[int]) -> Iterator[str]:
     """Clients that are not accepted, with whom is served meanwhile; and processes at the other ends
     that do not move."""
-    for one in descriptors.with_somebody():
+    for one in descriptors.with_somebody:
         if one.relation == "which has not accepted yet":
             clients = " and ".join(peer.text for peer in one.peers)
             served = [_peers(o) for o in descriptors.connected_to(one.name) if o.peers]
@@ -111,7 +106,7 @@ def behind_peers(
 ) -> Iterator[str]:
     """What QEMU programs that this one is connected to have in hand, and cannot do."""
     seen = set(told)
-    for one in descriptors.with_somebody():
+    for one in descriptors.with_somebody:
         for peer in one.peers:
             if peer.pid not in seen:
                 yield from (f"{one.text}, which has in hand: {t}" for t in _kept(peer, requests))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qtrace.host.descriptors import Descriptors
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.request_look import Requests
@@ -42,7 +43,7 @@ def killed(command: list[Any]) -> Iterator[int]:
 
 def told(guest: Guest) -> list[str]:
     looker = Looker(LiveQemu(Process(guest.pid)))
-    return list(surroundings(looker, looker.look(), "running"))
+    return list(surroundings(looker, looker.look(), "running", Descriptors(guest.pid)))
 
 
 def test_a_monitor_that_gives_no_greeting_serves_somebody_else(tmp_path: Path) -> None:
@@ -76,7 +77,8 @@ def test_a_backend_that_waits_for_a_stopped_server_is_told(tmp_path: Path) -> No
             requests = Requests(looker)
 
             def found() -> list[str]:
-                looked = surroundings(looker, looker.look(), "running", requests)
+                descriptors = Descriptors(guest.pid)
+                looked = surroundings(looker, looker.look(), "running", descriptors, requests)
                 return [text for text in looked if "has in hand" in text]
 
             until(found, "the read")
