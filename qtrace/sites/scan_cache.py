@@ -9,7 +9,7 @@ from qtrace.process.process import read_version
 from qtrace.sites.scan import Scan
 
 # Raised whenever a scan's content or meaning changes.
-VERSION = 6
+VERSION = 7
 
 
 def scan_module(module: Module) -> Scan:

@@ -28,6 +28,7 @@ CREATE_THREAD = "qemu_thread_create"
 # They are static: without debug info nothing else names them.
 THREADS = {
     "worker": "worker_thread",
+    "call_rcu": "call_rcu_thread",
     "live_migration": "migration_thread",
     "mig/src/main": "migration_thread",
 }

@@ -16,6 +16,7 @@ import pytest
 from qtrace.errors import QmpFailed
 from qtrace.lab.guest import Guest, find_qemu
 from qtrace.process.qmp_client import CommandRefused, QmpClient, thread_roles
+from qtrace.qemu.aio.mechanics import command_of
 from tests.limits import TIMEOUT_S
 
 pytestmark = pytest.mark.qemu
@@ -37,6 +38,18 @@ def test_a_command_returns_its_value(guest: Guest) -> None:
     with QmpClient(guest.second_qmp_socket) as client:
         assert client.command("query-status")["status"] == "running"
         assert client.version[0].isdigit()
+
+
+def test_each_command_of_a_qemu_is_told_by_its_own_name(qemu_binary: Path) -> None:
+    """A stack shows the name of its marshaller, in which every hyphen is an underscore."""
+    with Guest(qemu_binary, firmware="idle") as one:
+        names = {str(command["name"]) for command in one.qmp.command("query-commands")}
+    # What it carries is told.
+    names.remove("human-monitor-command")
+    marshallers = {name: f"qmp_marshal_{name.replace('-', '_')}" for name in names}
+    told = {name: command_of([function]) for name, function in marshallers.items()}
+    assert {name: text for name, text in told.items() if text != f"QMP {name}"} == {}
+    assert "device_add" in names
 
 
 def test_a_socket_is_free_again_after_closing(guest: Guest) -> None:

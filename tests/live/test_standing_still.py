@@ -4,6 +4,7 @@ its memory does not come, as whoever serves the file that it lies in is stopped.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,3 +105,24 @@ def test_main_that_waits_for_such_a_vcpu_to_stop_is_stuck(
     where = f", for vCPU thread {tid} (CPU 0/{accel.upper()}), which is in a page fault ("
     assert where in finding["sentence"]
     assert f"process {file.pid} (qemu-storage-da), stopped by a signal" in finding["sentence"]
+
+
+def test_main_that_waits_for_rcu_is_stuck_for_a_vcpu_that_reads(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    """TCG's vCPU threads read under RCU while their guest runs."""
+    with waiting_for_a_page(qemu_binary, "tcg", tmp_path) as (guest, file):
+        (tid,) = threads_in_fuse(guest.pid)
+        with socket.socket(socket.AF_UNIX) as qmp:
+            qmp.connect(str(guest.second_qmp_socket))
+            add = {"execute": "device_add", "arguments": {"driver": "virtio-rng-pci", "rng": "x"}}
+            qmp.sendall(b'{"execute":"qmp_capabilities"}' + json.dumps(add).encode())
+            until(lambda: "drain_call_rcu" in functions_of_main_thread(guest.pid), "the hang")
+            status, document, _err = inspect("--pid", guest.pid)
+    (finding,) = document["findings"]
+    assert (status, finding["verdict"], finding["tid"]) == (1, "stuck", guest.pid)
+    sentence = finding["sentence"]
+    assert "(main), in QMP device_add, waits in drain_call_rcu < qmp_device_add < " in sentence
+    assert ", which waits in synchronize_rcu < call_rcu_thread, for the RCU reader " in sentence
+    assert f" for the RCU reader {tid} (CPU 0/TCG), which is in a page fault (" in sentence
+    assert f"process {file.pid} (qemu-storage-da), stopped by a signal" in sentence

@@ -21,7 +21,8 @@ LAYOUT = Layout(
     ctx_bh_list=0xA8, ctx_bh_slice_list=0xB0, ctx_aio_handlers=0x90,
     bh_flags=0x28, bh_next=0x20, bh_cb=0x10, bh_opaque=0x18,
     handler_next=0x40, handler_deleted=0x68, handler_io_read=8, handler_io_write=0x10,
-    handler_opaque=0x38, job_next=0xF0, job_co=0x10, job_status=0x7C, job_driver=8, driver_type=8,
+    handler_opaque=0x38, rcu_reader_tls=-0x40, rcu_gp_ctr=0x150,
+    job_next=0xF0, job_co=0x10, job_status=0x7C, job_driver=8, driver_type=8,
 )  # fmt: skip
 MAIN, IOHANDLER, OWN = 0x10000, 0x11000, 0x12000
 FUNCTIONS = 0xF00D
@@ -197,6 +198,16 @@ def test_the_bqls_holder_is_its_mutexs_owner(memory: Bytes, reader: AioReader) -
     assert reader.bql_holder() == 0
     struct.pack_into("<III", memory.data, 0x140, 1, 0, 4711)
     assert reader.bql_holder() == 4711
+
+
+def test_who_reads_under_rcu_since_before_the_grace_period_is_waited_for(
+    memory: Bytes, reader: AioReader
+) -> None:
+    before, since, idle = 0x2000, 0x2100, 0x2200
+    memory.words(0x150, 7)
+    memory.words(before - 0x40, 5)
+    memory.words(since - 0x40, 7)
+    assert reader.rcu_readers({1: before, 2: since, 3: idle}) == [1]
 
 
 def test_a_missing_fact_is_named(memory: Bytes) -> None:

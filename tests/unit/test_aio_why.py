@@ -316,7 +316,7 @@ def test_any_mutex_is_followed_to_its_owner_and_to_what_that_one_waits_for() -> 
     )
     seen = look(main, owner, halves=())
     assert sentences(seen) == [
-        "the main loop does not run: 1234 (main), in QMP block-resize, waits in "
+        "the main loop does not run: 1234 (main), in QMP block_resize, waits in "
         "aio_context_acquire < qmp_block_resize < qmp_marshal_block_resize, for a mutex (0x7700) "
         "of 1236 (IO io0), which waits in lseek64, a callback inside aio_poll() of `iothread:io0`",
         "the loop of `iothread:io0` does not run: 1236 (IO io0) waits in lseek64, a callback "
@@ -348,6 +348,39 @@ def test_two_that_wait_for_each_others_locks_are_a_circle() -> None:
     assert "for the BQL of 1234 (main): a circle" in finding.sentence
     assert finding.sentence.endswith(
         "; 1234 (main) waits for 1235 (CPU 0/TCG) waits for 1234 (main): a deadlock"
+    )
+
+
+DRAINING = ("syscall+0x19", "qemu_event_wait+0x4a", "drain_call_rcu+0xfa", "qmp_device_add+0x85",
+            "do_qmp_dispatch_bh+0x39", *LOOP[2:])  # fmt: skip
+SYNCHRONIZING = ("syscall+0x19", "qemu_event_wait+0x4a", "synchronize_rcu+0x16f",
+                 "call_rcu_thread+0x85", "start_thread+0x305")  # fmt: skip
+
+
+def rcu_thread(frames: tuple[str, ...] = SYNCHRONIZING) -> Thread:
+    return Thread(OTHER_TID, "call_rcu", "other", "futex", frames=frames, whole=True)
+
+
+def test_who_waits_for_rcu_waits_for_those_that_read() -> None:
+    main = main_thread(DRAINING, blocked_in="futex")
+    reads = vcpu(("cpu_exec+0x419",), blocked_in=PAGE_FAULT)
+    (finding,) = explain(look(main, rcu_thread(), reads, halves=(), rcu_readers=(VCPU_TID,)))
+    assert (
+        "(main), in QMP device_add, waits in drain_call_rcu < qmp_device_add < do_qmp_dispatch_bh, "
+        "for the RCU thread 1236 (call_rcu), which waits in synchronize_rcu < call_rcu_thread, "
+        "for the RCU reader 1235 (CPU 0/TCG), which is in a page fault of cpu_exec"
+    ) in finding.sentence
+    (finding,) = explain(look(main, rcu_thread(), reads, halves=(), rcu_readers=None))
+    assert finding.sentence.endswith(", which waits in synchronize_rcu < call_rcu_thread, for RCU "
+                                     "readers")  # fmt: skip
+
+
+def test_who_waits_for_rcu_while_it_reads_never_goes_on() -> None:
+    main = main_thread(DRAINING, blocked_in="futex")
+    others = (rcu_thread(), vcpu(("cpu_exec+0x419",), blocked_in="futex"))
+    (finding,) = explain(look(main, *others, halves=(), rcu_readers=(VCPU_TID, MAIN_TID)))
+    assert finding.sentence.endswith(
+        "; 1234 (main) waits for 1236 (call_rcu) waits for 1234 (main): a deadlock"
     )
 
 

@@ -22,6 +22,7 @@ from qtrace.qemu.aio.flow import (
     argument,
     follow,
     follow_from,
+    loaded,
 )
 from qtrace.qemu.aio.instructions import Disassembly, Instruction
 from qtrace.qemu.aio.layout import Layout
@@ -30,6 +31,8 @@ from qtrace.qemu.aio.layout import Layout
 CONTEXT = Argument(0)
 # Longest way, in instructions, from a function's start to what is looked for in it.
 FAR, NEAR, NEXT = 220, 24, 8
+# RCU_GP_CTR of util/rcu.c.
+GRACE = 2
 # What changes a word that others change, too, by whichever operation.
 ATOMIC = ("cmpxchg", "atomic")
 
@@ -289,6 +292,31 @@ def _longest_poll(program: Disassembly) -> dict[str, int]:
     return {}
 
 
+def _rcu(program: Disassembly) -> dict[str, int]:
+    """get_ptr_rcu_reader() returns the thread's own (QEMU_DEFINE_CO_TLS), which begins with its
+    ``ctr``; before 7.0 it had none, and rcu_register_thread() asks
+    whether that is 0.
+    synchronize_rcu() adds RCU_GP_CTR to rcu_gp_ctr."""
+    found = {}
+    for step in follow(program, "get_ptr_rcu_reader", NEXT):
+        reader = step.registers.get(program.architecture.result_name)
+        # On x86-64 the thread pointer is kept where it points to.
+        if step.instruction.mnemonic == "ret" and reader is not None:
+            if reader.root in (THREAD, Loaded(Value(THREAD))):
+                found["rcu_reader_tls"] = reader.offset
+            break
+    for step in follow(program, "rcu_register_thread", NEXT):
+        place = _compared(step)
+        if place is not None and place.root == THREAD:
+            found.setdefault("rcu_reader_tls", place.offset)
+    for step in follow(program, "synchronize_rcu", FAR):
+        for at, other in ((0, 1), (1, 0)):
+            place = step.address(at)
+            if place and place.root is None and step.value(other) == loaded(place).plus(GRACE):
+                found.setdefault("rcu_gp_ctr", place.offset)
+    return found
+
+
 def _poll_register(program: Disassembly) -> dict[str, str]:
     """The callee-saved register that keeps the first argument, ctx, in aio_poll()'s frames.
 
@@ -339,5 +367,5 @@ def _loads(step: Step, offset: int) -> bool:
 
 _PARTS: tuple[Callable[[Disassembly], dict[str, int] | dict[str, str]], ...] = (
     _main_contexts, bottom_halves, _handlers, _scheduled, _coroutines, _thread_local, _jobs,
-    _big_lock, _longest_poll, _poll_register,
+    _big_lock, _longest_poll, _poll_register, _rcu,
 )  # fmt: skip

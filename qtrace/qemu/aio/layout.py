@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 # The facts that are run-time addresses.
-ADDRESSES = ("main_variable", "iohandler_variable", "jobs", "bql")
+ADDRESSES = ("main_variable", "iohandler_variable", "jobs", "bql", "rcu_gp_ctr")
 
 
 def begins_bottom_half(words: tuple[int, ...], callback: int, opaque: int) -> bool:
@@ -23,10 +23,10 @@ class Layout:
 
     Addresses are run-time ones: ``main_variable``, ``iohandler_variable`` (where the pointers
     &qemu_aio_context and iohandler_ctx lie), ``jobs`` (the head of the list), ``bql`` (its
-    pthread_mutex_t; 0 in a program without one). ``*_tls`` are (negative) offsets from the thread
-    pointer. ``poll_register`` holds the ctx argument in every frame of aio_poll(). All others are
-    offsets into the structure that their name begins with: ``bh_*`` QEMUBH, ``ctx_*``
-    AioContext, ``handler_*`` AioHandler, ``co_*`` Coroutine, ``job_*`` Job, ``driver_*``
+    pthread_mutex_t; 0 in a program without one), ``rcu_gp_ctr``. ``*_tls`` are (negative) offsets
+    from the thread pointer. ``poll_register`` holds the ctx argument in every frame of aio_poll().
+    All others are offsets into the structure that their name begins with: ``bh_*`` QEMUBH,
+    ``ctx_*`` AioContext, ``handler_*`` AioHandler, ``co_*`` Coroutine, ``job_*`` Job, ``driver_*``
     JobDriver; ``iothread_ctx`` IOThread, where ``context_tls`` holds one of these, as before
     5f50be9b58 (6.1), and 0 where it holds the context itself.
     """
@@ -61,6 +61,8 @@ class Layout:
     job_status: int | None = None
     driver_type: int | None = None
     ctx_poll_max_ns: int | None = None
+    rcu_reader_tls: int | None = None
+    rcu_gp_ctr: int | None = None
     iothread_ctx: int = 0
 
     @property

@@ -53,6 +53,16 @@ SPAWNING = re.compile(r"_*(v?fork|posix_spawn|libc_fork)|_Fork|g_spawn_\w+")
 # Where a vCPU thread waits to be told to run (cpus.c; qemu_process_cpu_events() since 10.2).
 VCPU_IDLE = re.compile(r"qemu_(wait_io_event|process_cpu_events)|\w+_(wait_io_event)$")
 COMMAND = re.compile(r"(qmp(?=_marshal_)|hmp)_(?:marshal_)?(\w+)$")
+# The QMP commands whose names have no hyphens (qapi/pragma.json; the last three have gone).
+_NAMES = """
+    add_client block_resize block_set_io_throttle client_migrate_info device_add device_del
+    expire_password migrate_cancel netdev_add netdev_del qmp_capabilities set_link set_password
+    set_vdpa_mgmtdev system_powerdown system_reset system_wakeup
+    block_passwd migrate_set_downtime migrate_set_speed
+"""
+WITH_UNDERSCORES = frozenset(_NAMES.split())
+# What calls a QMP command: one that parses its arguments itself (device_add) has no marshaller.
+QMP_DISPATCHERS = frozenset({"do_qmp_dispatch_bh", "qmp_dispatch"})
 # qapi/qmp-dispatch.c and monitor/hmp.c: how a command gets there.
 NO_COMMAND = frozenset({"dispatch", "dispatcher_co_wake", "human_monitor_command"})
 
@@ -77,11 +87,17 @@ def command_of(functions: Sequence[str]) -> str:
     outermost one is what was asked for: commands call one another.
     """
     found = ""
-    for function in functions:
+    for n, function in enumerate(functions):
         match = COMMAND.match(function)
         if match and match[2] not in NO_COMMAND:
-            found = f"{match[1].upper()} {match[2].replace('_', '-' if match[1] == 'qmp' else '_')}"
+            found = f"HMP {match[2]}" if match[1] == "hmp" else f"QMP {_qmp_name(match[2])}"
+        elif function.startswith("qmp_") and QMP_DISPATCHERS.intersection(functions[n + 1 : n + 2]):
+            found = f"QMP {_qmp_name(function.removeprefix('qmp_'))}"
     return found
+
+
+def _qmp_name(function: str) -> str:
+    return function if function in WITH_UNDERSCORES else function.replace("_", "-")
 
 
 def is_unnamed(function: str) -> bool:

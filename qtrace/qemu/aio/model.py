@@ -230,6 +230,8 @@ class Look:
     # 0 in a program without one.
     bql_holder: int | None = None
     bql: int | None = None
+    # The threads that a synchronize_rcu() waits for; None: not to be read.
+    rcu_readers: tuple[int, ...] | None = ()
     # How the process of a core ended; None when it lives, or was only copied (gcore).
     ending: Ending | None = None
     # Why nothing in the process can move ("stopped by SIGSTOP", "held by a tracer, process 12

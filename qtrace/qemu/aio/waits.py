@@ -28,7 +28,15 @@ from qtrace.qemu.aio.mechanics import (
 from qtrace.qemu.aio.model import PAGE_FAULT, USERFAULT, BottomHalf, Context, Look, Thread
 
 # How a thread waits for others: what the thing is to them.
-LOCK, JOIN, VCPUS = "lock", "join", "vcpus"
+LOCK, JOIN, VCPUS, RCU, READERS = "lock", "join", "vcpus", "rcu", "readers"
+# Before a thread that somebody waits for, and where none shows.
+SUBJECTS = {
+    JOIN: "the end of", VCPUS: "vCPU thread", RCU: "the RCU thread", READERS: "the RCU reader",
+}  # fmt: skip
+NOBODY = {
+    JOIN: "the end of a thread", VCPUS: "vCPU threads", RCU: "the RCU thread",
+    READERS: "RCU readers",
+}  # fmt: skip
 # AioContext {GSource source; QemuRecMutex lock; ...} up to 8.2 (include/block/aio.h): no other one
 # lies so near its beginning.
 CONTEXT_HEAD = 0x90
@@ -41,7 +49,9 @@ class Wait:
     """What a thread waits for that other threads of the process have in hand.
 
     Attributes:
-        kind: ``lock``, ``join`` or ``vcpus`` (pause_all_vcpus); empty when it waits for none.
+        kind: ``lock``, ``join``, ``vcpus`` (pause_all_vcpus), ``rcu`` (drain_call_rcu, for the
+            thread that calls what call_rcu() was given), ``readers`` (synchronize_rcu); empty when
+            it waits for none.
         what: it in words, as in "waits for ...": ``the BQL``, ``a mutex (0x55..)``.
         whom: the threads that have it in hand; empty when that cannot be told, or nobody has.
     """
@@ -199,6 +209,14 @@ def wait_for(look: Look, thread: Thread) -> Wait:
         owner = look.thread(thread.futex.owner or 0)
         whom = (owner,) if owner is not None and owner.tid != thread.tid else ()
         return Wait(LOCK, _mutex(look, thread.futex.address), whom)
+    if "synchronize_rcu" in functions:
+        return Wait(
+            READERS,
+            "its RCU read",
+            tuple(t for t in look.threads if t.tid in (look.rcu_readers or ())),
+        )
+    if "drain_call_rcu" in functions:
+        return Wait(RCU, "its RCU callbacks", tuple(t for t in look.threads if _calls_rcu(t)))
     if "pause_all_vcpus" in thread.functions and not is_polling(thread):
         # Each vCPU thread stops by itself when it gets back to its loop (cpus.c).
         late = [t for t in look.threads if _keeps_pause_waiting(t)]
@@ -237,6 +255,10 @@ def _keeps_pause_waiting(thread: Thread) -> bool:
     return thread.role == "vcpu" and not idle
 
 
+def _calls_rcu(thread: Thread) -> bool:
+    return "call_rcu_thread" in thread.functions
+
+
 def chain(look: Look, thread: Thread) -> list[Thread]:
     """All those that a thread waits for, and that these wait for, each once; not itself."""
     found: dict[int, Thread] = {}
@@ -250,21 +272,23 @@ def chain(look: Look, thread: Thread) -> list[Thread]:
 
 
 def circle(look: Look, thread: Thread) -> list[Thread]:
-    """The threads that wait for one another by locks and joins, from this one on; else empty."""
-    path = [thread]
-    while True:
+    """The threads that wait for one another by locks, joins and RCU, from this one on; else
+    empty. (A vCPU thread may stop by itself.)"""
+    seen: set[int] = set()
+
+    def back(path: list[Thread]) -> list[Thread]:
         wait = wait_for(look, path[-1])
-        if wait.kind not in (LOCK, JOIN):
-            return []
         # One that holds what it waits for itself is left out of `whom`.
-        if not wait.whom:
-            return []
-        following = wait.whom[0]
-        if following.tid == thread.tid:
-            return path
-        if following.tid in [one.tid for one in path]:
-            return []
-        path.append(following)
+        for following in wait.whom if wait.kind != VCPUS else ():
+            if following.tid == thread.tid:
+                return path
+            if following.tid not in seen:
+                seen.add(following.tid)
+                if found := back([*path, following]):
+                    return found
+        return []
+
+    return back([thread])
 
 
 def at_work(look: Look) -> list[Thread]:
@@ -329,7 +353,7 @@ def _whom(look: Look, thread: Thread, told: frozenset[int]) -> str:
         return _for_nobody(look, thread, wait)
     text = ""
     for other in wait.whom[:NAMED]:
-        subject = {LOCK: f"{wait.what} of", JOIN: "the end of", VCPUS: "vCPU thread"}[wait.kind]
+        subject = f"{wait.what} of" if wait.kind == LOCK else SUBJECTS[wait.kind]
         text += f", for {subject} {other.label}"
         text += ": a circle" if other.tid in told else f", which {in_words(look, other, told)}"
     more = len(wait.whom) - NAMED
@@ -338,10 +362,8 @@ def _whom(look: Look, thread: Thread, told: frozenset[int]) -> str:
 
 def _for_nobody(look: Look, thread: Thread, wait: Wait) -> str:
     """For a lock or thread whose holder does not show, or that nobody holds."""
-    if wait.kind == VCPUS:
-        return ", for vCPU threads"
-    if wait.kind == JOIN:
-        return ", for the end of a thread"
+    if wait.kind in NOBODY:
+        return f", for {NOBODY[wait.kind]}"
     holder = look.bql_holder if wait.what == "the BQL" else _owner(thread)
     if holder is None:
         return f", for {wait.what}, whose holder cannot be read"

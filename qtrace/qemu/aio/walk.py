@@ -269,6 +269,18 @@ class AioReader:
         locked, _count, owner = struct.unpack("<III", raw)
         return int(owner) if locked else 0
 
+    def rcu_readers(self, thread_pointers: Mapping[int, int]) -> list[int]:
+        """The threads that a grace period waits for: that read under RCU, and began to before it
+        did (rcu_gp_ongoing() in util/rcu.c). One that cannot be read is left out.
+
+        Args:
+            thread_pointers: as of ``contexts``.
+        """
+        self._memory.forget()
+        offset, period = self._fact("rcu_reader_tls"), self._memory.peek(self._fact("rcu_gp_ctr"))
+        read = {tid: self._memory.peek(at + offset) for tid, at in thread_pointers.items()}
+        return [tid for tid, ctr in read.items() if ctr and ctr != period]
+
     def _fact(self, name: str) -> int:
         value = getattr(self.layout, name)
         if value is None:
