@@ -57,6 +57,16 @@ def waiting_for_a_page(
                 file.thaw()
 
 
+@contextmanager
+def asking(guest: Guest, command: str, arguments: dict[str, str]) -> Iterator[None]:
+    """A QMP command, without waiting for its reply."""
+    with socket.socket(socket.AF_UNIX) as qmp:
+        qmp.connect(str(guest.second_qmp_socket))
+        asked = {"execute": command, "arguments": arguments}
+        qmp.sendall(b'{"execute":"qmp_capabilities"}' + json.dumps(asked).encode())
+        yield
+
+
 @everywhere
 def test_a_vcpu_whose_page_does_not_come_is_told_with_whoever_serves_the_file(
     qemu_binary: Path, accel: Accelerator, tmp_path: Path
@@ -107,16 +117,31 @@ def test_main_that_waits_for_such_a_vcpu_to_stop_is_stuck(
     assert f"process {file.pid} (qemu-storage-da), stopped by a signal" in finding["sentence"]
 
 
+def test_main_that_asks_such_a_vcpu_for_its_registers_is_stuck(
+    qemu_binary: Path, tmp_path: Path
+) -> None:
+    """KVM has them: the vCPU's own thread must fetch them."""
+    with waiting_for_a_page(qemu_binary, "kvm", tmp_path) as (guest, file):
+        (tid,) = threads_in_fuse(guest.pid)
+        line = {"command-line": "info registers"}
+        with asking(guest, "human-monitor-command", line):
+            until(lambda: "do_run_on_cpu" in functions_of_main_thread(guest.pid), "the hang")
+            status, document, _err = inspect("--pid", guest.pid)
+    (finding,) = document["findings"]
+    assert (status, finding["verdict"], finding["tid"]) == (1, "stuck", guest.pid)
+    sentence = finding["sentence"]
+    assert ", waits in do_run_on_cpu < " in sentence
+    assert f", for vCPU thread {tid} (CPU 0/KVM), which is in a page fault (" in sentence
+    assert f"process {file.pid} (qemu-storage-da), stopped by a signal" in sentence
+
+
 def test_main_that_waits_for_rcu_is_stuck_for_a_vcpu_that_reads(
     qemu_binary: Path, tmp_path: Path
 ) -> None:
     """TCG's vCPU threads read under RCU while their guest runs."""
     with waiting_for_a_page(qemu_binary, "tcg", tmp_path) as (guest, file):
         (tid,) = threads_in_fuse(guest.pid)
-        with socket.socket(socket.AF_UNIX) as qmp:
-            qmp.connect(str(guest.second_qmp_socket))
-            add = {"execute": "device_add", "arguments": {"driver": "virtio-rng-pci", "rng": "x"}}
-            qmp.sendall(b'{"execute":"qmp_capabilities"}' + json.dumps(add).encode())
+        with asking(guest, "device_add", {"driver": "virtio-rng-pci", "rng": "x"}):
             until(lambda: "drain_call_rcu" in functions_of_main_thread(guest.pid), "the hang")
             status, document, _err = inspect("--pid", guest.pid)
     (finding,) = document["findings"]

@@ -375,6 +375,33 @@ def test_who_waits_for_rcu_waits_for_those_that_read() -> None:
                                      "readers")  # fmt: skip
 
 
+ON_VCPU = ("pthread_cond_wait+0x1e8", "qemu_cond_wait_impl+0x4b", "do_run_on_cpu+0x90",
+           "qemu-system-x86_64@0x78ca0d", "handle_hmp_command+0x1", "qmp_human_monitor_command+0x1",
+           "qmp_marshal_human_monitor_command+0x1", *LOOP[2:])  # fmt: skip
+SLEEPS = {"frames": ("ioctl+0x3b", "kvm_cpu_exec+0x85"), "blocked_in": PAGE_FAULT}
+
+
+def test_who_asks_a_vcpu_thread_for_work_waits_for_the_one_that_does_not_run() -> None:
+    main = main_thread(ON_VCPU, blocked_in="futex")
+    other = replace(vcpu(frames=(), blocked_in=""), tid=OTHER_TID)
+    (finding,) = explain(look(main, vcpu(**SLEEPS), other, halves=()))
+    assert "(main), in QMP human-monitor-command, waits in do_run_on_cpu < " in finding.sentence
+    assert ", for vCPU thread 1235 (CPU 0/TCG), which is in a page fault of" in finding.sentence
+    # Which of two that do not run it asked does not show.
+    asleep = replace(vcpu(**SLEEPS), tid=OTHER_TID)
+    (finding,) = explain(look(main, vcpu(**SLEEPS), asleep, halves=()))
+    assert finding.sentence.endswith(", for a vCPU thread")
+
+
+@pytest.mark.parametrize("function", ["start_exclusive", "accel_ioctl_inhibit_begin"])
+def test_who_waits_for_all_vcpus_is_told_with_those_that_do_not_run(function: str) -> None:
+    main = main_thread(("syscall+0x19", f"{function}+0x1", *LOOP[2:]), blocked_in="futex")
+    (finding,) = explain(look(main, vcpu(**SLEEPS), halves=()))
+    assert f"waits in {function}, for vCPU thread 1235 (CPU 0/TCG), which is in a page" in (
+        finding.sentence
+    )
+
+
 def test_who_waits_for_rcu_while_it_reads_never_goes_on() -> None:
     main = main_thread(DRAINING, blocked_in="futex")
     others = (rcu_thread(), vcpu(("cpu_exec+0x419",), blocked_in="futex"))

@@ -28,14 +28,18 @@ from qtrace.qemu.aio.mechanics import (
 from qtrace.qemu.aio.model import PAGE_FAULT, USERFAULT, BottomHalf, Context, Look, Thread
 
 # How a thread waits for others: what the thing is to them.
-LOCK, JOIN, VCPUS, RCU, READERS = "lock", "join", "vcpus", "rcu", "readers"
+LOCK, JOIN, VCPUS, VCPU, RCU, READERS = "lock", "join", "vcpus", "vcpu", "rcu", "readers"
+# Who waits for all vCPU threads that run their guest, or may: to end an ioctl(2), or a piece of its
+# code (accel/accel-blocker.c, cpus-common.c).
+FOR_VCPUS = frozenset({"start_exclusive", "accel_ioctl_inhibit_begin"})
 # Before a thread that somebody waits for, and where none shows.
 SUBJECTS = {
-    JOIN: "the end of", VCPUS: "vCPU thread", RCU: "the RCU thread", READERS: "the RCU reader",
+    JOIN: "the end of", VCPUS: "vCPU thread", VCPU: "vCPU thread", RCU: "the RCU thread",
+    READERS: "the RCU reader",
 }  # fmt: skip
 NOBODY = {
-    JOIN: "the end of a thread", VCPUS: "vCPU threads", RCU: "the RCU thread",
-    READERS: "RCU readers",
+    JOIN: "the end of a thread", VCPUS: "vCPU threads", VCPU: "a vCPU thread",
+    RCU: "the RCU thread", READERS: "RCU readers",
 }  # fmt: skip
 # AioContext {GSource source; QemuRecMutex lock; ...} up to 8.2 (include/block/aio.h): no other one
 # lies so near its beginning.
@@ -49,7 +53,8 @@ class Wait:
     """What a thread waits for that other threads of the process have in hand.
 
     Attributes:
-        kind: ``lock``, ``join``, ``vcpus`` (pause_all_vcpus), ``rcu`` (drain_call_rcu, for the
+        kind: ``lock``, ``join``, ``vcpus`` (pause_all_vcpus, ``FOR_VCPUS``), ``vcpu``
+            (run_on_cpu: one of them, which need not show), ``rcu`` (drain_call_rcu, for the
             thread that calls what call_rcu() was given), ``readers`` (synchronize_rcu); empty when
             it waits for none.
         what: it in words, as in "waits for ...": ``the BQL``, ``a mutex (0x55..)``.
@@ -217,11 +222,16 @@ def wait_for(look: Look, thread: Thread) -> Wait:
         )
     if "drain_call_rcu" in functions:
         return Wait(RCU, "its RCU callbacks", tuple(t for t in look.threads if _calls_rcu(t)))
-    if "pause_all_vcpus" in thread.functions and not is_polling(thread):
-        # Each vCPU thread stops by itself when it gets back to its loop (cpus.c).
-        late = [t for t in look.threads if _keeps_pause_waiting(t)]
+    # Each vCPU thread stops, and does what it is asked to, when it gets back to its loop (cpus.c).
+    late = [t for t in look.threads if _is_late(t) and t.tid != thread.tid]
+    pausing = "pause_all_vcpus" in thread.functions and not is_polling(thread)
+    if pausing or FOR_VCPUS.intersection(functions):
         # One that runs may be about to stop: who sleeps is told first.
         return Wait(VCPUS, "", tuple(sorted(late, key=lambda t: not t.blocked_in)))
+    if "do_run_on_cpu" in functions:
+        alone = sum(t.role == "vcpu" for t in look.threads) == 1
+        asleep = [t for t in late if t.blocked_in or alone]
+        return Wait(VCPU, "", tuple(asleep if len(asleep) == 1 else ()))
     return Wait()
 
 
@@ -249,7 +259,7 @@ def _is_locking(thread: Thread) -> bool:
     return False
 
 
-def _keeps_pause_waiting(thread: Thread) -> bool:
+def _is_late(thread: Thread) -> bool:
     """Whether a vCPU thread is not where it has stopped, or its guest can run."""
     idle = any(VCPU_IDLE.match(function) for function in thread.functions)
     return thread.role == "vcpu" and not idle
@@ -279,7 +289,7 @@ def circle(look: Look, thread: Thread) -> list[Thread]:
     def back(path: list[Thread]) -> list[Thread]:
         wait = wait_for(look, path[-1])
         # One that holds what it waits for itself is left out of `whom`.
-        for following in wait.whom if wait.kind != VCPUS else ():
+        for following in wait.whom if wait.kind not in (VCPUS, VCPU) else ():
             if following.tid == thread.tid:
                 return path
             if following.tid not in seen:
