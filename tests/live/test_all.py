@@ -119,8 +119,9 @@ def test_a_vcpu_that_polls_shows_in_every_row(qemu_binary: Path, tmp_path: Path)
         attached(guest.pid, "--all", "-o", trace) as attach,
     ):
         wait_for_rows(trace, 10_000)
-        status, _report, err = attach.end()
-    assert status == 0, err
+        status, report, err = attach.end()
+    # On a crowded host some may be lost, or a loop be away for long.
+    assert status == (4 if report["lost_events"] or report["notes"] else 0), (err, report)
     frame = read_trace(trace).frame
     runs = frame[(frame["event"] == "run") & (frame["name"] == "thread_pool_completion_bh")]
     vcpu = runs[runs["role"] == "vcpu"]

@@ -306,12 +306,15 @@ def test_a_loop_asleep_in_a_dead_file_system_is_told(
     qemu_binary: Path, accel: Accelerator, sleeper: Sleeper, tmp_path: Path
 ) -> None:
     """The other loop goes on, and is not accused."""
+    trace = tmp_path / "trace.csv"
     with (
         guest_on(qemu_binary, accel, tmp_path, "idle") as (guest, file),
-        attached(guest.pid, *SOON) as attach,
+        attached(guest.pid, *SOON, "-o", trace) as attach,
     ):
         tid = file.put_to_sleep(guest, sleeper)
         warning = warned(attach, "does not run")
+        # One look proves nothing.
+        wait_for(lambda: judge([trace])["stuck"], TIMEOUT_S)
         file.thaw()
         back = warned(attach, "came back")
         status, report, _err = attach.end()

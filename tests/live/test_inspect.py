@@ -32,7 +32,7 @@ from qtrace.sites.scan_cache import scan_module
 from tests.builds import BUILDS, QEMU
 from tests.conftest import absent
 from tests.limits import TIMEOUT_S
-from tests.live.support.attached import is_running
+from tests.live.support.attached import is_running, wait_for
 from tests.live.support.blocked_main import SAVE, guest_with_monitors, save_left_behind
 from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
 from tests.live.support.gdb_session import core_of
@@ -270,13 +270,17 @@ def polls(pid: int, tid: int) -> bool:
 
 def test_a_stopped_process_is_shown_and_left_stopped() -> None:
     with guest_with_sleeping_job(find_qemu(), "tcg") as guest:
+
+        def all_poll() -> bool:
+            return all(polls(guest.pid, tid) for tid in loops_of(guest.pid))
+
         while True:
+            # One may be about to send the last answer: one look at that may show it as stuck.
+            wait_for(all_poll)
             os.kill(guest.pid, signal.SIGSTOP)
-            while state(guest.pid) != "T":
-                time.sleep(0.001)
-            if all(polls(guest.pid, tid) for tid in loops_of(guest.pid)):
+            wait_for(lambda: state(guest.pid) == "T")
+            if all_poll():
                 break
-            # One was about to send the last answer: one look at that may show it as stuck.
             os.kill(guest.pid, signal.SIGCONT)
         status, document, _err = inspect("--pid", guest.pid)
         assert state(guest.pid) == "T"
