@@ -31,7 +31,7 @@ from qtrace.record.ebpf.ebpf_recorder import HitReader, StepReader, function_of
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.record.plans import Plans, make_plans
 from qtrace.sites.running_code import check_in_place
-from qtrace.sites.watch import Site
+from qtrace.sites.watch_plan import Site
 
 # 4 MiB, 110 hits with as much stack as is ever copied; 1 MiB, 7,000 steps.
 RING_PAGES, STEP_RING_PAGES, EXEC_PAGES = 1024, 256, 4

@@ -17,7 +17,7 @@ from qtrace.host.privileges import CAPABILITIES
 from qtrace.machine.arch_x86_64 import ARGUMENTS, REGISTER_NAMES
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
-from qtrace.sites.watch import Site
+from qtrace.sites.watch_plan import Site
 
 # What qtrace/gdb/inside/record_hits.py does at the steps of a QMP command that has been taken.
 STEPS = {"begin": "steps", "end": "steps", "reply": "replies"}

@@ -15,7 +15,7 @@ from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.plans import Plans
 from qtrace.record.qmp_rows import Commands
 from qtrace.sites.scan import BottomHalf
-from qtrace.sites.watch import PLAIN_CALLS, Site, WatchPlan
+from qtrace.sites.watch_plan import PLAIN_CALLS, Site, WatchPlan
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
 
 

@@ -13,7 +13,8 @@ from qtrace.sites.cross_check import check_debug_info
 from qtrace.sites.running_code import refuse_breakpoints
 from qtrace.sites.scan import Scan
 from qtrace.sites.scan_cache import scan_module
-from qtrace.sites.watch import WatchPlan, check_sites, plan_watch
+from qtrace.sites.watch import check_sites, plan_watch
+from qtrace.sites.watch_plan import WatchPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from qtrace.process.process import Process
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.record.recording_options import Backend
-from qtrace.sites.watch import Site
+from qtrace.sites.watch_plan import Site
 
 
 class Probes(Protocol):

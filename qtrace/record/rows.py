@@ -13,7 +13,7 @@ from qtrace.process.hit import Hit
 from qtrace.qemu.aio.layout import begins_bottom_half
 from qtrace.record.hit_stacks import Stacks
 from qtrace.record.qmp_rows import STEPS, Commands
-from qtrace.sites.watch import Site
+from qtrace.sites.watch_plan import Site
 from qtrace.trace.schema import Event
 
 ARGUMENTS, PC, SP = HOST.arguments, HOST.pc, HOST.stack_pointer

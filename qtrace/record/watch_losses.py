@@ -9,7 +9,7 @@ from qtrace.inspection.qemu import Qemu
 from qtrace.record.probes import Probes
 from qtrace.sites.all_plan import AllSite
 from qtrace.sites.running_code import without_probe
-from qtrace.sites.watch import Site
+from qtrace.sites.watch_plan import Site
 from qtrace.trace.schema import Event
 
 # How often the kernel's counters are read: the width of a loss's interval.

@@ -1,4 +1,5 @@
-"""The probes of `--all` for one binary, and whether a running process has the code for them."""
+"""The probes of `--all` for one binary, and whether a running process has the code for them: no
+disassembler is needed to."""
 
 from __future__ import annotations
 
@@ -7,8 +8,18 @@ from dataclasses import dataclass
 from qtrace.binary.module import Module
 from qtrace.machine.memory import Memory
 from qtrace.process.maps import AddressSpace
-from qtrace.sites.bh_layout import BottomHalfLayout
 from qtrace.sites.running_code import code_mismatch, runs_as_in_file
+
+
+@dataclass(frozen=True, slots=True)
+class BottomHalfLayout:
+    """Offsets into QEMUBH, in bytes; ``name`` is -1 where it has none."""
+
+    ctx: int
+    name: int
+    callback: int
+    opaque: int
+    flags: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from qtrace.binary.emulated import (
 from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
 from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, X86_64, pt_regs_offset
-from qtrace.sites.all_plan import AllPlan, AllSite
-from qtrace.sites.bh_layout import BottomHalfLayout, calibrate_bottom_half
+from qtrace.sites.all_plan import AllPlan, AllSite, BottomHalfLayout
+from qtrace.sites.bh_layout import calibrate_bottom_half
 from qtrace.sites.caller_places import Place, Registers
 from qtrace.sites.cancels import behind, find_ands
 from qtrace.sites.enqueue import behind_loop, enqueue_site, find_cmpxchgs

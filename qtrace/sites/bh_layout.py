@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import capstone
 from capstone import x86
 
@@ -15,6 +13,7 @@ from qtrace.binary.module_code import ModuleDisassembly
 from qtrace.binary.values import Argument, Fresh, State
 from qtrace.errors import ScanFailed
 from qtrace.qemu.aio.calibration import bottom_halves
+from qtrace.sites.all_plan import BottomHalfLayout
 
 # The arguments of aio_bh_new_full() and aio_bh_schedule_oneshot_full() by their register. Before
 # QEMUBH had a name (``Layout.bh_name``) the functions were called aio_bh_new() and ..._oneshot().
@@ -22,17 +21,6 @@ FILLERS = (
     "aio_bh_schedule_oneshot_full", "aio_bh_new_full", "aio_bh_schedule_oneshot", "aio_bh_new",
 )  # fmt: skip
 ARGUMENTS = {"rdi": "ctx", "rsi": "callback", "rdx": "opaque", "rcx": "name"}
-
-
-@dataclass(frozen=True, slots=True)
-class BottomHalfLayout:
-    """Offsets into QEMUBH, in bytes; ``name`` is -1 where it has none."""
-
-    ctx: int
-    name: int
-    callback: int
-    opaque: int
-    flags: int
 
 
 def calibrate_bottom_half(module: Module) -> BottomHalfLayout:

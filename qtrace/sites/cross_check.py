@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from qtrace.binary.debug_layout import facts_of_debug_info
 from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
-from qtrace.sites.bh_layout import BottomHalfLayout
+from qtrace.sites.all_plan import BottomHalfLayout
 
 
 def check_debug_info(

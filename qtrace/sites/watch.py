@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import capstone
 
@@ -15,65 +13,17 @@ from qtrace.binary.emulated import is_joined, past_guard
 from qtrace.binary.instruction_set import InstructionSet, instruction_set
 from qtrace.binary.module import Module
 from qtrace.errors import NoMatch, ScanFailed
-from qtrace.event_kinds import STEPS
 from qtrace.knowledge import SNAPSHOT_JOBS
 from qtrace.machine.memory import Memory
 from qtrace.sites.running_code import COMPARED, code_mismatch, runs_as_in_file
 from qtrace.sites.scan import BottomHalf, Scan
+from qtrace.sites.watch_plan import PLAIN_CALLS, Site, SiteKind, WatchPlan
 
 # The snapshot jobs need the guest stopped (QEMU issue 2111).
 DEFAULT_WATCHED = tuple(SNAPSHOT_JOBS)
-# Exported and rarely called: recorded beside them, with their stacks.
-PLAIN_CALLS = ("save_snapshot", "load_snapshot", "vm_stop", "qemu_thread_join")
 # Beside `--all` so many get probes of their own, which copy whole stacks: of more the rows of
 # `--all` tell as much, and none is lost.
 MOST_BESIDE_ALL = 16
-
-SiteKind = Literal["schedule", "run", "return", "call", "qmp", "job"]
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One place to probe: a link-time address in the executable, and what a hit means.
-
-    ``name`` is the bottom half's or function's, or the step of a QMP command. What must stand
-    there: a call (or jump) to ``callee``, or with ``leaves`` the end of a function, else the
-    start of one, ``past`` bytes of endbr64 behind it. ``fields``: see ``CallSite``; ``argument``:
-    see ``QmpSite``.
-    """
-
-    kind: SiteKind
-    name: str
-    vaddr: int
-    callee: int = 0
-    leaves: bool = False
-    fields: tuple[int, ...] = ()
-    argument: int = 0
-    past: int = 0
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind} {self.name}"
-
-    @property
-    def is_step(self) -> bool:
-        """Whether no verdict depends on it, and where it was reached from tells nothing."""
-        return self.kind in STEPS
-
-
-@dataclass(frozen=True, slots=True)
-class WatchPlan:
-    """The watched bottom halves, and every site that records them.
-
-    Attributes:
-        by_all: globs of those that are judged by the rows of `--all`, and have no site.
-        notes: why, in words.
-    """
-
-    watched: tuple[BottomHalf, ...]
-    sites: tuple[Site, ...]
-    by_all: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def plan_watch(

@@ -18,7 +18,7 @@ from qtrace.record.ebpf.backlog import Backlog, Raw
 from qtrace.record.ebpf.bpf_image import Layout
 from qtrace.record.ebpf.bpf_program import Program
 from qtrace.record.ebpf.uprobes import Uprobes
-from qtrace.sites.watch import Site
+from qtrace.sites.watch_plan import Site
 
 # probes/stack.h sends registers in the order of their DWARF numbers, the pc last.
 PC, SP = HOST.pc, HOST.stack_pointer
