@@ -337,15 +337,18 @@ class Descriptors:
     def _inet(self, fd: int, own: InetSocket, sockets: Sockets) -> Descriptor:
         kind: Kind = "TCP" if own.protocol == "TCP" else "UDP"
         name = f"{_address(own.local)} -> {_address(own.remote)}"
-        found = Descriptor(fd, kind, name, incoming=own.unread)
+        found = Descriptor(fd, kind, name)
         if own.protocol == "TCP":
-            found = replace(found, unacknowledged=own.unsent, silent_ns=own.silent_ns)
+            found = replace(
+                found, incoming=own.unread, unacknowledged=own.unsent, silent_ns=own.silent_ns
+            )
         if own.listens or not own.remote[1]:
             return Descriptor(fd, kind, _address(own.local), relation="which listens")
         here = self._end_here(own, sockets)
         if here is not None:
             other, there = here
-            found = replace(found, unread=other.unread)
+            # Of UDP the kernel tells the memory that it takes, and of all clients.
+            found = replace(found, unread=other.unread if kind == "TCP" else None)
             if other.inode:
                 return self._owned(found, "whose other end is", other.inode)
             listener = there.inet_listener(own.remote)
@@ -363,6 +366,8 @@ class Descriptors:
     def _end_here(self, own: InetSocket, sockets: Sockets) -> tuple[InetSocket, Sockets] | None:
         """A socket's other end, in whatever network namespace of this host it is."""
         other = sockets.other_end(own)
+        if other is None and own.protocol == "UDP":
+            other = sockets.udp_server_of(own)
         if other is not None:
             return other, sockets
         if own.state == TCP_SYN_SENT:

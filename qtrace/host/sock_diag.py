@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import ipaddress
 import os
 import socket
 import struct
@@ -36,6 +37,8 @@ INET_MESSAGE_BYTES = 72
 # linux/inet_diag.h INET_DIAG_INFO: struct tcp_info of linux/tcp.h, of which this is
 # tcpi_last_data_recv, in milliseconds.
 TCP_INFO, LAST_DATA = 2, struct.Struct("<52xI")
+# An address that stands for all of the host's own.
+ANY = ("0.0.0.0", "::")
 TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_SENT = 1, 10, 2
 CLONE_NEWNET = 0x40000000
 NLM_F_DUMP_INTR = 0x10
@@ -113,11 +116,21 @@ class Sockets:
         ends = (one.protocol, one.remote, one.local)
         return next((o for o in self.inet if (o.protocol, o.local, o.remote) == ends), None)
 
+    def udp_server_of(self, one: InetSocket) -> InetSocket | None:
+        """Who takes what a UDP socket of this namespace sends: a server's is connected to none of
+        its clients. One that takes what is sent to any address means this host's own, such as a
+        loopback's."""
+        address, port = one.remote
+        own = address == one.local[0] or ipaddress.ip_address(address).is_loopback
+        taking = [o for o in self.inet if (o.protocol, o.local[1], o.remote[1]) == ("UDP", port, 0)]
+        exact = [o for o in taking if o.local[0] == address]
+        return next(iter([*exact, *(o for o in taking if own and o.local[0] in ANY)]), None)
+
     def inet_listener(self, address: tuple[str, int]) -> InetSocket | None:
         """Who listens at an address, on it alone or on all."""
         ports = [one for one in self.inet if one.listens and one.local[1] == address[1]]
         exact = [one for one in ports if one.local[0] == address[0]]
-        return next(iter([*exact, *(o for o in ports if o.local[0] in ("0.0.0.0", "::"))]), None)
+        return next(iter([*exact, *(o for o in ports if o.local[0] in ANY)]), None)
 
 
 def sockets_of(pid: int, limit_s: float = LIMIT_S) -> Sockets:

@@ -16,7 +16,7 @@ from qtrace.host import mounts
 from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.host.owners import Owners
 from qtrace.host.peer import Peer
-from qtrace.host.sock_diag import sockets_of
+from qtrace.host.sock_diag import InetSocket, Sockets, sockets_of
 from tests.limits import TIMEOUT_S
 from tests.live.support.dead_fuse import fuse_file
 from tests.live.support.other_process import holding, stop
@@ -116,6 +116,31 @@ def test_a_tcp_connection_is_followed_to_the_process_on_this_host() -> None:
         where = f"127.0.0.1:{client.getsockname()[1]} -> 127.0.0.1:{client.getpeername()[1]}"
     assert found.text.startswith(f"fd {found.fd}, TCP {where}, whose other end is process {pid} (")
     assert found.text.endswith("stopped by a signal (SIGSTOP); 7 bytes unread there")
+
+
+@pytest.mark.parametrize("at", ["127.0.0.53", "0.0.0.0"])
+def test_a_udp_client_is_followed_to_the_server_that_is_connected_to_nobody(
+    at: str, tmp_path: Path
+) -> None:
+    """As whoever resolves a name is to systemd-resolved."""
+    code = f"s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('{at}', 0))"
+    told = f"{code}; print(s.getsockname()[1], file=open('port', 'w'))"
+    with holding(told, folder=tmp_path) as pid, socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.connect(("127.0.0.53", port(tmp_path)))
+        client.send(bytes(7))
+        found = describe(OWN, client.fileno())
+    assert (found.kind, found.relation, found.unread) == ("UDP", "whose other end is", None)
+    assert [one.pid for one in found.peers] == [pid]
+
+
+def test_who_takes_what_is_sent_to_any_address_of_this_host_takes_nothing_for_others() -> None:
+    server = InetSocket(7, "UDP", 7, ("0.0.0.0", 53), ("0.0.0.0", 0), 0, 0, 0)
+    sockets = Sockets({}, (server,))
+    here, there = (
+        InetSocket(8, "UDP", 1, ("192.0.2.2", 40000), (address, 53), 0, 0, 0)
+        for address in ("127.0.0.53", "192.0.2.1")
+    )
+    assert (sockets.udp_server_of(here), sockets.udp_server_of(there)) == (server, None)
 
 
 def test_a_tcp_client_in_the_backlog_waits_for_the_one_that_listens(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ MECHANICS = re.compile(
     r"qemu_coroutine_(switch|trampoline|enter|yield)|qemu_aio_coroutine_enter|"
     r"coroutine_trampoline|aio_co_(enter|wake)|qemu_co_enter_(all|next)|monitor_qmp_dispatcher_co$|"
     r"(qemu_mutex_lock_iothread_impl|bql_lock_impl|qemu_cond_wait_(iothread|bql))$|"
+    # glibc's resolver inside of getaddrinfo().
+    r"send_(dg|vc)$|__res_(context_)?n?(send|query|search)\w*|_nss_\w+|gaih_\w+|"
     r"_*(libc_start|GI_)|[^@]*@0x|\?|"
     r"(__)?(ioctl|read|write|nanosleep|clock_nanosleep|g_usleep|usleep)$"
 )
