@@ -27,7 +27,7 @@ from qtrace.inspection.request_proof import RequestFinding, RequestProof, Reques
 from qtrace.inspection.surroundings import late_vcpus
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STUCK, Finding
-from qtrace.qemu.block.remarks import RUNNING
+from qtrace.qemu.block.remarks import FAULTS, PAUSED, RUNNING
 from qtrace.qemu.block.requests import count_in_flight
 from qtrace.units import show
 
@@ -41,11 +41,11 @@ SLOW_NS = 1_000_000_000
 SLOW_REQUEST_NS = SLOW_VCPU_NS = 5_000_000_000
 # A sighting of a thread takes some 0.1 ms of a processor.
 EVERY_S = 0.05
-HEALTHY, INCONCLUSIVE, SLOW = "healthy", "inconclusive", "slow"
+HEALTHY, INCONCLUSIVE, SLOW, STOPPED = "healthy", "inconclusive", "slow", "paused"
 # What a recording, or a look in between, shows and the last looks do not, the worst first. A bottom
 # half that was stranded when the recording ended either is by the last looks, too, or was not for
 # ``HUNG_S``.
-RECORDED = (STUCK, REQUEST_STUCK, "vcpu-poll", "foreign-poll", SLOW)
+RECORDED = (STUCK, REQUEST_STUCK, STOPPED, "vcpu-poll", "foreign-poll", SLOW)
 # Every verdict, the worst first.
 RANKING = (*(kind for kind in SEVERITY if kind != COMPUTES), *RECORDED[2:], COMPUTES, INCONCLUSIVE,
            HEALTHY)  # fmt: skip
@@ -228,6 +228,7 @@ def check(
             if watching.stop():
                 _read(found, path)
             found.add(requests.over(answer))
+            _add_stopped(found)
             _add_standing_still(found)
             if requests.most is not None and requests.looks:
                 found.in_flight = requests.most, requests.looks
@@ -235,6 +236,15 @@ def check(
         if deep and program is not None:
             _look_deep(found, Path(folder), asked)
         return found
+
+
+def _add_stopped(found: Checked) -> None:
+    """That a fault has stopped the guest, where nothing of QEMU's is stuck."""
+    requests = found.answer.requests
+    state = requests.blocks.run_state if requests else ""
+    if state in FAULTS and not found.answer.findings:
+        found.add([Noted(STOPPED, PAUSED[state], {"run_state": state})])
+        found.remarks.remove(PAUSED[state])
 
 
 def _add_standing_still(found: Checked) -> None:

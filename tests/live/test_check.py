@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.qemu.block.remarks import PAUSED
 from tests.limits import TIMEOUT_S
 from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
+from tests.live.support.ptraced import until
+from tests.live.support.writing import firmware_writing_to
 from tests.live.test_privilege import NOBODY, PTRACE_AND_FILES
 from tests.live.test_request_stuck import DEVICE, NODE, SLOW, ask, guest_on_server
 
 pytestmark = pytest.mark.qemu
 
 LINES = 10
+PVPANIC = 0x505
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,32 @@ def run_check(*options: object, user: tuple[str, ...] = ()) -> subprocess.Comple
 def answer(*options: object, user: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
     run = run_check(*options, "--format", "json", user=user)
     return run.returncode, json.loads(run.stdout)
+
+
+class Panicking(Guest):
+    """Its guest tells pvpanic that it has."""
+
+    def _image(self) -> bytes:
+        return firmware_writing_to(PVPANIC)
+
+
+@everywhere
+def test_a_guest_that_a_fault_has_stopped_is_not_healthy(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    arguments = ("-device", "pvpanic", "-action", "panic=pause")
+    with Panicking(qemu_binary, accel, "idle", extra_args=arguments) as guest:
+        until(lambda: guest.qmp.command("query-status")["status"] == "guest-panicked", "its panic")
+        status, document = answer("--pid", guest.pid, "--for", "1s")
+        # Who stops it by a command knows why.
+        guest.qmp.command("system_reset")
+        waiting = answer("--pid", guest.pid, "--for", "1s")
+    assert (status, document["verdict"]) == (1, "paused")
+    (noted,) = document["noted"]
+    assert noted["sentence"] == PAUSED["guest-panicked"]
+    assert document["remarks"] == []
+    assert (waiting[0], waiting[1]["verdict"]) == (0, "healthy")
+    assert waiting[1]["remarks"] == [PAUSED["prelaunch"]]
 
 
 @pytest.mark.bpf

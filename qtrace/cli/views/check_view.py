@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qtrace.check.deep import Deep
-from qtrace.check.one_qemu import HEALTHY, INCONCLUSIVE, SLOW, Checked
+from qtrace.check.one_qemu import HEALTHY, INCONCLUSIVE, SLOW, STOPPED, Checked
 from qtrace.check.sightings import Loop, Processors
 from qtrace.check.whole_host import OneOfMany
 from qtrace.cli.views.answer_view import status as looks_status
@@ -201,6 +201,8 @@ def next_step(found: Checked) -> str:
         return f"qtrace inspect --pid {pid} --gdb shows where it computes"
     if verdict == SLOW:
         return f"qtrace attach --pid {pid} -o trace.csv, then qtrace analyze trace.csv"
+    if verdict == STOPPED:
+        return "see to the cause (query-block, the guest's console, QEMU's log); then QMP cont"
     if found.answer.findings:
         return (
             f"qtrace autopsy --pid {pid} -o {pid}.autopsy, before you kill it; then qtrace inspect"

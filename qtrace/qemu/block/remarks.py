@@ -32,6 +32,8 @@ PAUSED = {
     "debug": "a debugger that is connected to QEMU's gdbstub has stopped the guest",
 }  # fmt: skip
 RUNNING, SAVING = "running", "save-vm"
+# Those in which no command has stopped it.
+FAULTS = frozenset({"io-error", "internal-error", "guest-panicked", "watchdog"})
 # QMP's MigrationStatus of one that goes on, or waits for somebody.
 NOT_MIGRATING = frozenset({"", "none", "completed", "failed", "cancelled"})
 # QAPI's JobStatus of jobs that wait for a command.
