@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from qtrace.inspection.request_proof import RequestFinding, RequestProof, Reques
 from qtrace.inspection.surroundings import late_vcpus
 from qtrace.process.process import Process, unless_it_ends
 from qtrace.qemu.aio.findings import COMPUTES, REQUEST_STUCK, SEVERITY, STUCK, Finding
-from qtrace.qemu.block.remarks import FAULTS, PAUSED, RUNNING
+from qtrace.qemu.block.remarks import FAULTS, PAUSED, RUNNING, throttled
 from qtrace.qemu.block.requests import count_in_flight
 from qtrace.units import show
 
@@ -136,6 +137,8 @@ class RequestsMeanwhile:
         # By the first request of each.
         self._stuck: dict[tuple[int, ...], RequestFinding] = {}
         self._last: RequestProof | None = None
+        # Since when each was there in every look, by what throttle groups hold back.
+        self._throttled_ns: dict[tuple[int, ...], int] = {}
         self.most: int | None = 0
         self.looks = 0
 
@@ -146,6 +149,9 @@ class RequestsMeanwhile:
         self._last = proof = self._watch.see(self._looker.look())
         for finding in proof.findings:
             self._stuck[finding.requests[0].key] = finding
+        held = chain.from_iterable(throttled(proof.last.blocks).values())
+        now_ns = proof.last.time_ns
+        self._throttled_ns = {o.key: self._throttled_ns.get(o.key, now_ns) for o in held}
         count = count_in_flight(proof.last.blocks)
         self.looks += 1
         self.most = None if self.most is None or count is None else max(self.most, count)
@@ -159,7 +165,23 @@ class RequestsMeanwhile:
                   {"lasted_ns": one.at_least_ns})
             for key, one in self._stuck.items()
             if key not in there
-        ] + self._slow(there)  # fmt: skip
+        ] + self._slow(there) + self._held_back(answer)  # fmt: skip
+
+    def _held_back(self, answer: Answer) -> list[Noted]:
+        """Of each throttle group the request that is there in all looks, the longest of all."""
+        if answer.requests is None:
+            return []
+        now_ns = answer.requests.time_ns
+        noted = []
+        for group, held in throttled(answer.requests.blocks).items():
+            known = [one for one in held if one.key in self._throttled_ns]
+            first = min(known, key=lambda one: self._throttled_ns[one.key], default=None)
+            over_ns = now_ns - self._throttled_ns[first.key] if first is not None else 0
+            if first is not None and over_ns >= SLOW_REQUEST_NS:
+                text = f"{first.where}: held back by throttle group {group}, in each look over "
+                text += f"{show(over_ns, 'ns')}: this one, or others like it"
+                noted.append(Noted(SLOW, text, {"lasted_ns": over_ns, "group": group}))
+        return noted
 
     def _slow(self, there: Collection[tuple[int, ...]]) -> list[Noted]:
         """Of those that are still there who has been so since long."""

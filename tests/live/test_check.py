@@ -20,6 +20,7 @@ from tests.limits import TIMEOUT_S
 from tests.live.support.gdb_cases import STRANDED, Hung, everywhere
 from tests.live.support.ptraced import until
 from tests.live.support.writing import firmware_writing_to
+from tests.live.test_blocks import THROTTLED_DISK
 from tests.live.test_privilege import NOBODY, PTRACE_AND_FILES
 from tests.live.test_request_stuck import DEVICE, NODE, SLOW, ask, guest_on_server
 
@@ -74,6 +75,22 @@ def test_a_guest_that_a_fault_has_stopped_is_not_healthy(
     assert document["remarks"] == []
     assert (waiting[0], waiting[1]["verdict"]) == (0, "healthy")
     assert waiting[1]["remarks"] == [PAUSED["prelaunch"]]
+
+
+@everywhere
+def test_a_guest_whose_limits_let_nothing_pass_is_slow(
+    qemu_binary: Path, accel: Accelerator
+) -> None:
+    with Guest(qemu_binary, accel, "idle", extra_args=THROTTLED_DISK) as guest:
+        for _ in range(2):
+            line = {"command-line": 'qemu-io slow "aio_write 0 4k"'}
+            guest.qmp.command("human-monitor-command", **line)
+        status, document = answer("--pid", guest.pid, "--for", "12s")
+    assert (status, document["verdict"]) == (1, "slow")
+    (noted,) = document["noted"]
+    assert ": held back by throttle group slow, in each look over " in noted["sentence"]
+    assert noted["lasted_ns"] >= 5_000_000_000
+    assert "limits" in document["next"]
 
 
 @pytest.mark.bpf
