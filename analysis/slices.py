@@ -32,6 +32,7 @@ from qtrace.analysis.runs import NEVER, last_moments, later, latest_ends, runs_o
 from qtrace.analysis.survey import Survey
 from qtrace.analysis.timing import returns_of, undisturbed
 from qtrace.analysis.verdicts import SILENT, classify
+from qtrace.trace.edges import may_be_beyond
 from qtrace.trace.outline import outline, parts_of
 from qtrace.trace.reader import Arrays, Columns, TraceFile
 from qtrace.trace.stream import Progress
@@ -95,7 +96,14 @@ class Sliced:
         """Read it for the first time. None where it can only be read in one piece."""
         survey = Survey(_ahead_ns())
         file = outline(path, survey.see, progress)
-        return None if file is None else cls(file, survey, rows, progress)
+        if file is None:
+            return None
+        if file.read is not None and may_be_beyond(file.read.latest_ns, file.detach):
+            # Of an early qtrace: it has seen what is no part of the recording.
+            survey = Survey(_ahead_ns())
+            for columns, arrays in parts_of(file, progress):
+                survey.see(columns.frame(arrays))
+        return cls(file, survey, rows, progress)
 
     @cached_property
     def _losses(self) -> pd.DataFrame:

@@ -50,6 +50,23 @@ def tells_its_end(header: dict[str, Any], detach: dict[str, Any], gone: bool) ->
     return "all" not in header or not detach or gone or any(type(one) is int for one in told)
 
 
+def may_be_beyond(latest_ns: int, detach: dict[str, Any]) -> bool:
+    """Whether there may be such rows.
+
+    Args:
+        latest_ns: when the last of all that probes have noted was.
+    """
+    every = detach.get("all")
+    told = (detach.get("until_ns"), every.get("dropped_ns") if isinstance(every, dict) else None)
+    return any(type(one) is int and latest_ns >= one for one in told)
+
+
+def latest_of_probes(frame: pd.DataFrame) -> int:
+    """When the last was that a probe has noted; -1 where none has."""
+    times = frame["time_ns"][frame["event"].isin(PROBED)]
+    return int(times.max()) if len(times) else -1
+
+
 def _is_alls(frame: pd.DataFrame, header: dict[str, Any]) -> Mask:
     """The rows of the probes of `--all`: of some kinds a watched bottom half has its own."""
     watched = [item["name"] for item in header["watched"]]

@@ -21,7 +21,7 @@ from qtrace.event_kinds import BOTTOM_HALF, NAMES
 from qtrace.trace import details
 from qtrace.trace.chain import links
 from qtrace.trace.columns import FIRST_ROW
-from qtrace.trace.edges import beyond, tells_its_end
+from qtrace.trace.edges import beyond, latest_of_probes, tells_its_end
 from qtrace.trace.missing import counts_of, missing_of
 from qtrace.trace.reader import (
     Arrays,
@@ -59,7 +59,8 @@ def outline(
     """Read a trace once.
 
     Args:
-        see: is shown all rows, table by table, in time order.
+        see: is shown all rows, table by table, in time order; also those that turn out to lie
+            behind the recording's end (qtrace/trace/edges.py).
 
     Returns:
         The trace without the rows of bottom halves. None where parts of it cannot be read alone:
@@ -73,7 +74,7 @@ def outline(
     columns = Columns()
     kept: list[Arrays] = []
     counts: Counter[tuple[str, str]] = Counter()
-    latest = -1
+    latest = of_probes = -1
     rows, files = 0, files_there(path)
     for arrays in _tables(path, files, columns, warnings, progress):
         rows += len(arrays["row"])
@@ -84,6 +85,7 @@ def outline(
         seldom = ~frame["event"].isin(BOTTOM_HALF).to_numpy()
         kept.append({column: values[seldom] for column, values in arrays.items()})
         counts.update(counts_of(frame))
+        of_probes = max(of_probes, latest_of_probes(frame))
         see(frame)
     if not kept:
         return None
@@ -95,7 +97,9 @@ def outline(
     missing = missing_of(counts, facts.detach, None, facts.gaps)
     late = beyond(frame, facts.header, facts.detach, gone=facts.exit is not None)
     seldom_rows = frame[~late].reset_index(drop=True)
-    return as_file(path, seldom_rows, facts, missing, warnings, Extent(tuple(files), rows))
+    return as_file(
+        path, seldom_rows, facts, missing, warnings, Extent(tuple(files), rows, of_probes)
+    )
 
 
 def parts_of(

@@ -37,10 +37,13 @@ class Extent:
     Attributes:
         files: of a chain; empty where it is a file.
         rows: how many.
+        latest_ns: when the last of what probes have noted was, those behind the recording's end
+            counted, too (qtrace/trace/edges.py).
     """
 
     files: tuple[Path, ...]
     rows: int
+    latest_ns: int
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ def test_what_is_no_address_is_refused_at_once(address: str, tmp_path: Path) -> 
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7200)
 def test_ten_thousand_recordings_within_a_gigabyte(
     tmp_path: Path, soak_row: Callable[..., None]
 ) -> None:

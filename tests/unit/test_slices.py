@@ -28,7 +28,7 @@ from qtrace.trace.schema import Event, to_row
 from qtrace.trace.stream import tables_of
 from qtrace.trace.table_output import plain
 from qtrace.trace.table_rows import table_of_rows
-from tests.unit.event_rows import attach, detach, lost
+from tests.unit.event_rows import attach, detach, lost, schedule
 from tests.unit.qemu_model import MAIN
 from tests.unit.test_analysis_model import NAMES, sessions
 from tests.unit.test_event_order import late
@@ -44,6 +44,8 @@ def in_groups(path: Path, target: Path, rows: int) -> Path:
     """The same file in row groups, which are read one by one; its end says when it ended, which
     that of an early qtrace does not."""
     table = plain(pa.concat_tables(tables_of(path, [])))
+    # So they are written; early ones wrote some late, and are read in one piece.
+    table = table.take(np.argsort(table["time_ns"].to_numpy(), kind="stable"))
     details = table["detail"].to_pylist()
     for at in pc.indices_nonzero(pc.equal(table["event"], "detach")).to_pylist():
         until = {"until_ns": table["time_ns"][at].as_py()}
@@ -166,6 +168,13 @@ def recordings(draw: st.DrawFn) -> list[Event]:
 @given(recordings(), st.integers(1, 40))
 def test_any_recording_in_any_parts(events: list[Event], rows: int) -> None:
     cut_anywhere(events, rows)
+
+
+def test_what_is_only_seen_behind_the_end_is_no_part_of_a_recording() -> None:
+    """It may be all that a bottom half shows in the file of an early qtrace."""
+    begin = attach(all={}, target={"pid": MAIN}, watched=[{"name": NAMES[0]}])
+    late = [schedule(now, name=NAMES[1], bh=0x5C0) for now in (20, 30)]
+    cut_anywhere([begin, schedule(10, bh=0x99), *late, detach(40, until_ns=20)], 1)
 
 
 @pytest.mark.soak
