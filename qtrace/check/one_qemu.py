@@ -274,7 +274,7 @@ def _add_standing_still(found: Checked) -> None:
     requests = found.answer.requests
     if found.answer.findings or requests is None or requests.blocks.run_state != RUNNING:
         return
-    for thread, lasted_ns, text in late_vcpus(found.looker, requests.look):
+    for thread, lasted_ns, text in late_vcpus(found.looker, requests.look, found.sightings.first):
         if lasted_ns >= SLOW_VCPU_NS:
             found.add([Noted(SLOW, text, {"tid": thread.tid, "lasted_ns": lasted_ns})])
             about = f"vCPU thread {thread.label} "

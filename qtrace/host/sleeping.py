@@ -19,7 +19,7 @@ from qtrace.machine.stat_file import PROCESSOR, stat_fields
 
 EXEC_START = re.compile(r"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$", re.MULTILINE)
 # A processor whose real-time threads leave nobody else in is not waited for.
-LIMIT_S = 0.2
+LIMIT_S = 1.0
 
 
 def asleep_since_ns(pid: int, tid: int) -> int | None:

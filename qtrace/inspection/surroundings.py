@@ -14,7 +14,7 @@ from qtrace.machine.memory import Memory
 from qtrace.process.maps import share_memory
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
-from qtrace.qemu.aio.waits import asleep_ns, has_loop, in_words, is_polling
+from qtrace.qemu.aio.waits import asleep_ns, has_loop, in_words, is_polling, is_unmoved
 from qtrace.qemu.block.remarks import RUNNING
 from qtrace.units import show
 
@@ -156,14 +156,24 @@ def processors(looker: Looker, look: Look) -> tuple[list[str], list[str]]:
     return told, []
 
 
-def late_vcpus(looker: Looker, look: Look) -> list[tuple[Thread, int, str]]:
+def late_vcpus(
+    looker: Looker, look: Look, earlier: Look | None = None
+) -> list[tuple[Thread, int, str]]:
     """The vCPU threads that sleep elsewhere than where they are halted, for how many nanoseconds
-    at least, and in what, in words."""
+    at least, and in what, in words.
+
+    Args:
+        earlier: who has not run since that look has slept since then. (The scheduler, which knows
+            it better, may not be asked in time on a crowded host.)
+    """
     asleep = {t.tid for t in look.threads if t.role == "vcpu" and t.blocked_in and not is_halted(t)}
     shown = with_outside(looker, look, asleep)
     found = []
     for thread in shown.threads:
         lasted_ns = asleep_ns(shown, thread) if thread.tid in asleep else 0
+        before = earlier.thread(thread.tid) if earlier and thread.tid in asleep else None
+        if earlier and before and is_unmoved(before, thread):
+            lasted_ns = max(lasted_ns, look.time_ns - earlier.time_ns)
         if lasted_ns >= LONG_SLEEP_NS:
             text = f"has not run for at least {show(lasted_ns, 'ns')}: it {in_words(shown, thread)}"
             found.append((thread, lasted_ns, f"vCPU thread {thread.label} {text}"))

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.lab.guest import Accelerator, Guest
+from qtrace.inspection import outside
+from qtrace.inspection.looker import Looker
+from qtrace.inspection.qemu import LiveQemu
+from qtrace.inspection.surroundings import LONG_SLEEP_NS, late_vcpus
+from qtrace.lab.guest import Accelerator, Guest, find_qemu
+from qtrace.process.process import Process
 from tests.limits import TIMEOUT_S
 from tests.live.support.counted import own_copy
 from tests.live.support.dead_fuse import DeadFile, fuse_file, threads_in_fuse
@@ -98,6 +103,23 @@ def test_a_vcpu_whose_page_does_not_come_is_told_with_whoever_serves_the_file(
         assert noted["tid"] == tid
         assert noted["lasted_ns"] >= 5_000_000_000
         assert served in noted["sentence"]
+
+
+def test_who_has_not_run_since_an_earlier_look_is_told_where_the_scheduler_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a crowded host it may not be asked in time."""
+    monkeypatch.setattr(outside, "asleep_since_ns", lambda *_: None)
+    with waiting_for_a_page(find_qemu(), "kvm", tmp_path) as (guest, _file):
+        (tid,) = threads_in_fuse(guest.pid)
+        looker = Looker(LiveQemu(Process(guest.pid)))
+        first = now = looker.look()
+        while now.time_ns - first.time_ns < LONG_SLEEP_NS:
+            now = looker.look()
+        assert late_vcpus(looker, now) == []
+        ((thread, lasted_ns, text),) = late_vcpus(looker, now, first)
+    assert (thread.tid, lasted_ns) == (tid, now.time_ns - first.time_ns)
+    assert " has not run for at least " in text
 
 
 @everywhere
