@@ -15,7 +15,7 @@ from qtrace.machine.syscalls import syscall_name
 from qtrace.machine.thread_files import ThreadFiles, system_call
 from qtrace.machine.thread_pointer import is_thread_pointer, robust_list, thread_pointer
 from qtrace.process.look_source import State
-from qtrace.process.maps import AddressSpace, guarded_memory
+from qtrace.process.maps import AddressSpace, GuardedMemory
 from qtrace.process.process import Identity, Process, as_root
 from qtrace.qemu.aio.jump_buffer import guard_of_auxv
 
@@ -27,6 +27,7 @@ class LiveSource:
         self._process = process
         self._files = ThreadFiles(process.pid)
         self._holders = Holders(process.pid, self._files)
+        self._guarded = GuardedMemory(process.pid)
         self._pointers: dict[int, int] = {}
         self._tids: set[int] = set()
         self._states: dict[int, tuple[str, str, State]] = {}
@@ -144,7 +145,7 @@ class LiveSource:
         return guard_of_auxv(self.memory, auxv)
 
     def guarded(self) -> list[tuple[int, int]]:
-        return guarded_memory(self.pid)
+        return self._guarded.find()
 
     def outer_tid(self, tid: int) -> int:
         """The tid here of a thread that calls itself ``tid`` in its own pid namespace."""
