@@ -255,22 +255,24 @@ def proven_again(
     if now.stopped:
         return [], [_why_held(now), *unclear(now)]
     away = [finding.thread for finding in explain(now)]
-    if not away:
-        # As nearly always: nothing is to be confirmed.
-        apart = [look for look in looks if now.time_ns - look.time_ns >= APART_NS]
-        return [], still_unclear(apart[-1], now) if apart else []
-    now = with_outside(looker, now, {t.tid for one in away for t in (one, *chain(now, one))})
+    apart = [look for look in looks if now.time_ns - look.time_ns >= APART_NS]
+    found = _confirmed(apart, looks, now) if away else []
+    if found:
+        # A busy guest is away in nearly each look, and what it waits for outside is dear to find:
+        # that is told of what is proven.
+        told = {t.tid for one in away for t in (one, *chain(now, one))}
+        found = _confirmed(apart, looks, with_outside(looker, now, told))
+    return found, still_unclear(apart[-1], now) if apart else []
+
+
+def _confirmed(apart: Sequence[Look], looks: Sequence[Look], now: Look) -> list[Finding]:
+    """What the newest look and one of those ``apart`` show: the oldest that does tells most."""
     found: dict[tuple[str, int, int], Finding] = {}
-    reasons: list[str] = []
-    for before in looks:
-        if now.time_ns - before.time_ns < APART_NS:
-            break
+    for before in apart:
         between = [look for look in looks if look.time_ns > before.time_ns]
         for finding in confirm(before, now, between=_sightings(between)):
-            # The oldest look that shows it tells most.
             found.setdefault((finding.kind, finding.thread.tid, finding.context.address), finding)
-        reasons = still_unclear(before, now)
-    return list(found.values()), reasons
+    return list(found.values())
 
 
 def _sightings(looks: Sequence[Look]) -> dict[int, list[Thread]]:
