@@ -8,6 +8,7 @@ Python never comes to see Ctrl-C.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import threading
@@ -26,6 +27,8 @@ T = TypeVar("T")
 # For so long a thread of ours may wait for one answer, which comes within microseconds else.
 PATIENCE_S = 5.0
 LOOK_EVERY_S = 0.2
+# Who is watched over for as long as a program runs is looked at each so many times only.
+SELDOM = 5
 # read, pread64 and getdents64 have a descriptor first; openat, newfstatat and readlinkat a path
 # second, readlink first.
 BY_DESCRIPTOR = frozenset({0, 17, 217})
@@ -111,9 +114,11 @@ def watch_over_this_thread(give_up: Callable[[NoAnswer], None]) -> None:
     wait = Wait(threading.get_native_id())
 
     def watch() -> None:
-        while True:
+        for turn in itertools.count():
             time.sleep(LOOK_EVERY_S)
             privileges.follow()
+            if turn % SELDOM:
+                continue
             path, waited_s = wait.unanswered()
             if path and waited_s >= PATIENCE_S:
                 give_up(NoAnswer(path, waited_s))

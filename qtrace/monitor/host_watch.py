@@ -93,8 +93,9 @@ class HostWatch:
                 self.probes.sums.refresh()
         with self._lock:
             vms = dict(self._vms)
+        gone = {key for key, vm in vms.items() if vm.ended}
         # Whose end the kernel tells needs not be asked for.
-        sure = {key[0]: key for key, vm in vms.items() if vm.end is not None and not vm.ended}
+        sure = {key[0]: key for key, vm in vms.items() if vm.end is not None and key not in gone}
         for pid, program in self._processes.present():
             with suppress(OSError):
                 if program in self._uncounted:
@@ -104,7 +105,7 @@ class HostWatch:
         news = []
         for key, vm in vms.items():
             news += [News(vm.name, vm.pid, finding, vm.probes) for finding in vm.news()]
-            if key not in here or vm.ended:
+            if key not in here or key in gone:
                 news += self._leave(key, vm)
         for (pid, started), program in here.items():
             self._take_up((pid, started), program)
@@ -138,7 +139,10 @@ class HostWatch:
             vms = list(self._vms.values())
         states = [vm.state for vm in vms if not vm.refused and not vm.ended]
         return HostState(
-            tuple(replace(s, found=dict(self._found.get(s.vm, {}))) for s in states),
+            tuple(
+                replace(one, found=dict(found)) if (found := self._found.get(one.vm)) else one
+                for one in states
+            ),
             self._others,
             dict(Counter(vm.refused for vm in vms if vm.refused)),
             time.process_time() + (self.probes.cpu_s if self.probes else 0.0),

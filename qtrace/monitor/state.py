@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtrace.machine.parts import part
 from qtrace.record.all_events.histogram import Histogram
 
 
@@ -132,6 +133,11 @@ class VmState:
     found: dict[str, int] = field(default_factory=dict)
     times: dict[str, BottomHalfTimes] = field(default_factory=dict)
 
+    @part
+    def json(self) -> str:
+        """It as JSON: made once, as most of them are told again and again as they are."""
+        return json.dumps(self, default=vars)
+
     @property
     def known(self) -> bool:
         """Whether what looks have shown still says something of now."""
@@ -163,7 +169,9 @@ class HostState:
 
     def dump(self) -> str:
         """One line."""
-        return json.dumps(self, default=vars)
+        rest = {name: value for name, value in vars(self).items() if name != "vms"}
+        vms = ", ".join(vm.json for vm in self.vms)
+        return f'{{"vms": [{vms}], {json.dumps(rest, default=vars).removeprefix("{")}'
 
     @classmethod
     def load(cls, line: str) -> HostState:

@@ -7,10 +7,10 @@ one QEMU keeps no other from being armed.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from operator import is_
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -69,7 +69,9 @@ class VmProbes:
         self._rows: RowMaker | None = None
         self._commands: Commands | None = None
         self._qemu: LiveQemu | None = None
-        self._ran: dict[str, Counter[str]] = {}
+        # Never changed, but replaced.
+        self._ran: dict[str, dict[str, int]] = {}
+        self._shown: tuple[tuple[object, ...], VmState] | None = None
         self._news: list[Happened] = []
         self._asked: SimpleQueue[tuple[Path, Callable[[str], None]]] = SimpleQueue()
         self._last: list[Hit] = []
@@ -128,8 +130,9 @@ class VmProbes:
             # Its libraries came meanwhile.
             qemu.space.refresh()
         self._qemu = qemu
-        self._commands = Commands(qemu.binary, qemu.memory)
-        self._commands.begin()
+        commands = Commands(qemu.binary, qemu.memory)
+        commands.begin()
+        self._commands = commands
         self._tell_gone()
         self._make_rows(qemu)
 
@@ -145,7 +148,9 @@ class VmProbes:
             for row in self._rows.rows(hit):
                 if row.event == "run":
                     name = row.name if row.name in SNAPSHOT_JOBS else OTHER
-                    self._ran.setdefault(name, Counter())[row.role or OTHER] += 1
+                    roles = self._ran.get(name, {})
+                    role = row.role or OTHER
+                    self._ran = self._ran | {name: roles | {role: roles.get(role, 0) + 1}}
                     if happened := ran(row):
                         self._news.append(happened)
 
@@ -191,15 +196,21 @@ class VmProbes:
         """The state with what the probes have shown."""
         armed = self._armed if self._is_armed else None
         sums = self._host.sums
+        # Asked once a second, and mostly nothing has happened meanwhile.
+        made_of = (state, armed, self._counts, self._commands, self._ran)
+        if self._shown and not self._timed and all(map(is_, self._shown[0], made_of)):
+            return self._shown[1]
         since_s = (armed.at_ns - self._exec_ns) / 1e9 if armed and self._exec_ns else 0.0
-        return replace(
+        shown = replace(
             state,
             probes=len(armed.sites) + self._timed_places if armed else 0,
             armed_s=since_s,
             steps=self._steps(),
-            ran={name: dict(roles) for name, roles in self._ran.items()},
+            ran=self._ran,
             times=sums.times(self._pid) if self._timed and sums is not None else {},
         )
+        self._shown = (made_of, shown)
+        return shown
 
     def close(self) -> None:
         self._host.forget(self._pid, self._key)

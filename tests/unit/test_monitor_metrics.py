@@ -161,6 +161,15 @@ def test_before_the_first_look_only_that_is_told() -> None:
 def test_a_state_is_the_same_behind_its_line() -> None:
     for state in (host(HUNG, SEEN), replace(host(PROBED), probes=ProbeState("", {"no": 1}, 2, 3))):
         assert HostState.load(state.dump()) == state
+        # And again: what is kept of the first time is no fact of it.
+        assert HostState.load(state.dump()) == state
+
+
+def test_what_was_told_once_is_told_anew_when_it_has_changed() -> None:
+    before = host(HUNG, PROBED)
+    assert HostState.load(before.dump()).vms[0].looks == 3
+    after = replace(before, vms=(replace(before.vms[0], looks=4), before.vms[1]))
+    assert HostState.load(after.dump()) == after
 
 
 def test_of_a_probed_guest_commands_jobs_and_runs_are_told() -> None:

@@ -79,4 +79,7 @@ class Layout:
 
     def missing(self) -> list[str]:
         """The facts that were not found."""
-        return [f.name for f in fields(self) if getattr(self, f.name) is None]
+        return [name for name in FACTS if getattr(self, name) is None]
+
+
+FACTS = tuple(field.name for field in fields(Layout))

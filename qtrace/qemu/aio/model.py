@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qtrace.knowledge import DELETED, IDLE, ONESHOT, PENDING, SCHEDULED, WITHOUT_MAIN_LOOP
+from qtrace.machine.parts import part
 
 FLAG_NAMES = (
     (PENDING, "PENDING"), (SCHEDULED, "SCHEDULED"), (DELETED, "DELETED"), (ONESHOT, "ONESHOT"),
@@ -178,9 +179,11 @@ class Thread:
     outside: str = ""
     asleep_since_ns: int = 0
 
-    @property
+    @part
     def functions(self) -> list[str]:
         """The frames without offsets."""
+        # A look asks for those of each thread a handful of times, and so do those after it, of who
+        # has not run.
         return [frame.split("+0x")[0] for frame in self.frames]
 
     @property

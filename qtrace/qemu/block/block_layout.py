@@ -75,10 +75,10 @@ class BlockLayout:
     def missing(self) -> list[str]:
         """The facts that were not found."""
         absent = () if self.has_graph_lock else GRAPH_LOCK
-        names = [f.name for f in fields(self) if f.name not in absent]
-        return [name for name in names if getattr(self, name) is None]
+        return [name for name in FACTS if getattr(self, name) is None and name not in absent]
 
 
+FACTS = tuple(field.name for field in fields(BlockLayout))
 ADDRESSES = (
     "nodes", "backends", "exports", "run_state", "run_state_names", "migration",
     "migration_names", "iostatus_names", "graph_writer",
