@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import (
+    alarms,
     all_events,
     analysis,
     arming,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Row]]] = {
     "autopsy": autopsy.run,
     "growth": growth.run,
     "host": host.run,
+    "alarms": alarms.run,
     "analysis": analysis.run,
     "pictures": pictures.run,
     "fleet": fleet.run,

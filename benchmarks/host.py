@@ -1,173 +1,57 @@
-"""A whole host under one monitor: what it costs, how soon a hang is told, and false alarms."""
+"""A whole host under one monitor: what it costs, what its guests lose, how soon a hang is told."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import socket
+import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
-from benchmarks.pairs import Row
-from qtrace.lab.guest import find_qemu
+from benchmarks.monitored_host import (
+    BUSY,
+    GUESTS,
+    TIMEOUT_S,
+    BusyGuest,
+    Monitor,
+    SmallGuest,
+    busy_guests,
+    idle_guests,
+)
+from benchmarks.pairs import Row, interval
 
-GUESTS = int(os.environ.get("QTRACE_GUESTS", "100"))
-# Of each pace, and without any hang, so long.
+# Of each pace so long.
 STEADY_S = float(os.environ.get("QTRACE_STEADY_S", "60"))
 HANGS, AT_ONCE = 100, 5
 SETTLED_S = 5.0
-TIMEOUT_S = 120.0
-NAME = "bench-host-"
-TICKS = os.sysconf("SC_CLK_TCK")
+# Of the guests' rates.
+WINDOW_S = 5.0
 
 
-class SmallGuest:
-    """An idle guest of 16 MiB, with a QMP connection and a pipe that hangs it."""
-
-    def __init__(self, number: int, folder: Path) -> None:
-        self.name = f"{NAME}{number}"
-        self._pipe = folder / f"{number}.pipe"
-        os.mkfifo(self._pipe)
-        path = folder / f"{number}.qmp"
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(str(path))
-            listening.listen(1)
-            fd = listening.fileno()
-            self._process = subprocess.Popen(
-                [find_qemu(), "-name", f"{self.name},debug-threads=on", "-accel", "tcg,tb-size=1",
-                 "-m", "16", "-nodefaults", "-display", "none",
-                 "-chardev", f"socket,id=q,fd={fd},server=on,wait=off",
-                 "-mon", "chardev=q,mode=control"],
-                stdin=subprocess.DEVNULL, pass_fds=[fd],
-            )  # fmt: skip
-            self._qmp = socket.socket(socket.AF_UNIX)
-            self._qmp.settimeout(TIMEOUT_S)
-            self._qmp.connect(str(path))
-        self.pid = self._process.pid
-        self._said = self._qmp.makefile("r")
-        self._ask("qmp_capabilities")
-        self._answer()
-
-    def _ask(self, command: str, **arguments: object) -> None:
-        self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-
-    def _answer(self) -> None:
-        for line in self._said:
-            if "return" in json.loads(line):
-                return
-        raise RuntimeError(f"{self.name} has ended")
-
-    def hang(self) -> float:
-        """Its main loop opens a pipe that nobody reads. Returns when that was, CLOCK_MONOTONIC."""
-        self._ask("pmemsave", val=0, size=1, filename=str(self._pipe))
-        while Path(f"/proc/{self.pid}/wchan").read_text() != "wait_for_partner":
-            time.sleep(0.001)
-        return time.monotonic()
-
-    def go_on(self) -> None:
-        self._pipe.read_bytes()
-        self._answer()
-
-    def close(self) -> None:
-        self._qmp.close()
-        self._process.kill()
-        self._process.wait()
-
-
-class Monitor:
-    """A monitor of this host's."""
-
-    def __init__(self, *options: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qtrace", "monitor", "--listen", "127.0.0.1:0", *options],
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._process.stderr is not None
-        said = self._process.stderr.readline()
-        match = re.fullmatch(r"listening on (\S+)\n", said)
-        assert match, said
-        self.url = match[1]
-
-    def scrape(self) -> str:
-        with urllib.request.urlopen(self.url, timeout=TIMEOUT_S) as answer:
-            return str(answer.read().decode())
-
-    def of_ours(self, metric: str) -> dict[str, float]:
-        """A metric of the guests here; others of this host are not ours."""
-        pattern = rf'^{metric}{{[^}}]*vm="({NAME}\d+)"[^}}]*}} (\S+)$'
-        return {vm: float(v) for vm, v in re.findall(pattern, self.scrape(), re.MULTILINE)}
-
-    @property
-    def pids(self) -> list[int]:
-        """Of all its processes."""
-        pids = [self._process.pid]
-        for pid in pids:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids += [int(child) for child in (task / "children").read_text().split()]
-        return pids
-
-    def cpu_s(self) -> float:
-        used = 0
-        for pid in self.pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            used += int(fields[11]) + int(fields[12])
-        return used / TICKS
-
-    def pss_mib(self) -> float:
-        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids]
-        found = [re.findall(r"^Pss: +(\d+) kB", text, re.MULTILINE) for text in texts]
-        return sum(int(kilobytes) for (kilobytes,) in found) / 1024
-
-    def close(self) -> str:
-        """What it has said."""
-        self._process.terminate()
-        return self._process.communicate(timeout=TIMEOUT_S)[1]
-
-
-@contextmanager
-def host() -> Iterator[list[SmallGuest]]:
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        guests = []
-        for number in range(GUESTS):
-            guests.append(SmallGuest(number, Path(folder)))
-            stack.callback(guests[-1].close)
-        yield guests
-
-
-def run(_pairs: int) -> list[Row]:
-    with host() as guests:
+def run(pairs: int) -> list[Row]:
+    with idle_guests() as idle, busy_guests() as busy:
         rows = []
         for every_s, most in ((5, 1), (1, 4)):
             cost, pss = _steady(every_s)
-            what = f"{GUESTS} idle guests, a look each {every_s} s"
+            what = f"{GUESTS} guests, {len(busy)} of them busy, a look each {every_s} s"
             goal = f"at most {most} % of a core"
-            rows.append((f"{what}: processor", f"{100 * cost:.1f} %", "-", "-", goal))
+            rows.append((f"{what}: processor", f"{100 * cost:.1f} %", "-", _load(), goal))
             goal = f"at most {150 + GUESTS} MiB"
             rows.append((f"{what}: Pss", f"{pss:.0f} MiB", "-", "-", goal))
-        rows += _hangs(guests)
+        rows += _rates(busy, pairs)
+        rows += _hangs(idle)
     return rows
 
 
-def _all_looked_at(monitor: Monitor) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while sum(looks >= 2 for looks in monitor.of_ours("qtrace_looks_total").values()) < GUESTS:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+def _load() -> str:
+    return f"load average {os.getloadavg()[0]:.0f}"
 
 
 def _steady(every_s: int) -> tuple[float, float]:
     """Processor time a second, and Pss in MiB, of all of a monitor's processes."""
     monitor = Monitor("--every", f"{every_s}s")
     try:
-        _all_looked_at(monitor)
+        monitor.wait_for_looks()
         time.sleep(SETTLED_S)
         before, began = monitor.cpu_s(), time.monotonic()
         time.sleep(STEADY_S)
@@ -177,23 +61,64 @@ def _steady(every_s: int) -> tuple[float, float]:
         monitor.close()
 
 
-def _hangs(guests: list[SmallGuest]) -> list[Row]:
+def _rates(busy: Sequence[BusyGuest], pairs: int) -> list[Row]:
+    """What busy guests do a second beside a monitor, and twice without one, in random order."""
+    generator = random.Random(2111)
+    same: dict[str, list[float]] = {guest.name: [] for guest in busy}
+    ours: dict[str, list[float]] = {guest.name: [] for guest in busy}
+    for _ in range(pairs if busy else 0):
+        windows = [False, False, True]
+        generator.shuffle(windows)
+        rates = [(watched, _window(busy, watched)) for watched in windows]
+        one, other = (rate for watched, rate in rates if not watched)
+        ((_watched, beside),) = [pair for pair in rates if pair[0]]
+        for guest in busy:
+            name = guest.name
+            same[name].append(one[name] / other[name])
+            ours[name].append(beside[name] / generator.choice((one, other))[name])
+    rows = []
+    for guest in busy:
+        low, high = interval(same[guest.name], generator)
+        rows.append((
+            f"{guest.what} a second, beside a monitor that looks each second",
+            f"{pairs} windows of {WINDOW_S:.0f} s",
+            f"{statistics.median(ours[guest.name]):.3f}",
+            f"A/A {statistics.median(same[guest.name]):.3f} [{low:.3f}, {high:.3f}], {_load()}",
+            "inside the A/A interval",
+        ))  # fmt: skip
+    return rows
+
+
+def _window(busy: Sequence[BusyGuest], watched: bool) -> dict[str, float]:
+    """What each guest has done a second."""
+    monitor = Monitor("--every", "1s") if watched else None
+    try:
+        if monitor is not None:
+            monitor.wait_for_looks()
+        before, began = {guest.name: guest.done() for guest in busy}, time.monotonic()
+        time.sleep(WINDOW_S)
+        took_s = time.monotonic() - began
+        return {
+            guest.name: ((guest.done() - before[guest.name]) % 2**32) / took_s for guest in busy
+        }
+    finally:
+        if monitor is not None:
+            monitor.close()
+
+
+def _hangs(guests: Sequence[SmallGuest]) -> list[Row]:
     """How soon a hang is in the metrics, and alarms of guests that do not hang."""
     monitor = Monitor("--every", "1s")
     told: list[float] = []
     false = 0
     try:
-        _all_looked_at(monitor)
-        ends = time.monotonic() + STEADY_S
-        while time.monotonic() < ends:
-            false += len(monitor.of_ours("qtrace_findings"))
-            time.sleep(1)
+        monitor.wait_for_looks()
         for first in range(0, HANGS, AT_ONCE):
-            hung = [guests[number % GUESTS] for number in range(first, first + AT_ONCE)]
+            hung = [guests[number % len(guests)] for number in range(first, first + AT_ONCE)]
             since = {guest.name: guest.hang() for guest in hung}
             deadline = time.monotonic() + TIMEOUT_S
             while since and time.monotonic() < deadline:
-                stuck = monitor.of_ours("qtrace_main_loop_stuck_seconds")
+                stuck = monitor.of_vms("qtrace_main_loop_stuck_seconds")
                 now = time.monotonic()
                 for name in [name for name in since if stuck[name] > 0]:
                     told.append(now - since.pop(name))
@@ -204,16 +129,15 @@ def _hangs(guests: list[SmallGuest]) -> list[Row]:
                 time.sleep(0.1)
             for guest in hung:
                 guest.go_on()
-            while any(monitor.of_ours("qtrace_main_loop_stuck_seconds").values()):
+            while any(monitor.of_vms("qtrace_main_loop_stuck_seconds").values()):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
     finally:
         monitor.close()
     late = sum(seconds > 4 for seconds in told)
-    spread = f"median {statistics.median(told):.1f} s, most {max(told):.1f} s"
+    spread = f"median {statistics.median(told):.1f} s, most {max(told):.1f} s, {_load()}"
     return [
-        (f"{HANGS} hangs, a look each second: told", f"{len(told)}, {late} later than 4 s",
-         "-", spread, "all, at most 4 s after it began"),
-        (f"alarms of guests that do not hang, {STEADY_S:.0f} s and during those", str(false),
-         "-", "-", "none"),
+        (f"{HANGS} hangs, {BUSY} busy guests, a look each second: told",
+         f"{len(told)}, {late} later than 4 s", "-", spread, "all, at most 4 s after it began"),
+        ("alarms of guests that do not hang, meanwhile", str(false), "-", "-", "none"),
     ]  # fmt: skip
