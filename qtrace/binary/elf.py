@@ -5,7 +5,6 @@ pyelftools parses the headers. What depends on the processor stands in ``Elf.arc
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import threading
@@ -21,6 +20,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
 from qtrace.errors import TargetError, UnsupportedBinary
+from qtrace.host.digest import blake2b
 from qtrace.machine.architecture import Architecture
 from qtrace.machine.architectures import ARCHITECTURES
 
@@ -201,7 +201,7 @@ class Elf:
     @cached_property
     def code_hash(self) -> str:
         """A hash of the executable segments: a binary can claim any build id."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = blake2b(digest_size=16)
         for _start, code in self.code_bytes():
             digest.update(code)
         return digest.hexdigest()

@@ -12,7 +12,6 @@ programs are compiled by bcc, and kept in the cache in the same form.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from typing import Any, Literal
 import qtrace
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.cache import load_json, store_json
+from qtrace.host.digest import blake2b
 
 INSTRUCTION = struct.Struct("<BBhi")
 IMMEDIATE, OFFSET = struct.Struct("<i"), struct.Struct("<h")
@@ -182,7 +182,7 @@ def unpack(data: Any) -> dict[str, Image]:
 
 def source_digest() -> str:
     """Of all that is compiled."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     for file in sorted(PROBES.glob("*.[ch]")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -190,7 +190,7 @@ def source_digest() -> str:
 
 def _digest_of(programs: Any) -> str:
     text = json.dumps(programs, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @cache
@@ -237,7 +237,7 @@ def _compiled(file: str) -> Image:
     from qtrace.record.ebpf.bpf_compiler import compile_image, compiler
 
     by = compiler()
-    key = hashlib.blake2b(f"{file} {source_digest()} {by}".encode(), digest_size=16)
+    key = blake2b(f"{file} {source_digest()} {by}".encode(), digest_size=16)
     name = f"bpf-{key.hexdigest()}.json"
     try:
         return unpack(load_json(name))[file]
