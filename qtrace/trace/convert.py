@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from qtrace.errors import OutputFailed, TraceUnreadable
 from qtrace.trace.chain import file_of, links, number_of
-from qtrace.trace.raw import RawReader
+from qtrace.trace.raw_reader import RawReader
 from qtrace.trace.raw_tables import RawTables
 from qtrace.trace.table_output import CsvOutput, Output, ParquetOutput
 from qtrace.trace.writer import Replacing, check_kind, output_failed

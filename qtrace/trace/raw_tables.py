@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from qtrace.errors import TraceUnreadable
 from qtrace.trace.chain import ALL, KEY, OWN_ROWS, Link, label
 from qtrace.trace.chain_reader import joined
-from qtrace.trace.raw import RawReader, Records
+from qtrace.trace.raw_reader import RawReader, Records
 from qtrace.trace.raw_rows import RawFacts, RawRowMaker
 from qtrace.trace.schema import COLUMNS, to_row
 from qtrace.trace.table_output import plain
