@@ -83,10 +83,12 @@ class Wanted:
         )  # fmt: skip
 
     def prepare(self) -> None:
-        """Import before anything is armed what a recording needs at once when the time comes."""
-        if self.everything:
-            from qtrace.cli.views.live_view import load
+        """Import before anything is armed what a recording needs at once when the time comes; it
+        is shared then with who takes the looks."""
+        import qtrace.record.loop
+        from qtrace.cli.views.live_view import load
 
+        if self.everything:
             load()
         if self.until_finding:
             import qtrace.cli.until_finding  # noqa: F401

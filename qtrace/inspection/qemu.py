@@ -48,6 +48,9 @@ class Qemu:
         self.space = source.space
         self.binary = source.binary
         self._scan = scan
+        if scan is not None:
+            # It was found by that; to hash the code anew would map all of it.
+            self.binary.elf.code_hash = scan.code_hash
 
     @property
     def pid(self) -> int:

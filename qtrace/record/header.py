@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtrace.inspection.qemu import LiveQemu
-from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.plans import Plans
 from qtrace.record.qmp_rows import Commands
 from qtrace.sites.scan import BottomHalf
 from qtrace.sites.watch_plan import PLAIN_CALLS, Site, WatchPlan
 from qtrace.trace.schema import FORMAT, MAJOR, MINOR, Event, escape
+
+if TYPE_CHECKING:
+    from qtrace.record.all_events.all_recorder import AllRecorder
 
 
 def silent_probes(plan: WatchPlan, hits: Counter[str]) -> list[str]:

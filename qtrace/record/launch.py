@@ -10,16 +10,14 @@ from qtrace.errors import NotQemu, TargetError, UnsupportedBinary
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.machine import heap
 from qtrace.process.process import Process
-from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.child import Child
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
 from qtrace.record.ebpf.ebpf_recorder import EbpfProbes
 from qtrace.record.ebpf.uprobes import Uprobes
-from qtrace.record.plans import make_plans
+from qtrace.record.plans import Plans, search
 from qtrace.record.recording import Recording
 from qtrace.record.recording_options import RecordingOptions
-from qtrace.record.start import arm, open_writer, set_probes
-from qtrace.sites.scan_cache import scan_module
+from qtrace.record.start import arm, load_everything, open_writer, set_probes
 
 # Without a context nothing is scheduled, so that nothing is lost meanwhile.
 CONTEXTS_WAIT_S = 5.0
@@ -43,24 +41,15 @@ def launch(
     Raises:
         QtraceError: whatever stands in the way; no QEMU program has run then.
     """
-    everything = options.everything
     writer, rotation = open_writer(options)
     child = Child(command, output_fd)
     try:
-        program = program or load_ahead(everything=everything, compiled=options.compiled)
         child.release()
-        qemu = _qemu_of(child, given_up)
-        module = qemu.binary
-        plans = make_plans(module, options.patterns, everything=everything, optional=True)
-        every = None
-        exe = f"/proc/{child.pid}/exe"
-        if plans.everything is not None:
-            every = AllRecorder.load(
-                plans.everything, module, child.pid, exe,
-                options.ring_pages, options.stacks_every, compiled=options.compiled,
-            )  # fmt: skip
-        uprobes = Uprobes(child.pid, exe, module.elf.offset_of)
-        probes = EbpfProbes(uprobes, program.result(), child.pid)
+        process, plans, program = _find(child, options, program, given_up)
+        every = load_everything(plans, process, options)
+        uprobes = Uprobes(process.pid, process.exe, process.binary.elf.offset_of)
+        probes = EbpfProbes(uprobes, program.result(), process.pid)
+        qemu = LiveQemu(process, plans.scan)
         try:
             armed_ns = set_probes(qemu, plans, probes, every)
             contexts = qemu.contexts
@@ -82,9 +71,14 @@ def launch(
     return recording, child
 
 
-def _qemu_of(child: Child, given_up: Callable[[], bool]) -> LiveQemu:
-    """The program that the child, or what it started, has become when it is one of QEMU's, before
-    it runs.
+def _find(
+    child: Child,
+    options: RecordingOptions,
+    program: Future[Program] | None,
+    given_up: Callable[[], bool],
+) -> tuple[Process, Plans, Future[Program]]:
+    """The sites of the program that the child, or what it started, has become when it is one of
+    QEMU's, before it runs; the loading of the BPF program is begun meanwhile.
 
     Raises TargetError when none of them becomes one.
     """
@@ -92,7 +86,11 @@ def _qemu_of(child: Child, given_up: Callable[[], bool]) -> LiveQemu:
     while True:
         process = Process(child.pid)
         try:
-            return LiveQemu(process, scan_module(process.binary))
+            with search(process, options, program, runs=False) as searching:
+                program = program or load_ahead(
+                    everything=options.everything, compiled=options.compiled
+                )
+                return process, searching.result(), program
         except (NotQemu, UnsupportedBinary) as error:
             if not child.next_program(given_up):
                 last = process.program

@@ -7,7 +7,6 @@ Both sides send lines of JSON: whoever has come to rule one of them has not the 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 from qtrace.errors import NoSuchProcess, QtraceError, TargetError
 from qtrace.host import privileges
+from qtrace.host.forked import live_with_parent
 from qtrace.host.unanswered import watch_over_this_thread
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.machine.thread_files import SystemCall
@@ -30,7 +30,6 @@ from qtrace.record.target_end import Watcher
 from qtrace.trace.schema import Event
 
 KEPT = ("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
-SET_PDEATHSIG = 1  # linux/prctl.h
 # The least time between two questions whether a look is due.
 PERIOD_NS = 10_000_000
 # What pending bottom halves are counted by.
@@ -196,11 +195,7 @@ class _Child:
             os._exit(0)
 
     def _confine(self) -> None:
-        ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # The recorder's, which ends it when it has ended.
-            signal.signal(number, signal.SIG_IGN)
+        live_with_parent()
         for fd in Path("/proc/self/fd").iterdir():
             with suppress(OSError):
                 if os.readlink(fd).startswith("anon_inode:bpf"):

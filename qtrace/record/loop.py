@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from qtrace.record.all_events.overhead import MeterAhead
 from qtrace.record.disk import has_room, size_of
 from qtrace.record.recording import Recording
 from qtrace.record.recording_options import Limits
@@ -39,6 +38,8 @@ def record(
     every = recording.everything
     meter = None
     if every is not None and limits.max_overhead is not None:
+        from qtrace.record.all_events.overhead import MeterAhead
+
         meter = MeterAhead(every, recording.pid)
     while not (reason := asked()) and not recording.ended:
         rows = recording.poll(WAIT_S)

@@ -1,19 +1,23 @@
-"""What a recording is about to do with one binary: every site, found and compared."""
+"""What a recording is about to do with one binary: every site, found and compared.
+
+To find them takes a disassembler, numpy and tens of MB, which are needed for that moment only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
 from qtrace.binary.module import Module
+from qtrace.host.forked import Forked
 from qtrace.process.process import Process
-from qtrace.sites.all_plan import AllPlan, check_all_sites
-from qtrace.sites.all_sites import plan_all
-from qtrace.sites.cross_check import check_debug_info
+from qtrace.record.ebpf.bpf_program import Program
+from qtrace.record.recording_options import RecordingOptions
+from qtrace.sites.all_plan import AllPlan, check_all_sites, modules_cancel
 from qtrace.sites.running_code import refuse_breakpoints
 from qtrace.sites.scan import Scan
 from qtrace.sites.scan_cache import scan_module
-from qtrace.sites.watch import check_sites, plan_watch
 from qtrace.sites.watch_plan import WatchPlan
 
 
@@ -32,6 +36,8 @@ class Plans:
             CodeMismatch
             TargetError: a debugger's breakpoint is at a site.
         """
+        from qtrace.sites.watch import check_sites
+
         module = process.binary
         sites = [site.vaddr for site in self.watch.sites]
         check_sites(self.watch, self.scan, module, process.memory)
@@ -62,12 +68,53 @@ def make_plans(
         ScanFailed: with the reason, where the code does not show what is needed or debug info
             says otherwise.
     """
+    from qtrace.sites.watch import plan_watch
+
     scan = scan_module(module)
     watch = plan_watch(scan, module, patterns, optional=optional, everything=everything)
     every = None
     module.static_names = scan.static_names
     if everything:
+        from qtrace.sites.all_sites import plan_all
+        from qtrace.sites.cross_check import check_debug_info
+
         every = plan_all(module, imports_cancel)
         every = replace(every, notes=(*every.notes, *watch.notes))
         check_debug_info(module, every.layout, scan.context_variables)
     return Plans(scan, watch, every)
+
+
+def search(
+    process: Process,
+    options: RecordingOptions,
+    program: Future[Program] | None,
+    *,
+    runs: bool,
+) -> Forked[Plans]:
+    """Begin to find the sites in a process, and to compare them, in a process of its own.
+
+    Args:
+        program: the BPF program, when its loading was begun before; it is waited for.
+        runs: else: it stands before its first instruction. No other code can be in it then, nor a
+            loaded module, nor need there be a bottom half that is watched by default.
+
+    Raises what ``Process.binary`` does; the result what ``make_plans`` and ``Plans.check`` do.
+    """
+    module, everything = process.binary, options.everything
+
+    def find() -> Plans:
+        plans = make_plans(
+            module, options.patterns, everything=everything, optional=everything or not runs,
+            imports_cancel=everything and runs and modules_cancel(process.space),
+        )  # fmt: skip
+        if runs:
+            plans.check(process)
+        return plans
+
+    # What both need is made once.
+    _ = module.symbols
+    if everything:
+        import numpy  # noqa: F401
+    if program is not None:
+        wait((program,))
+    return Forked("find the places of the probes", find)

@@ -88,12 +88,11 @@ def open_probes(
     Raises:
         RecorderUnavailable: it, or for ``auto`` neither, can be used here.
     """
+    if backend == "gdb":
+        return _gdb(process), ""
     # Each drags in what the other need not have installed.
     from qtrace.record.ebpf.ebpf_recorder import EbpfProbes
-    from qtrace.record.gdb_recorder import GdbProbes
 
-    if backend == "gdb":
-        return GdbProbes(process), ""
     try:
         # Of what is missing the program tells only that it cannot be loaded; and without links
         # a probe would be refused when it is set.
@@ -107,9 +106,16 @@ def open_probes(
         if backend == "ebpf":
             raise
         try:
-            return GdbProbes(process), error.message
+            return _gdb(process), error.message
         except RecorderUnavailable as also:
             raise RecorderUnavailable(
                 f"neither eBPF ({error.message}) nor gdb ({also.message}) can be used here",
                 f"for eBPF: {error.remedy}; for gdb: {also.remedy}",
             ) from error
+
+
+def _gdb(process: Process) -> Probes:
+    """Raises RecorderUnavailable."""
+    from qtrace.record.gdb_recorder import GdbProbes
+
+    return GdbProbes(process)

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from qtrace.errors import NoSuchProcess, RecorderFailed
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.thread_roles import survey
 from qtrace.process.hit import Hit
-from qtrace.record.all_events.all_recorder import NEVER, PERIOD_S, AllRecorder
-from qtrace.record.all_events.record_meanings import Meanings
 from qtrace.record.header import detach_row
 from qtrace.record.looks_apart import LooksApart
 from qtrace.record.plans import Plans
@@ -24,8 +23,12 @@ from qtrace.record.stall import Stalls
 from qtrace.record.target_end import Watcher
 from qtrace.record.watch_losses import Losses
 from qtrace.trace.raw import RawWriter
-from qtrace.trace.schema import Event
+from qtrace.trace.schema import NEVER, Event
 from qtrace.trace.writer import CsvWriter
+
+if TYPE_CHECKING:
+    # They take numpy, which a recording of the watched ones alone does without.
+    from qtrace.record.all_events.all_recorder import AllRecorder
 
 # How long rows are made before anything else has its turn; the rings of `--all` fill meanwhile.
 BUDGET_NS, BUDGET_BESIDE_ALL_NS = 100_000_000, 20_000_000
@@ -86,10 +89,8 @@ class Recording:
         self.why = ""
         self.note = probes.note
         self.watched = tuple(half.name for half in plan.watched)
-        if everything is not None and isinstance(writer, RawWriter):
-            callbacks = [half.callback + bias for half in plan.watched]
-            meanings = Meanings(qemu, everything.plan.sites)
-            everything.begin(writer, meanings, qemu.unwinder, bias, callbacks)
+        if everything is not None:
+            everything.begin(writer, qemu, [half.callback + bias for half in plan.watched])
 
     def begin(self, header: Event) -> None:
         """Every probe is set: write the first row, and what is pending already.
@@ -125,7 +126,7 @@ class Recording:
         every = self.everything
         mark = time.monotonic_ns()
         if every is not None:
-            timeout_s = 0 if every.busy else min(timeout_s, PERIOD_S)
+            timeout_s = every.patience(timeout_s)
         self._survey()
         surveyed = self._first_look()
         # At once: should the recorder turn out to have failed meanwhile, they are kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qtrace.errors import NoSuchProcess
 from qtrace.host import privileges
@@ -12,21 +13,22 @@ from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
 from qtrace.machine import heap
 from qtrace.process.process import Process, unless_it_ends
-from qtrace.record.all_events.all_recorder import AllRecorder
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
 from qtrace.record.header import attach_row
 from qtrace.record.looks_apart import LooksApart
-from qtrace.record.plans import Plans, make_plans
+from qtrace.record.plans import Plans, search
 from qtrace.record.probes import Probes, open_probes
 from qtrace.record.recording import Recording
 from qtrace.record.recording_options import RecordingOptions
 from qtrace.record.rotation import Rotation
 from qtrace.record.stall import Stalls
 from qtrace.roles import Role
-from qtrace.sites.all_plan import modules_cancel
 from qtrace.sites.running_code import check_in_place
 from qtrace.trace.raw import RawWriter
 from qtrace.trace.writer import CsvWriter
+
+if TYPE_CHECKING:
+    from qtrace.record.all_events.all_recorder import AllRecorder
 
 NO_LOOKS = (
     "no look can be taken, as this QEMU exports no functions: what never runs, and loops that do "
@@ -45,31 +47,41 @@ def start_recording(
     Raises:
         QtraceError: whatever stands in the way; nothing is armed then.
     """
-    everything, backend = options.everything, options.backend
     with unless_it_ends(pid):
         writer, rotation = open_writer(options)
         process = Process(pid)
-        plans = make_plans(
-            process.binary, options.patterns, everything=everything, optional=everything,
-            imports_cancel=everything and modules_cancel(process.space),
-        )  # fmt: skip
-        plans.check(process)
-        every = None
-        if plans.everything is not None:
-            backend = "ebpf"
-            program = program or load_ahead(everything=True, compiled=options.compiled)
-            every = AllRecorder.load(
-                plans.everything, process.binary, pid, process.exe,
-                options.ring_pages, options.stacks_every, compiled=options.compiled,
-            )  # fmt: skip
-        probes, why = open_probes(backend, process, program, compiled=options.compiled)
-        qemu = LiveQemu(process, plans.scan)
-        if options.qmp_socket is not None:
-            qemu.roles.tell(_told_by_qmp(options.qmp_socket))
-        heap.give_back()
-        recording = arm(qemu, plans, probes, writer, options, every, rotation=rotation)
+        backend = "ebpf" if options.everything else options.backend
+        with search(process, options, program, runs=True) as searching:
+            if backend != "gdb":
+                # Meanwhile, and not before: see Forked.
+                program = program or load_ahead(
+                    everything=options.everything, compiled=options.compiled
+                )
+            plans = searching.result()
+            every = load_everything(plans, process, options)
+            probes, why = open_probes(backend, process, program, compiled=options.compiled)
+            qemu = LiveQemu(process, plans.scan)
+            if options.qmp_socket is not None:
+                qemu.roles.tell(_told_by_qmp(options.qmp_socket))
+            heap.give_back()
+            recording = arm(qemu, plans, probes, writer, options, every, rotation=rotation)
     recording.why = why
     return recording
+
+
+def load_everything(
+    plans: Plans, process: Process, options: RecordingOptions
+) -> AllRecorder | None:
+    """The program of `--all`, where that is recorded. Raises RecorderUnavailable."""
+    if plans.everything is None:
+        return None
+    # It takes numpy, which a recording without it does without.
+    from qtrace.record.all_events.all_recorder import AllRecorder
+
+    return AllRecorder.load(
+        plans.everything, process.binary, process.pid, process.exe,
+        options.ring_pages, options.stacks_every, compiled=options.compiled,
+    )  # fmt: skip
 
 
 def open_writer(options: RecordingOptions) -> tuple[CsvWriter | RawWriter, Rotation | None]:

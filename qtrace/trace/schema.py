@@ -21,6 +21,8 @@ COROUTINE = "[coroutine]"
 UNREADABLE = "[unreadable]"
 # Not the whole chain was asked for: what lies further out is not known, what is shown is right.
 PARTIAL = "[partial]"
+# Later than any ``time_ns``: of what has no end yet.
+NEVER = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,16 +58,12 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
     the cheapest instructions that will do. Ends on Ctrl-C, SIGTERM, after --duration or
     with the target, and prints the verdict.
     """
-    _without_blas_threads()
-    from qtrace.record.ebpf.bpf_program import load_ahead
-
-    everything = wanted.everything
-    if everything and backend == "gdb":
-        raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
-    program = None
+    if wanted.everything:
+        if backend == "gdb":
+            raise click.UsageError("--all needs eBPF: gdb stops the guest at every event")
+        _without_blas_threads()
     if backend != "gdb":
         tell_price()
-        program = load_ahead(everything=everything, compiled=wanted.compile)
     from qtrace.record.start import start_recording
 
     wanted.prepare()
@@ -82,7 +78,7 @@ def command(wanted: Wanted, pid: int, backend: Any, qmp: Path | None, stall_afte
             # --live looks at the target itself.
             confined=wanted.max_overhead is None and not wanted.live, keep=files.needs(),
         )  # fmt: skip
-        with start_recording(pid, options, program) as recording:
+        with start_recording(pid, options) as recording:
             announce(recording, f"process {pid}", wanted, files)
             limits = wanted.limits(recording)
             stop(recording, record_until(recording, limits, signals, wanted.live), signals)

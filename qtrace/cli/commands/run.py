@@ -48,10 +48,7 @@ def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after:
     passes through: to stdout, with --format json to stderr. A signal is passed on; what it
     exits with is reported.
     """
-    from qtrace.record.ebpf.bpf_program import load_ahead
-
     tell_price()
-    program = load_ahead(everything=wanted.everything, compiled=wanted.compile)
     from qtrace.record.launch import launch
 
     wanted.prepare()
@@ -63,7 +60,6 @@ def command(wanted: Wanted, program_and_arguments: tuple[str, ...], stall_after:
         recording, child = launch(
             program_and_arguments,
             wanted.recording(files, stall_after_s=stall_after),
-            program,
             output_fd=2 if wanted.output_format == "json" else None,
             given_up=lambda: bool(signals.reason),
         )

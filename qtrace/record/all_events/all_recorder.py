@@ -10,7 +10,7 @@ import numpy as np
 
 from qtrace.binary.module import Module
 from qtrace.event_kinds import ARMED, DISARMED
-from qtrace.process.stack import Unwinder
+from qtrace.inspection.qemu import LiveQemu
 from qtrace.record.all_events.all_program import load_all, slot_type
 from qtrace.record.all_events.busiest import Busy, busiest
 from qtrace.record.all_events.record_meanings import Meanings
@@ -20,7 +20,8 @@ from qtrace.record.ebpf.rings import Ring, Rings, Slots
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.sites.all_plan import AllPlan, AllSite
 from qtrace.trace.raw import RawWriter
-from qtrace.trace.schema import Event
+from qtrace.trace.schema import NEVER, Event
+from qtrace.trace.writer import CsvWriter
 
 # Wait at most so long between two looks; at a high rate the buffers would run full.
 PERIOD_S = 0.02
@@ -33,8 +34,6 @@ MASK = 0xFFFFFFFF
 STEP = 1 << 14
 # What a live display looks at: so many records of each of the last blocks.
 SAMPLE, SAMPLES = 2048, 15
-# No end yet.
-NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +132,22 @@ class AllRecorder:
 
     def begin(
         self,
-        writer: RawWriter,
-        meanings: Meanings,
-        unwinder: Unwinder,
-        bias: int,
+        writer: CsvWriter | RawWriter,
+        qemu: LiveQemu,
         watched: list[int],
     ) -> None:
         """Where the binary lies is known: write the header; from now on records are taken.
 
         Args:
+            writer: a raw one.
             watched: run-time addresses of callbacks that have probes of their own.
         """
+        assert isinstance(writer, RawWriter)
+        bias = qemu.bias
+        meanings = Meanings(qemu, self.plan.sites)
         self._writer, self._meanings, self._bias = writer, meanings, bias
         if self.stacks_every:
-            self.stacks = StackSamples(self._program, unwinder, meanings.saw)
+            self.stacks = StackSamples(self._program, qemu.unwinder, meanings.saw)
         self._stack_ips = [
             (site.vaddr + bias) & MASK
             for site in self.plan.sites
@@ -230,10 +231,9 @@ class AllRecorder:
         writer.append_facts(facts, self.mark)
         return losses
 
-    @property
-    def busy(self) -> bool:
-        """The buffers fill quickly: do not wait before the next ``drain``."""
-        return self._rings.fill > BUSY_FILL
+    def patience(self, timeout_s: float) -> float:
+        """How much of that there is until the next ``drain``; none when the buffers fill fast."""
+        return 0.0 if self._rings.fill > BUSY_FILL else min(timeout_s, PERIOD_S)
 
     def busy_now(self) -> tuple[list[tuple[str, float]], list[tuple[str, Busy]]]:
         """Since the last time, from a sample: each context's share, the busiest bottom halves."""

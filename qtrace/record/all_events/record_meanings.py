@@ -146,7 +146,8 @@ class Meanings:
             *((text, slots["ip"] == np.uint32(ip)) for ip, text in self._telling_sites.items()),
         ]
         for text, rows in told:
-            for tid in np.unique(tids[rows]).tolist():
+            # numpy.unique() alone imports numpy.ma, which takes more than a MB.
+            for tid in set(tids[rows].tolist()):
                 self._unsure.pop(tid, 0)
                 self._roles.role(tid, self._threads[tid], [text])
 
@@ -169,7 +170,7 @@ class Meanings:
             self._runners[ctx] = set()
         for ctx, tids in self._runners.items():
             runs = slots["tid"][(slots["ctx"] == ctx) & (slots["ip"] == np.uint32(run_ip))]
-            tids.update(np.unique(runs).tolist())
+            tids.update(runs.tolist())
 
     def again(self, budget_s: float = LOOK_BUDGET_S) -> dict[str, Any]:
         """What is known by now and was not before: names of contexts."""
