@@ -23,7 +23,10 @@ from qtrace.machine.thread_files import ThreadFiles, system_call
 
 # For so long a process may take to tell its command line, for which that lock is needed, and a
 # thread may be in one and the same sleep: a slow disk takes less.
-PATIENCE_S, AGAIN_S = 1.0, 0.05
+PATIENCE_S = 1.0
+# Nearly always that is over at once, and a QEMU that starts is to be armed before it runs on: who
+# sleeps is looked at again after so long, then after twice as long, and so on.
+SOON_S, AGAIN_S = 0.001, 0.05
 # mmap, mprotect, munmap, brk, mremap, madvise; ioctl(KVM_RUN) and -1 (in no call) fault pages in.
 CHANGES_MAP = frozenset({9, 10, 11, 12, 25, 28})
 IOCTL, IN_NO_CALL = 16, -1
@@ -91,8 +94,10 @@ def _why_asleep(pid: int) -> str:
     files = ThreadFiles(pid)
     asleep = {tid: seen for tid in files.tids() if (seen := _asleep_in_map(files, tid))}
     until = time.monotonic() + PATIENCE_S
+    pause_s = SOON_S
     while asleep and time.monotonic() < until:
-        time.sleep(AGAIN_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, AGAIN_S)
         asleep = {tid: seen for tid, seen in asleep.items() if _asleep_in_map(files, tid) == seen}
     for tid, (name, _times) in asleep.items():
         channel = files.wchan(tid)

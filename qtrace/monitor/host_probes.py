@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from qtrace.binary.module import Module, ParsedFile
 from qtrace.errors import RecorderUnavailable
-from qtrace.host.bpf_syscall import attach_raw_tracepoint
 from qtrace.host.capabilities import check_ebpf
 from qtrace.machine.stat_file import STIME, UTIME, stat_fields
 from qtrace.monitor.messages import HIT, LAST_HIT, LAST_STEP
@@ -26,7 +25,7 @@ from qtrace.monitor.recorder_process import RecorderProcess
 from qtrace.monitor.vm_sums import VmSums
 from qtrace.process.hit import Hit
 from qtrace.process.process import Process
-from qtrace.record.ebpf.bpf_program import load_exec, load_watch
+from qtrace.record.ebpf.bpf_program import load_watch
 from qtrace.record.ebpf.ebpf_recorder import HitReader, StepReader, function_of
 from qtrace.record.ebpf.uprobes import Uprobes
 from qtrace.record.plans import Plans, make_plans
@@ -34,7 +33,7 @@ from qtrace.sites.running_code import check_in_place
 from qtrace.sites.watch_plan import Site
 
 # 4 MiB, 110 hits with as much stack as is ever copied; 1 MiB, 7,000 steps.
-RING_PAGES, STEP_RING_PAGES, EXEC_PAGES = 1024, 256, 4
+RING_PAGES, STEP_RING_PAGES = 1024, 256
 # What is told of: who schedules a bottom half, and when it returns, nobody counts.
 KINDS = ("run", "qmp", "job")
 PAGE = 4096
@@ -42,7 +41,6 @@ PAGE = 4096
 KEPT_BUILDS = 4
 # A recorder that has ended is begun again so often at most.
 AGAIN_S = 5.0
-EXEC = "sched_process_exec"
 
 
 class Told(Protocol):
@@ -82,7 +80,6 @@ class HostProbes:
     """Loaded from the start; each QEMU is armed by itself.
 
     Args:
-        started: is told the pid, the name, and when, of each program that starts and may be QEMU's.
         last_s: for how long the events of each QEMU are kept; 0: not at all.
         sums: of which QEMUs bottom halves are timed; None: of none.
 
@@ -91,21 +88,13 @@ class HostProbes:
         unsent: runs that came faster than they are passed on.
     """
 
-    def __init__(
-        self,
-        started: Callable[[int, str, int], None],
-        last_s: float = 0.0,
-        sums: VmSums | None = None,
-    ) -> None:
+    def __init__(self, last_s: float = 0.0, sums: VmSums | None = None) -> None:
         """Raises RecorderUnavailable."""
         if missing := check_ebpf():
             raise RecorderUnavailable(f"{missing.name}: {missing.detail}", missing.remedy)
-        self._started = started
         self.sums = sums
         self._last_ns = int(last_s * 1e9)
         self._program = load_watch(RING_PAGES, STEP_RING_PAGES)
-        self._execs = load_exec(EXEC_PAGES)
-        self._layouts = {**self._program.layouts, **self._execs.layouts}
         layouts = self._program.layouts
         self._readers: dict[bytes, Callable[[bytes], Hit]] = {
             HIT: HitReader(layouts["events"]),
@@ -116,13 +105,6 @@ class HostProbes:
             letter: layouts["steps" if letter == LAST_STEP else "events"]["tgid"]
             for letter in self._readers
         }
-        try:
-            self._notice = attach_raw_tracepoint(self._execs.functions["on_exec"], EXEC)
-        except OSError as error:
-            raise RecorderUnavailable(
-                f"the kernel tells of no programs that start: {error.strerror}",
-                "qtrace doctor says what is missing",
-            ) from error
         self._told: dict[int, tuple[str, Told]] = {}
         self._asked: dict[tuple[int, str], Told] = {}
         self._plans: OrderedDict[ParsedFile, Plans] = OrderedDict()
@@ -135,13 +117,12 @@ class HostProbes:
     def _begin_recorder(self) -> None:
         self._begun = time.monotonic()
         self.generation += 1
-        maps = {**self._program.maps, **self._execs.maps}
-        pages = {"events": RING_PAGES, "steps": STEP_RING_PAGES, "execs": EXEC_PAGES}
-        rings = {name: (maps[name], count * PAGE) for name, count in pages.items()}
-        layouts = {name: self._layouts[name] for name in rings}
+        pages = {"events": RING_PAGES, "steps": STEP_RING_PAGES}
+        rings = {name: (self._program.maps[name], count * PAGE) for name, count in pages.items()}
+        layouts = {name: self._program.layouts[name] for name in rings}
         self._recorder = RecorderProcess(
-            rings, layouts, [self._notice], self._last_ns, self._take, self._take_record
-        )  # fmt: skip
+            rings, layouts, self._last_ns, self._take, self._take_record
+        )
 
     @property
     def alive(self) -> bool:
@@ -243,7 +224,6 @@ class HostProbes:
         """Disarm all."""
         self._recorder.close()
         self._program.close()
-        self._execs.close()
         if self.sums is not None:
             self.sums.close()
 
@@ -262,9 +242,7 @@ class HostProbes:
 
     def _take(self, message: dict[str, Any]) -> None:
         what = message["what"]
-        if what == "exec":
-            self._started(message["pid"], message["name"], message["time_ns"])
-        elif what == "unsent":
+        if what == "unsent":
             self.unsent += message["count"]
         elif what == "steps":
             with self._lock:

@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from qtrace.errors import RecorderUnavailable
@@ -16,6 +17,7 @@ from qtrace.host.unanswered import NoAnswer
 from qtrace.inspection.request_proof import RequestFinding
 from qtrace.knowledge import PROGRAMS, WITHOUT_MAIN_LOOP
 from qtrace.machine.stat_file import STARTTIME, stat_fields, state_letter
+from qtrace.monitor.exec_notices import ExecNotices, Work
 from qtrace.monitor.happenings import Happened, ended, how_it_ended
 from qtrace.monitor.host_probes import HostProbes
 from qtrace.monitor.labels import unique_label
@@ -23,7 +25,7 @@ from qtrace.monitor.state import HostState, ProbeState
 from qtrace.monitor.vm_probes import VmProbes
 from qtrace.monitor.vm_sums import VmSums
 from qtrace.monitor.watched_vm import UNKNOWN, WatchedVm
-from qtrace.process.process_list import QemuProcesses, guest_name
+from qtrace.process.process_list import QemuProcesses, guest_name, name_of_guest
 from qtrace.qemu.aio.findings import Finding
 
 UNNAMED = "unnamed"
@@ -77,11 +79,15 @@ class HostWatch:
         self._probing = probing
         self.no_probes = ""
         self.probes: HostProbes | None = None
+        self._notices: ExecNotices | None = None
         if probing:
             try:
-                self.probes = HostProbes(self._started, last_s, sums)
+                self.probes = HostProbes(last_s, sums)
+                self._notices = ExecNotices(self._started)
             except RecorderUnavailable as error:
                 self.no_probes = f"{error.message}; {error.remedy}"
+                self.close()
+                self.probes = None
 
     def refresh(self) -> list[News]:
         """Take up what has started, leave what has ended; the findings that have come up."""
@@ -107,8 +113,12 @@ class HostWatch:
             news += [News(vm.name, vm.pid, finding, vm.probes) for finding in vm.news()]
             if key not in here or key in gone:
                 news += self._leave(key, vm)
-        for (pid, started), program in here.items():
-            self._take_up((pid, started), program)
+        with self._lock:
+            new = [key for key in here if key not in self._vms and key not in self._unwanted]
+        for key in new:
+            taken = self._take_up(key, here[key], _name(key[0]))
+            if taken is not None:
+                taken.begin()
         with self._lock:
             self._unwanted &= here.keys()
         names = {vm.name for vm in vms.values()}
@@ -129,6 +139,8 @@ class HostWatch:
 
     def close(self) -> None:
         """Disarm all."""
+        if self._notices is not None:
+            self._notices.close()
         if self.probes is not None:
             self.probes.close()
 
@@ -163,32 +175,50 @@ class HostWatch:
             dict(untimed), sums.lost() if sums is not None else None,
         )  # fmt: skip
 
-    def _started(self, pid: int, name: str, time_ns: int) -> None:
+    def _started(self, pid: int, name: str, time_ns: int) -> Work | None:
         """A program has started: at once, not at the next ``refresh``."""
         if not PROGRAMS.match(name):
-            return
+            return None
         if name in WITHOUT_MAIN_LOOP:
             self._programs += 1
-        if name not in self._uncounted:
-            with suppress(OSError):
-                self._take_up(_key(pid), name, time_ns)
+        return None if name in self._uncounted else partial(self._begin, pid, name, time_ns)
 
-    def _take_up(self, key: Key, program: str, exec_ns: int = 0) -> None:
+    def _begin(self, pid: int, program: str, exec_ns: int) -> None:
+        """Watch one that has just started, by this thread."""
+        with suppress(OSError):
+            # Nobody else waits for its answers here, so that they need no limit.
+            known = name_of_guest(Path(f"/proc/{pid}/cmdline").read_bytes())
+            vm = self._take_up(_key(pid), program, known, exec_ns)
+            if vm is not None:
+                vm.work()
+
+    def _take_up(
+        self, key: Key, program: str, known: str | None, exec_ns: int = 0
+    ) -> WatchedVm | None:
+        """One that is to be watched, and was not yet; by whom is its caller's to say.
+
+        Args:
+            known: its name; None where that was not told.
+        """
+        guest = known or UNNAMED
         with self._lock:
-            if key not in self._vms and key not in self._unwanted:
-                pid, started = key
-                probes = None
-                known = _name(pid)
-                guest = known or UNNAMED
-                # One that does not even tell its name may be the one that hangs.
-                if known is not None and not self._is_wanted(guest):
-                    self._unwanted.add(key)
-                    return
-                if self.probes is not None:
-                    timed = self.probes.sums is not None and self.probes.sums.wants(guest)
-                    probes = VmProbes(self.probes, f"{pid}:{started}", exec_ns, timed=timed)
-                name = self._unique(guest)
-                self._vms[key] = WatchedVm(pid, name, program, self._every_s, probes)
+            if (there := self._vms.get(key)) is not None:
+                # Found in the moment of its exec.
+                if there.probes is not None and exec_ns:
+                    there.probes.exec_ns = exec_ns
+                return None
+            # One that does not even tell its name may be the one that hangs.
+            if known is not None and not self._is_wanted(guest):
+                self._unwanted.add(key)
+                return None
+            pid, started = key
+            probes = None
+            if self.probes is not None:
+                timed = self.probes.sums is not None and self.probes.sums.wants(guest)
+                probes = VmProbes(self.probes, f"{pid}:{started}", exec_ns, timed=timed)
+            vm = WatchedVm(pid, self._unique(guest), program, self._every_s, probes)
+            self._vms[key] = vm
+            return vm
 
     def _is_wanted(self, guest: str) -> bool:
         return not self._names or any(fnmatchcase(guest, glob) for glob in self._names)

@@ -12,7 +12,7 @@ from typing import Any
 
 # The recorder's arguments have the looker's: a qtrace that was upgraded under a running one is not
 # understood by guess.
-VERSION = 2
+VERSION = 3
 HIT, LAST_HIT, LAST_STEP = b"H", b"E", b"S"
 LONGEST = 1 << 17
 # SCM_MAX_FD of linux/net/scm.h.

@@ -142,7 +142,7 @@ class Recorder:
         self._begin(json.loads(first), fds)
         poller = select.poll()
         poller.register(self._end, select.POLLIN)
-        for fd in fds[: len(self._rings)]:
+        for fd in fds:
             poller.register(fd, select.POLLIN)
         due = time.monotonic()
         while True:
@@ -156,8 +156,6 @@ class Recorder:
                 self._report()
 
     def _begin(self, message: dict[str, Any], fds: list[int]) -> None:
-        """Ring buffers come first, then what only has to stay open."""
-        self._kept = fds
         self._span_ns = message["last_ns"]
         for (name, size), fd in zip(message["rings"].items(), fds, strict=False):
             self._rings[name] = RecordRing(fd, size // PAGE)
@@ -201,11 +199,6 @@ class Recorder:
         self.closing.close(vm.links)
 
     def _read(self) -> None:
-        for record in self._rings["execs"].take(READ_BYTES)[0]:
-            at = self._layouts["execs"]
-            name = _text(record, at["comm"])
-            pid, time_ns = _number(record, at["tgid"]), _number(record, at["time_ns"])
-            self._tell({"what": "exec", "pid": pid, "name": name, "time_ns": time_ns})
         for record in self._rings["events"].take(READ_BYTES)[0]:
             self._hit(record)
         while True:

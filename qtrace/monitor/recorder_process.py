@@ -22,7 +22,6 @@ class RecorderProcess:
     Args:
         rings: by name, a ring buffer's descriptor and its size in bytes.
         layouts: of their records.
-        kept: descriptors that it only keeps open.
         last_ns: for how long it keeps the events of each QEMU; 0: not at all.
         take: is told its messages, in a thread of ours.
         take_record: and records, behind the letter that says of which.
@@ -32,7 +31,6 @@ class RecorderProcess:
         self,
         rings: Mapping[str, tuple[int, int]],
         layouts: Mapping[str, Any],
-        kept: Sequence[int],
         last_ns: int,
         take: Callable[[dict[str, Any]], None],
         take_record: Callable[[bytes, bytes], None],
@@ -51,7 +49,7 @@ class RecorderProcess:
         sizes = {name: size for name, (_fd, size) in rings.items()}
         fds = [fd for fd, _size in rings.values()]
         about = {"rings": sizes, "layouts": dict(layouts), "last_ns": last_ns}
-        self.send(about, [*fds, *kept])
+        self.send(about, fds)
         threading.Thread(target=self._read, daemon=True, name="recorder").start()
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:

@@ -47,6 +47,7 @@ class VmProbes:
         timed: whether its bottom halves are.
 
     Attributes:
+        exec_ns: it may be told later.
         untimed: why they are not although they are to be, empty where they are.
         status: how the process has ended; None while it is there.
         unarmed: why it is not, empty where it is or was not tried yet.
@@ -60,7 +61,7 @@ class VmProbes:
         self._timed, self._timed_places = timed, 0
         self.untimed = ""
         self._key = key
-        self._exec_ns = exec_ns
+        self.exec_ns = exec_ns
         self._pid = 0
         self._armed: Armed | None = None
         self._tried = -AGAIN_S
@@ -123,12 +124,11 @@ class VmProbes:
 
     def begin(self, qemu: LiveQemu) -> None:
         """Learn what its hits need; of one that has just started, once it has event loops."""
-        if self._exec_ns:
-            code = qemu.binary.elf.code[0].vaddr + qemu.bias
-            with suppress(QtraceError):
-                qemu.contexts.wait(CONTEXTS_WAIT_S, lambda: not qemu.memory.read(code, 1))
-            # Its libraries came meanwhile.
-            qemu.space.refresh()
+        code = qemu.binary.elf.code[0].vaddr + qemu.bias
+        with suppress(QtraceError):
+            qemu.contexts.wait(CONTEXTS_WAIT_S, lambda: not qemu.memory.read(code, 1))
+        # Its libraries may have come meanwhile.
+        qemu.space.refresh()
         self._qemu = qemu
         commands = Commands(qemu.binary, qemu.memory)
         commands.begin()
@@ -200,7 +200,7 @@ class VmProbes:
         made_of = (state, armed, self._counts, self._commands, self._ran)
         if self._shown and not self._timed and all(map(is_, self._shown[0], made_of)):
             return self._shown[1]
-        since_s = (armed.at_ns - self._exec_ns) / 1e9 if armed and self._exec_ns else 0.0
+        since_s = (armed.at_ns - self.exec_ns) / 1e9 if armed and self.exec_ns else 0.0
         shown = replace(
             state,
             probes=len(armed.sites) + self._timed_places if armed else 0,

@@ -41,7 +41,7 @@ CALM_S, CALM_PACES = 3.0, 3
 
 
 class WatchedVm:
-    """Begins at once; ``state`` is what is known.
+    """From ``begin()``, or in ``work()``, on it is looked at; ``state`` is what is known.
 
     Attributes:
         end: how the process ends; None where it had ended before.
@@ -72,7 +72,10 @@ class WatchedVm:
         self._wake = threading.Event()
         if probes is not None:
             probes.wake = self._wake.set
-        threading.Thread(target=self._work, daemon=True, name=f"vm-{pid}").start()
+
+    def begin(self) -> None:
+        """Do its work in a thread of its own."""
+        threading.Thread(target=self.work, daemon=True, name=f"vm-{self.pid}").start()
 
     @property
     def ended(self) -> bool:
@@ -105,7 +108,8 @@ class WatchedVm:
         if self.probes is not None:
             self.probes.close()
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Arm it, and look at it until it ends."""
         try:
             name_thread(f"vm-{self.pid}")
             self._wait = Wait(threading.get_native_id())

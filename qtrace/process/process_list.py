@@ -94,8 +94,12 @@ def _program(pid: int) -> str:
 
 def guest_name(pid: int) -> str:
     """The guest's name (-name), empty when it has none. Raises OSError, NoAnswer."""
-    arguments = ask(Path(f"/proc/{pid}/cmdline").read_bytes, PATIENCE_S).split(b"\0")
-    return name_among(arguments)
+    return name_of_guest(ask(Path(f"/proc/{pid}/cmdline").read_bytes, PATIENCE_S))
+
+
+def name_of_guest(command_line: bytes) -> str:
+    """The same, of /proc/PID/cmdline."""
+    return name_among(command_line.split(b"\0"))
 
 
 def find_guest(name: str) -> int:

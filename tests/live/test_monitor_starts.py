@@ -15,7 +15,7 @@ import pytest
 
 from qtrace.host.bpf_syscall import attach_raw_tracepoint
 from qtrace.lab.guest import find_qemu
-from qtrace.monitor.host_probes import EXEC
+from qtrace.monitor.exec_notices import EXEC
 from qtrace.record.ebpf.bpf_program import load_exec
 from qtrace.record.ebpf.record_ring import RecordRing
 from tests.limits import TIMEOUT_S
