@@ -19,6 +19,8 @@ ARCHITECTURE = "i386:x86-64"
 # In every QEMU program's dynamic symbols, or else in its debug info.
 PROOF = "aio_poll"
 BUILD_ID = ".note.gnu.build-id"
+# Read-only once the dynamic linker is done (PT_GNU_RELRO).
+SETTLED = (".data.rel.ro", ".got", ".dynamic")
 
 
 class GdbMemory:
@@ -73,6 +75,11 @@ class GdbProgram:
         code = [parse_att(int(str(i["addr"])), int(str(i["length"])), str(i["asm"])) for i in found]
         bad = next((n for n, i in enumerate(code) if i.mnemonic == "(bad)"), len(code))
         return code[:bad]
+
+    def is_variable(self, address: int) -> bool:
+        """Not what the dynamic linker fills in."""
+        settled = (self.sections().get(name, (0, 0)) for name in SETTLED)
+        return not any(begin <= address < end for begin, end in settled)
 
     def sections(self) -> dict[str, tuple[int, int]]:
         """Start and end of the program's own sections (not the libraries'), by name."""

@@ -176,6 +176,16 @@ class Elf:
     def is_code(self, vaddr: int) -> bool:
         return any(0 <= vaddr - s.vaddr < s.filesz for s in self.code)
 
+    def is_settled(self, vaddr: int) -> bool:
+        """Whether nothing is written there once the dynamic linker is done."""
+        return any(0 <= vaddr - begin < size for begin, size in self._relro or ())
+
+    @cached_property
+    @absent_when_damaged
+    def _relro(self) -> list[tuple[int, int]]:
+        headers = self._program_headers("PT_GNU_RELRO")
+        return [(header["p_vaddr"], header["p_memsz"]) for header in headers]
+
     def c_string(self, vaddr: int, limit: int = 256) -> str | None:
         """The C string at a link-time address, None when there is no printable one."""
         raw = self.read(vaddr, limit).split(b"\0", 1)

@@ -48,6 +48,10 @@ class ModuleDisassembly:
 
         return [step for i in shown for step in steps(i, self._read)]
 
+    def is_variable(self, address: int) -> bool:
+        """Not what is read-only once the program is linked (PT_GNU_RELRO)."""
+        return not self._module.elf.is_settled(address - self._module.bias)
+
     def _read(self, address: int, size: int) -> bytes:
         return self._module.elf.read(address - self._module.bias, size)
 

@@ -68,9 +68,14 @@ def _pieces(instruction: capstone.CsInsn, read: Read) -> list[Piece]:
     if word in ("adr", "adrp"):
         return [("lea", (shown[0], Operand(place=Place("", operands[1].imm))))]
     if word in ("add", "sub") and len(operands) == 3 and operands[2].type == arm64.ARM64_OP_IMM:
+        if word == "add" and operands[2].shift.type == arm64.ARM64_SFT_LSL:
+            # The upper part of a distance: no place of its own.
+            return _sum(shown[0], shown[1], shown[2])
         distance = added(operands[2]) * (1 if word == "add" else -1)
         place = Place(_name(instruction, operands[1]), distance)
         return [("lea", (shown[0], Operand(place=place)))]
+    if word == "add" and len(operands) == 3 and _are_whole(instruction):
+        return _sum(*shown)
     if word in ("mov", "movz"):
         return [("mov", (shown[0], _stored(instruction, operands[1])))]
     if word == "cmp" and len(operands) == 2:
@@ -80,6 +85,21 @@ def _pieces(instruction: capstone.CsInsn, read: Read) -> list[Piece]:
         if name:
             return [("mov", (shown[0], Operand(register=Register(name, 8))))]
     return [("other", tuple(shown[:1]))]
+
+
+def _are_whole(instruction: capstone.CsInsn) -> bool:
+    """Whether an addition takes its registers as they are: all 64 bits, and not shifted."""
+    last = instruction.operands[2]
+    names = (str(instruction.reg_name(operand.reg))[:1] for operand in instruction.operands)
+    plain = last.shift.type == arm64.ARM64_SFT_INVALID and last.ext == arm64.ARM64_EXT_INVALID
+    return last.type == arm64.ARM64_OP_REG and plain and all(name == "x" for name in names)
+
+
+def _sum(target: Operand, one: Operand, other: Operand) -> list[Piece]:
+    if target == other:
+        one, other = other, one
+    moved: list[Piece] = [] if target == one else [("mov", (target, one))]
+    return [*moved, ("add", (target, other))]
 
 
 def _branch(instruction: capstone.CsInsn) -> list[Piece]:

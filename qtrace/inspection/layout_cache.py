@@ -13,7 +13,7 @@ from qtrace.qemu.aio.layout import Layout
 from qtrace.qemu.block.block_layout import BlockLayout
 
 # Raised whenever what calibration finds, or means, changes.
-VERSION = 3
+VERSION = 4
 
 L = TypeVar("L", Layout, BlockLayout)
 

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ from qtrace.machine.memory import PAGE
 from qtrace.machine.syscalls import GENERIC_NAMES
 from qtrace.process.hit import QEMUBH_BYTES
 from qtrace.qemu.aio.calibration import calibrate
+from qtrace.qemu.aio.flow import follow
 from qtrace.qemu.aio.layout import Layout
+from qtrace.qemu.block import block_calibration
+from qtrace.qemu.block.block_layout import ADDRESSES
 from qtrace.record.ebpf.bpf_compiler import LOAD_WORD, compile_image
 from qtrace.record.ebpf.bpf_image import INSTRUCTION
 from qtrace.record.ebpf.record_ring import RecordRing
@@ -58,6 +62,21 @@ FACTS = {
 }  # fmt: skip
 # Of both builds, by the version that they were taken from.
 VERSIONS = {"arm64": b"7.2.22", "arm64-signed": b"10.0.13"}
+# The builds of the same versions for x86-64, and how much farther behind things lie that have
+# mutexes before them (in a ThrottleGroup the name lies before the state, the mutex between).
+X86_64_OF = {"arm64": "installed", "arm64-signed": "stable"}
+BEHIND_MUTEXES = {
+    "arm64": {
+        "node_in_flight": 8, "node_quiesced": 8, "node_requests": 8, "backend_in_flight": 8,
+        "backend_iostatus": 8, "group_name": -8, "job_pause_count": 8, "job_user_paused": 8,
+        "job_cancelled": 8, "job_nodes": 16, "migration_state": 24,
+    },
+    "arm64-signed": {
+        "node_in_flight": 8, "node_quiesced": 8, "node_requests": 16, "backend_in_flight": 16,
+        "backend_iostatus": 8, "group_name": -8, "job_pause_count": 8, "job_user_paused": 8,
+        "job_cancelled": 8, "job_nodes": 16, "migration_state": 24, "context_graph": 8,
+    },
+}  # fmt: skip
 
 
 def program(name: str) -> Path:
@@ -98,6 +117,42 @@ def test_every_fact_of_event_loops_is_found(name: str) -> None:
     assert layout.missing() == []
     if elf.data.find(VERSIONS[name]) >= 0:
         assert layout == FACTS[name]
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_block_layer_lies_where_that_of_x86_64_does_but_for_mutexes(name: str) -> None:
+    """Of the very version, where it is here. What has no mutex before it lies at the same place."""
+    elf, other = Elf(program(name)), Elf(twin_of(name))
+    ours = block_calibration.calibrate(ModuleDisassembly(Module(elf, 0)))
+    theirs = block_calibration.calibrate(ModuleDisassembly(Module(other, 0)))
+    assert ours.missing() == []
+    if VERSIONS[name] not in elf.data[:] or VERSIONS[name] not in other.data[:]:
+        pytest.skip("not the versions that were compared")
+    moved = {
+        field.name: getattr(ours, field.name) - getattr(theirs, field.name)
+        for field in fields(ours)
+        if getattr(ours, field.name) is not None and field.name not in ADDRESSES
+    }
+    assert {name: by for name, by in moved.items() if by} == BEHIND_MUTEXES[name]
+
+
+def twin_of(name: str) -> Path:
+    found = build(X86_64_OF[name])
+    return found.files / found.system
+
+
+@pytest.mark.builds
+def test_the_tables_that_the_linker_fills_in_are_no_variables() -> None:
+    """Code reaches a variable that another file may have through the global offset table."""
+    code = ModuleDisassembly(Module(Elf(program("arm64")), 0x10000))
+    layout = block_calibration.calibrate(code)
+    # The stack's guard comes first.
+    loads = [step.address(1) for step in follow(code, "bdrv_drain_all_end_quiesce", 8)]
+    table = next(place.offset for place in loads if place is not None and place.root is None)
+    assert not code.is_variable(table)
+    assert layout.nodes is not None
+    assert code.is_variable(layout.nodes)
 
 
 @pytest.mark.builds

@@ -137,7 +137,6 @@ def _inspect_core(core: Path, exe: Path | None, sysroot: Path | None, output_for
     from qtrace.inspection.qemu import Qemu
     from qtrace.inspection.request_look import Requests
     from qtrace.inspection.request_proof import shown_by
-    from qtrace.machine.arch_x86_64 import X86_64
     from qtrace.process.core_file import CoreFile
     from qtrace.process.core_source import CoreSource
     from qtrace.qemu.aio.findings import explain
@@ -149,12 +148,6 @@ def _inspect_core(core: Path, exe: Path | None, sysroot: Path | None, output_for
         stderr().print(f"warning: {core} is truncated: {file.truncated}")
     if not source.checked:
         stderr().print(f"warning: {core} has no build id to compare with the executable's")
-    if file.architecture is not X86_64:
-        stderr().print(
-            f"note: a core of an {file.architecture.name} host: event loops, threads and "
-            "coroutines are read, block nodes and requests of x86-64 hosts alone",
-            soft_wrap=True,
-        )
     looker = Looker(Qemu(source))
     look = looker.look()
     findings, reasons = explain(look), unclear_in_core(look)

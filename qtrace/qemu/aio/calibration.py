@@ -20,9 +20,11 @@ from qtrace.qemu.aio.flow import (
     Step,
     Value,
     argument,
+    compared,
     follow,
     follow_from,
     loaded,
+    steps_on,
 )
 from qtrace.qemu.aio.instructions import Disassembly, Instruction
 from qtrace.qemu.aio.layout import Layout
@@ -115,7 +117,7 @@ def _handlers(program: Disassembly) -> dict[str, int]:
     found: dict[str, int] = {}
     node = None
     for step in steps:
-        place = _compared(step)
+        place = compared(step)
         if place is not None and node is None:
             # The first member is the fd; the first node comes from the list's head.
             head = place.loaded_from
@@ -124,7 +126,7 @@ def _handlers(program: Disassembly) -> dict[str, int]:
                 found["ctx_aio_handlers"] = head.offset
         elif place is not None and node is not None and place.root == node.root and place.offset:
             found.setdefault("handler_deleted", place.offset)
-        elif node is not None and _is_step_on(step):
+        elif node is not None and steps_on(step):
             following = _source(step)
             if following is not None and following.root == node.root:
                 found.setdefault("handler_next", following.offset)
@@ -188,7 +190,7 @@ def _coroutines(program: Disassembly) -> dict[str, int]:
     found = {}
     for fact, symbol in (("co_ctx", "aio_co_wake"), ("co_caller", "qemu_coroutine_entered")):
         for step in follow(program, symbol, NEXT):
-            place = _source(step) or _compared(step)
+            place = _source(step) or compared(step)
             if place is not None and place.root == Argument(0):
                 found[fact] = place.offset
                 break
@@ -246,7 +248,7 @@ def _jobs(program: Disassembly) -> dict[str, int]:
         elif place is not None and place.root == Argument(0):
             found.setdefault("job_next", place.offset)
     for step in follow(program, "job_start", NEAR):
-        member = _compared(step)
+        member = compared(step)
         if member is not None and member.root == Argument(0):
             found["job_co"] = member.offset
             break
@@ -306,7 +308,7 @@ def _rcu(program: Disassembly) -> dict[str, int]:
                 found["rcu_reader_tls"] = reader.offset
             break
     for step in follow(program, "rcu_register_thread", NEXT):
-        place = _compared(step)
+        place = compared(step)
         if place is not None and place.root == THREAD:
             found.setdefault("rcu_reader_tls", place.offset)
     for step in follow(program, "synchronize_rcu", FAR):
@@ -338,21 +340,6 @@ def _writes(instruction: Instruction, register: str) -> bool:
         instruction.mnemonic in ("mov", "lea", "xor", "add", "sub", "and", "or", "other")
         and instruction.register(0) == register
     )
-
-
-def _is_step_on(step: Step) -> bool:
-    """Whether a register is loaded from what it points to: the way along a list."""
-    place = step.instruction.place(1)
-    return place is not None and place.base != "" and place.base == step.instruction.register(0)
-
-
-def _compared(step: Step) -> Value | None:
-    """Where that lies which a comparison is about: in memory, or loaded before."""
-    if step.instruction.mnemonic != "cmp":
-        return None
-    values = [value for value in (step.value(0), step.value(1)) if value is not None]
-    places = (step.address(0), step.address(1), *(value.loaded_from for value in values))
-    return next((place for place in places if place is not None), None)
 
 
 def _source(step: Step) -> Value | None:

@@ -141,6 +141,21 @@ class Step:
         return None if base is None else base.plus(place.offset)
 
 
+def compared(step: Step) -> Value | None:
+    """Where that lies which a comparison is about: in memory, or loaded before."""
+    if step.instruction.mnemonic != "cmp":
+        return None
+    values = [value for value in (step.value(0), step.value(1)) if value is not None]
+    places = (step.address(0), step.address(1), *(value.loaded_from for value in values))
+    return next((place for place in places if place is not None), None)
+
+
+def steps_on(step: Step) -> bool:
+    """Whether a register is loaded from what it points to: the way along a list."""
+    place = step.instruction.place(1)
+    return place is not None and place.base != "" and place.base == step.instruction.register(0)
+
+
 def follow(program: Disassembly, symbol: str, count: int) -> list[Step]:
     """The steps of a function, in the order of some path through it; empty without the symbol.
 
@@ -228,7 +243,7 @@ def _after(step: Step, machine: Architecture) -> tuple[dict[str, Value], dict[in
         mnemonic == "xchg" and instruction.operands[:1] == instruction.operands[1:]
     ):
         return registers, stack
-    result = _result(step)
+    result = result_of(step)
     target = instruction.operands[0].register if instruction.operands else None
     address = step.address(0)
     if target is not None:
@@ -243,7 +258,7 @@ def _after(step: Step, machine: Architecture) -> tuple[dict[str, Value], dict[in
     return registers, stack
 
 
-def _result(step: Step) -> Value | None:
+def result_of(step: Step) -> Value | None:
     """What an instruction leaves in its first operand, None where that is not known."""
     instruction = step.instruction
     value = step.value(1)
@@ -251,11 +266,13 @@ def _result(step: Step) -> Value | None:
         return value
     if instruction.mnemonic == "lea":
         return step.address(1)
-    if instruction.mnemonic in ("add", "sub") and value is not None and value.root is None:
-        before = step.value(0)
+    before = step.value(0)
+    if instruction.mnemonic not in ("add", "sub") or value is None or before is None:
+        return None
+    if value.root is None:
         sign = 1 if instruction.mnemonic == "add" else -1
-        return None if before is None else before.plus(sign * value.offset)
-    return None
+        return before.plus(sign * value.offset)
+    return value.plus(before.offset) if instruction.mnemonic == "add" and before.root is None else None
 
 
 def _slot(address: Value) -> int | None:

@@ -106,6 +106,10 @@ class Disassembly(Protocol):
     def instructions(self, address: int, count: int) -> list[Instruction]:
         """Up to ``count`` instructions in a row; fewer where the bytes are no code."""
 
+    def is_variable(self, address: int) -> bool:
+        """Whether the program itself may write there: not so what the dynamic linker fills in, as
+        the global offset table, through which code reaches what another file may have."""
+
 
 _WORDS = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
 _REGISTERS = {

@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from qtrace.machine.arch_x86_64 import X86_64
-from qtrace.qemu.aio.flow import Argument, Loaded, Root, Step, Value, follow
+from qtrace.qemu.aio.flow import (
+    Argument,
+    Loaded,
+    Root,
+    Step,
+    Value,
+    compared,
+    follow,
+    result_of,
+    steps_on,
+)
 from qtrace.qemu.aio.instructions import Disassembly
 from qtrace.qemu.block.block_layout import BlockLayout
 
@@ -21,10 +30,9 @@ REQUEST_NEXT, REQUEST_CO = 0x30, 0x40
 
 
 def calibrate(program: Disassembly) -> BlockLayout:
-    """Read every fact that the program's code shows; none of other processors' than x86-64, of
-    which what is known here of compilers' habits is not true."""
+    """Read every fact that the program's code shows."""
     found: dict[str, int] = {}
-    for part in _PARTS if program.architecture is X86_64 else ():
+    for part in _PARTS:
         found.update(part(program))
     has_graph_lock = program.address("bdrv_graph_wrlock") is not None
     return BlockLayout(has_graph_lock=has_graph_lock, **found)
@@ -36,20 +44,29 @@ def _members(steps: Iterable[Step], root: Root, mnemonics: tuple[str, ...] = ())
     for step in steps:
         if mnemonics and step.instruction.mnemonic not in mnemonics:
             continue
-        place = step.address(0) or step.address(1)
+        place = _reached(step)
         if place is not None and place.root == root:
             found.append(place.offset)
     return found
 
 
-def _variables(steps: Iterable[Step]) -> list[int]:
+def _reached(step: Step) -> Value | None:
+    """Where an instruction's operand in memory lies; or what it makes of a pointer and a register,
+    as where offsets are too long for an instruction (aarch64)."""
+    if step.instruction.mnemonic == "add" and step.instruction.register(1):
+        return result_of(step)
+    return step.address(0) or step.address(1)
+
+
+def _variables(program: Disassembly, steps: Iterable[Step]) -> list[int]:
     """The static variables that the code loads or compares, in its order."""
     found = []
     for step in steps:
-        operands = step.instruction.operands
-        for operand in operands:
-            if operand.place and operand.place.absolute and step.instruction.mnemonic != "lea":
-                found.append(operand.place.absolute)
+        for place in (step.address(0), step.address(1)):
+            if place is None or place.root is not None or step.instruction.mnemonic == "lea":
+                continue
+            if program.is_variable(place.offset):
+                found.append(place.offset)
     return found
 
 
@@ -70,7 +87,7 @@ def _list(program: Disassembly, symbol: str, head: str, follow_fact: str) -> dic
     """``next(element)``: the list's head where there is none, else what follows it."""
     steps = follow(program, symbol, SHORT)
     found = _named(follow_fact, _members(steps, ARGUMENT))
-    return {**found, **_named(head, _variables(steps))}
+    return {**found, **_named(head, _variables(program, steps))}
 
 
 def _nodes(program: Disassembly) -> dict[str, int]:
@@ -95,7 +112,7 @@ def _filename(program: Disassembly) -> dict[str, int]:
     """``char filename[PATH_MAX]; char backing_file[PATH_MAX]``: functions name the second."""
     for symbol in ("bdrv_get_backing_filename", "bdrv_get_full_backing_filename",
                    "bdrv_co_change_backing_file", "bdrv_change_backing_file"):  # fmt: skip
-        for offset in _members(follow(program, symbol, LONG), ARGUMENT, ("lea",)):
+        for offset in _members(follow(program, symbol, LONG), ARGUMENT, ("lea", "add")):
             if 0x1000 < offset < 0x1100:
                 return {"node_filename": offset - 0x1000}
     return {}
@@ -107,7 +124,7 @@ def _children(program: Disassembly) -> dict[str, int]:
     found = _named("node_children", _members(steps, ARGUMENT))
     if found:
         child = Loaded(Value(ARGUMENT, found["node_children"]))
-        found |= _named("child_next", _members(steps, child, ("mov",)))
+        found |= _named("child_next", _members(filter(steps_on, steps), child))
     return found
 
 
@@ -115,8 +132,8 @@ def _requests(program: Disassembly) -> dict[str, int]:
     """bdrv_co_get_self_request() looks for the coroutine among the node's requests."""
     steps = follow(program, "bdrv_co_get_self_request", LONG)
     for step in steps:
-        place = step.address(0) or step.address(1)
-        if step.instruction.mnemonic != "cmp" or place is None:
+        place = compared(step)
+        if place is None:
             continue
         head = place.root.address if isinstance(place.root, Loaded) else None
         if head is None or head.root != ARGUMENT:
@@ -160,7 +177,7 @@ def _throttling(program: Disassembly) -> dict[str, int]:
 def _exports(program: Disassembly) -> dict[str, int]:
     """blk_exp_find(id) compares the id of one export after the other."""
     steps = follow(program, "blk_exp_find", LONG)
-    heads = _variables(steps)
+    heads = _variables(program, steps)
     if not heads:
         return {}
     export = Loaded(Value(None, heads[0]))
@@ -170,9 +187,7 @@ def _exports(program: Disassembly) -> dict[str, int]:
         place = step.address(1)
         if place is None or place.root != export:
             continue
-        operand = step.instruction.place(1)
-        same = operand is not None and operand.base == step.instruction.register(0)
-        (following if same else ids).append(place.offset)
+        (following if steps_on(step) else ids).append(place.offset)
     if not following or not ids:
         return {}
     # `BlockBackend *blk` stands before the list's entry (include/block/export.h).
@@ -187,10 +202,9 @@ def _exports(program: Disassembly) -> dict[str, int]:
 def _mutexes(program: Disassembly) -> dict[str, int]:
     """qemu_co_mutex_unlock() asserts that the holder is who unlocks."""
     for step in follow(program, "qemu_co_mutex_unlock", LONG):
-        place = step.address(0) or step.address(1)
-        compares = step.instruction.mnemonic == "cmp" and place is not None
+        place = compared(step)
         # The number of those who lock comes first, and is compared with 0.
-        if compares and place is not None and place.root == ARGUMENT and place.offset:
+        if place is not None and place.root == ARGUMENT and place.offset:
             return {"mutex_holder": place.offset}
     return {}
 
@@ -208,13 +222,17 @@ def _jobs(program: Disassembly) -> dict[str, int]:
 def _graph_lock(program: Disassembly) -> dict[str, int]:
     """bdrv_graph_wrlock() asserts that there is no writer, unregister_aiocontext(ctx) takes the
     readers of a context off."""
-    found = _named("graph_writer", _variables(follow(program, "bdrv_graph_wrlock", LONG)))
+    steps = follow(program, "bdrv_graph_wrlock", LONG)
+    found = _named("graph_writer", _variables(program, steps))
     return found | _first_member(program, "context_graph", "unregister_aiocontext")
 
 
 def _states(program: Disassembly) -> dict[str, int]:
-    found = _named("run_state", _variables(follow(program, "runstate_is_running", SHORT)[:4]))
-    found |= _named("migration", _variables(follow(program, "migrate_get_current", SHORT)))
+    found: dict[str, int] = {}
+    for fact, symbol, count in (
+        ("run_state", "runstate_is_running", 4), ("migration", "migrate_get_current", SHORT),
+    ):  # fmt: skip
+        found |= _named(fact, _variables(program, follow(program, symbol, SHORT)[:count]))
     if "migration" in found:
         roots = (ARGUMENT, Loaded(Value(None, found["migration"])))
         for symbol in ("migration_is_running", "migration_is_active", "migration_is_idle"):

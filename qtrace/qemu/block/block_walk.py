@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.machine.architecture import Architecture
 from qtrace.machine.memory import Memory, Pages
 from qtrace.qemu.aio.awake import Awake
@@ -132,14 +131,8 @@ class BlockReader:
             jobs={job: fact for job, fact in facts.items() if fact is not None},
             graph=one(partial(reader.graph_lock, contexts)),
             torn=tuple(torn),
-            missing=self._told(missing),
+            missing=tuple(sorted(missing)),
         )
-
-    def _told(self, missing: set[str]) -> tuple[str, ...]:
-        """The facts that are not known, in words where that is all of them."""
-        if self._source.architecture is not X86_64:
-            return ("the block layer, which is read in x86-64 code alone",)
-        return tuple(sorted(missing))
 
     def _requests(
         self, nodes: Iterable[Node], torn: list[str], missing: set[str]

@@ -13,10 +13,11 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tests.builds import ROOT, Build
 from tests.limits import TIMEOUT_S
@@ -24,6 +25,10 @@ from tests.limits import TIMEOUT_S
 EMULATOR = ROOT / ".cache/qemu-user/usr/bin/qemu-aarch64"
 GDB = ROOT / ".cache/gdb-multiarch/usr/bin/gdb-multiarch"
 STOPS_AT, COMMAND = "qmp_query_status", "query-status"
+# The emulator does not say which pages of a file's mapping were written, so that gdb leaves them
+# out unless whole mappings of files are asked for (core(5)); the kernel's cores have these pages.
+# All of it is read through gdb's protocol: one heap, and small stacks.
+STARTER = 'echo 0x37 >/proc/self/coredump_filter; ulimit -s 2048; MALLOC_ARENA_MAX=1 exec "$@"'
 # Of a thread's notes: a name of 5 bytes, so many of data, the type.
 PRSTATUS = struct.pack("<3I", 5, 0x188, 1) + b"CORE\0\0\0\0"
 SIGINFO = struct.pack("<3I", 5, 0x80, 0x53494749) + b"CORE\0\0\0\0"
@@ -45,20 +50,28 @@ def absent() -> str:
     return f"{missing[0].name} is not here: make qemus" if missing else ""
 
 
-def take_core(build: Build, cpu: str, folder: Path) -> Taken:
+def take_core(
+    build: Build,
+    cpu: str,
+    folder: Path,
+    options: Sequence[str] = (),
+    commands: Sequence[dict[str, object]] = (),
+) -> Taken:
     """Run a QEMU without a guest until it carries out a command.
 
     Args:
         cpu: ``max`` signs return addresses, where the program's code asks for it.
+        options: more for its command line.
+        commands: what it is told before; each must succeed.
     """
     root = build.files.parents[1]
     program = build.files / build.system
     debugged, monitor, core = folder / "gdb.sock", folder / "qmp.sock", folder / f"core.{cpu}"
     command = [
-        EMULATOR, "-L", root, "-cpu", cpu, "-g", debugged, program, "-M", "none",
-        "-accel", "tcg,tb-size=8", "-nodefaults", "-display", "none", "-S",
+        "/bin/sh", "-c", STARTER, "sh", EMULATOR, "-L", root, "-cpu", cpu, "-g", debugged, program,
+        "-M", "none", "-accel", "tcg,tb-size=8", "-nodefaults", "-display", "none", "-S",
         "-L", root / "usr/share/qemu", "-object", "iothread,id=io0",
-        "-qmp", f"unix:{monitor},server=on,wait=off",
+        "-qmp", f"unix:{monitor},server=on,wait=off", *options,
     ]  # fmt: skip
     with running(command, folder / "qemu.log"):
         wait_for(debugged)
@@ -71,7 +84,7 @@ def take_core(build: Build, cpu: str, folder: Path) -> Taken:
         gdb = [GDB, "-nx", "-batch", *(word for order in orders for word in ("-ex", order))]
         said = folder / "gdb.log"
         with running(gdb, said) as debugger:
-            ask(monitor)
+            ask(monitor, commands)
             debugger.wait(TIMEOUT_S)
     text = said.read_text()
     blocks = re.findall(
@@ -113,22 +126,27 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-def ask(monitor: Path) -> None:
-    """Send the command; nobody waits for its answer."""
+def ask(monitor: Path, commands: Sequence[dict[str, object]]) -> None:
+    """Send them, and the command at which it is stopped: nobody waits for the answer of that."""
     wait_for(monitor)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(TIMEOUT_S)
         client.connect(os.fspath(monitor))
         with client.makefile("rw") as lines:
-            for execute in (None, "qmp_capabilities", COMMAND):
-                if execute:
-                    lines.write(json.dumps({"execute": execute}) + "\n")
-                    lines.flush()
-                if execute != COMMAND:
-                    lines.readline()
+            lines.readline()
+            for command in ({"execute": "qmp_capabilities"}, *commands):
+                send(lines, command)
+                while "return" not in (answer := json.loads(lines.readline())):
+                    assert "error" not in answer, answer
+            send(lines, {"execute": COMMAND})
             # Until the program is gone: a client that leaves would be in the core.
             with suppress(ConnectionError):
                 lines.read()
+
+
+def send(lines: TextIO, command: dict[str, object]) -> None:
+    lines.write(json.dumps(command) + "\n")
+    lines.flush()
 
 
 def add_thread_pointers(core: Path, pointers: dict[int, int]) -> None:
