@@ -36,7 +36,7 @@ static __always_inline struct all_event *begin(struct pt_regs *regs)
         return 0;
     }
     event->time_ns = bpf_ktime_get_ns();
-    event->ip = regs->ip;
+    event->ip = PC(regs);
     event->tid = current_thread();
     return event;
 }
@@ -95,32 +95,30 @@ int enqueue(struct pt_regs *regs)
     if (!event)
         return 0;
     read_bottom_half(event, REGISTER(BH));
-    event->caller[0] = read_word(PLACE(CALLER));
+    event->caller[0] = CODE(read_word(PLACE(CALLER)));
     event->caller[1] = 0;
     u32 new_flags = NUMBER(NEW_FLAGS_ARE_KNOWN) ? REGISTER(NEW_FLAGS) : 0;
-    /* After cmpxchg succeeded, rax still holds what was there before. */
-    event->flags = (regs->ax & 0xffff) | new_flags << 16;
+    /* What was there before: cmpxchg leaves it in rax, aarch64's helpers in x0. */
+    event->flags = (RESULT(regs) & 0xffff) | new_flags << 16;
     event->stack = 0;
     sample(regs, event->time_ns);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
 
-#define ZERO_FLAG (1 << 6)
-
 /* aio_bh_call(bh), at its first instruction, or where it is inlined before the callback's call. */
 int run(struct pt_regs *regs)
 {
-    if (NUMBER(RUN_IF_EQUAL) && !(regs->flags & ZERO_FLAG))
+    if (NUMBER(RUN_IF_EQUAL) && !EQUAL(regs))
         return 0;
     struct all_event *event = begin(regs);
     if (!event)
         return 0;
     read_bottom_half(event, REGISTER(BH));
-    event->caller[0] = read_word(PLACE(POLL_CALLER));
-    event->caller[1] = read_word(PLACE(OUTER_CALLER));
+    event->caller[0] = CODE(read_word(PLACE(POLL_CALLER)));
+    event->caller[1] = CODE(read_word(PLACE(OUTER_CALLER)));
     event->flags = 0;
-    event->stack = regs->sp + NUMBER(RUN_DEPTH);
+    event->stack = SP(regs) + NUMBER(RUN_DEPTH);
     sample(regs, event->time_ns);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
@@ -136,12 +134,12 @@ int ended(struct pt_regs *regs)
     event->ctx = event->name = event->callback = event->opaque = 0;
     event->caller[0] = event->caller[1] = 0;
     event->flags = 0;
-    event->stack = regs->sp;
+    event->stack = SP(regs);
     bpf_ringbuf_submit(event, NO_WAKEUP);
     return 0;
 }
 
-/* A call to qemu_bh_cancel(bh), or behind the atomic AND in it. */
+/* A call to qemu_bh_cancel(bh), its beginning, or behind the atomic AND in it. */
 int cancel(struct pt_regs *regs)
 {
     struct all_event *event = begin(regs);
@@ -161,9 +159,9 @@ int co_schedule(struct pt_regs *regs)
     if (!event)
         return 0;
     event->bh = event->name = event->callback = 0;
-    event->ctx = regs->di;
-    event->opaque = regs->si;
-    event->caller[0] = read_word(regs->sp);
+    event->ctx = FIRST(regs);
+    event->opaque = SECOND(regs);
+    event->caller[0] = RETURNS_TO(regs);
     event->caller[1] = 0;
     event->flags = event->stack = 0;
     bpf_ringbuf_submit(event, NO_WAKEUP);

@@ -17,7 +17,7 @@ enum hole {
     BH_HAS_NAME, /* not before QEMU 6.1 */
     BH_IN_A_ROW, /* these four are its first words, in this order */
     RUN_IF_EQUAL, /* run() sits at a branch that skips the call, unless what was compared is equal */
-    RUN_DEPTH, /* from rsp where run() sits to the stack pointer of aio_bh_poll() */
+    RUN_DEPTH, /* from the stack pointer where run() sits to the stack pointer of aio_bh_poll() */
     CALLER, /* where the return address of an enqueuing function lies; see PLACE */
     CALLER_OFFSET,
     CALLER_IS_POINTED_TO,

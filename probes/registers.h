@@ -1,16 +1,21 @@
 /* What depends on the processor, in the order that qtrace/machine/arch_*.py have it: registers by
  * their DWARF numbers, the pc last; the candidates are those that a call keeps, then the first two
- * arguments. */
+ * arguments. RESULT is what a function returns, RETURNS_TO where one goes back to before it has
+ * changed a register, EQUAL what was compared last; CODE takes the signature off a return address. */
 #ifndef SP
 #if defined(__aarch64__) || defined(AS_AARCH64)
 
-/* struct user_pt_regs: x0 to x30, sp, pc. */
+/* struct user_pt_regs: x0 to x30, sp, pc, pstate. */
 #define GENERAL(regs, number) (((const u64 *)(regs))[number])
 #define SP(regs) GENERAL(regs, 31)
 #define PC(regs) GENERAL(regs, 32)
 #define FIRST(regs) GENERAL(regs, 0)
 #define SECOND(regs) GENERAL(regs, 1)
 #define FIFTH(regs) GENERAL(regs, 4)
+#define RESULT(regs) GENERAL(regs, 0)
+#define RETURNS_TO(regs) CODE(GENERAL(regs, 30))
+#define EQUAL(regs) (GENERAL(regs, 33) & 1 << 30) /* Z of pstate */
+#define CODE(address) ((address) & (1ULL << 48) - 1)
 #define REGISTERS 33
 #define CANDIDATES 13
 #define KEPT 19 /* and ten behind it */
@@ -34,6 +39,10 @@
 #define FIRST(regs) ((regs)->di)
 #define SECOND(regs) ((regs)->si)
 #define FIFTH(regs) ((regs)->r8)
+#define RESULT(regs) ((regs)->ax)
+#define RETURNS_TO(regs) read_word((regs)->sp)
+#define EQUAL(regs) ((regs)->flags & 1 << 6) /* ZF */
+#define CODE(address) (address)
 #define REGISTERS 17
 #define CANDIDATES 8
 

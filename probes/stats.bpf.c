@@ -8,7 +8,6 @@
 #include "losses.h"
 #include "thread.h"
 
-#define ZERO_FLAG (1 << 6)
 /* Powers of two of nanoseconds; user space reads as many as it tells, and the others together. */
 #define BUCKETS 32
 #define SHORTEST 10 /* the first: up to 1.024 us */
@@ -74,7 +73,7 @@ static __always_inline void add(u64 *buckets, u64 ns)
 int enqueue(struct pt_regs *regs)
 {
     u64 flag = NUMBER(SCHEDULED_FLAG);
-    if (regs->ax & flag)
+    if (RESULT(regs) & flag)
         return 0;
     if (NUMBER(NEW_FLAGS_ARE_KNOWN) && !(REGISTER(NEW_FLAGS) & flag))
         return 0;
@@ -87,7 +86,7 @@ int enqueue(struct pt_regs *regs)
 
 int run(struct pt_regs *regs)
 {
-    if (NUMBER(RUN_IF_EQUAL) && !(regs->flags & ZERO_FLAG))
+    if (NUMBER(RUN_IF_EQUAL) && !EQUAL(regs))
         return 0;
     u64 bh = REGISTER(BH), tgid = current_ids() >> 32;
     struct begun begun = {};
@@ -110,7 +109,7 @@ int run(struct pt_regs *regs)
             scheduled.delete(&waiting);
         }
     }
-    struct run_key key = {.sp = regs->sp + NUMBER(RUN_DEPTH), .tgid = tgid};
+    struct run_key key = {.sp = SP(regs) + NUMBER(RUN_DEPTH), .tgid = tgid};
     if (running.update(&key, &begun))
         count_lost(regs);
     return 0;
@@ -120,7 +119,7 @@ int run(struct pt_regs *regs)
 int ended(struct pt_regs *regs)
 {
     u64 now_ns = bpf_ktime_get_ns();
-    struct run_key key = {.sp = regs->sp, .tgid = current_ids() >> 32};
+    struct run_key key = {.sp = SP(regs), .tgid = current_ids() >> 32};
     struct begun *found = running.lookup(&key);
     if (!found)
         return 0;

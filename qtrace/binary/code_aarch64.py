@@ -73,6 +73,12 @@ class CodeAarch64:
         last = instruction.operands[-1] if instruction.operands else None
         return last.imm if last is not None and last.type == arm64.ARM64_OP_IMM else None
 
+    def copies(self, instruction: capstone.CsInsn) -> str:
+        if instruction.id != arm64.ARM64_INS_MOV:
+            return ""
+        names = [str(instruction.reg_name(operand.reg)) for operand in instruction.operands]
+        return names[1] if all(name == whole(name) for name in names) else ""
+
     def writes(self, instruction: capstone.CsInsn) -> set[str]:
         return {whole(str(instruction.reg_name(r))) for r in instruction.regs_access()[1]}
 

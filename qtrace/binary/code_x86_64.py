@@ -49,6 +49,12 @@ class CodeX86:
     def target(self, instruction: capstone.CsInsn) -> int | None:
         return direct_target(instruction)
 
+    def copies(self, instruction: capstone.CsInsn) -> str:
+        if instruction.id != x86.X86_INS_MOV:
+            return ""
+        source = instruction.operands[1]
+        return full_register(instruction, source.reg) if source.type == x86.X86_OP_REG else ""
+
     def writes(self, instruction: capstone.CsInsn) -> set[str]:
         return writes(instruction)
 

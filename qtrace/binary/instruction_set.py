@@ -7,6 +7,7 @@ own Python does not have.
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from functools import cache
 from typing import Protocol
 
@@ -43,7 +44,10 @@ class InstructionSet(Protocol):
     def target(self, instruction: capstone.CsInsn) -> int | None:
         """Where a direct call or jump goes, None for an indirect one."""
 
-    def writes(self, instruction: capstone.CsInsn) -> Collection[str]:
+    def copies(self, instruction: capstone.CsInsn) -> str:
+        """The register that it copies to another, and does nothing else; empty for any other."""
+
+    def writes(self, instruction: capstone.CsInsn) -> AbstractSet[str]:
         """The registers that it changes, named in it or not."""
 
     def after(self, instruction: capstone.CsInsn, before: State) -> State:

@@ -24,6 +24,7 @@ PAIRS = frozenset({"ldp", "stp"})
 NOTHING = frozenset({
     "nop", "bti", "paciasp", "autiasp", "hint", "xpaclri", "dmb", "prfm", "prfum", "isb", "yield",
 })  # fmt: skip
+_OPERATIONS = {0: "add", 1: "clr", 2: "eor", 3: "set", 8: "swp"}
 # Of a thread, for the user's own use.
 THREAD_REGISTERS = {arm64.ARM64_SYSREG_TPIDR_EL0: "tpidr_el0"}
 
@@ -152,23 +153,39 @@ def _moves(
 def _atomic(target: Operand, read: Read) -> list[Piece]:
     """What a call of one of the compiler's helpers does (-moutline-atomics): of these each looks
     which instructions the processor has, and the first that it may take tells."""
-    if target.immediate is None:
+    helper = None if target.immediate is None else atomic_helper(read(target.immediate.value, 20))
+    if helper is None:
         return []
-    code = read(target.immediate.value, 20)
+    if helper[0] == "cas":
+        # Expected, desired, where.
+        return [("cmpxchg", _exchanged("x2", "x1"))]
+    # Value, where.
+    return [("xchg" if helper[0] == "swp" else "atomic", _exchanged("x1", "x0"))]
+
+
+def atomic_helper(code: bytes) -> tuple[str, int] | None:
+    """What such a helper does, by its first 20 bytes, and to how many bytes of memory; None where
+    it is no helper. What memory held before is in x0 behind its call.
+
+    ``cas`` takes what is expected in x0, what is stored in x1 and the place in x2; the others
+    (``swp``, and for what is added, cleared, exclusively ORed and set ``add``, ``clr``, ``eor``,
+    ``set``) a value in x0 and the place in x1.
+    """
     words = [int.from_bytes(code[at : at + 4], "little") for at in range(0, len(code) - 3, 4)]
     if words[:1] == [0xD503245F]:
         # bti c
         words = words[1:]
     # adrp x16; ldrb w16, [x16, #x]; cbz w16, ...
     if len(words) < 4 or words[0] & 0x9F00001F != 0x90000010 or words[1] & 0xFFC003FF != 0x39400210:
-        return []
+        return None
+    size = 1 << (words[3] >> 30)
     if words[3] & 0x3FA07C00 == 0x08A07C00:
-        # cas: expected, desired, where
-        return [("cmpxchg", _exchanged("x2", "x1"))]
-    if words[3] & 0x3F200C00 == 0x38200000:
-        # swp, or ldadd, ldclr, ldeor, ldset: value, where
-        return [("xchg" if words[3] >> 12 & 0xF == 8 else "atomic", _exchanged("x1", "x0"))]
-    return []
+        return "cas", size
+    # swp, ldadd, ldclr, ldeor, ldset
+    operation = _OPERATIONS.get(words[3] >> 12 & 0xF)
+    if words[3] & 0x3F200C00 == 0x38200000 and operation:
+        return operation, size
+    return None
 
 
 def _exchanged(where: str, value: str) -> tuple[Operand, Operand]:

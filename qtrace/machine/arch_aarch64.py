@@ -34,11 +34,6 @@ STUB_SIZE = 12
 BTI_C = b"\x5f\x24\x03\xd5"
 
 
-def pt_regs_offset(register: str) -> int:
-    """Where it lies in struct pt_regs."""
-    return 8 * PT_REGS.index(register)
-
-
 def code_address(address: int) -> int:
     """A return address without its signature."""
     return address & (1 << ADDRESS_BITS) - 1

@@ -45,11 +45,6 @@ PRSTATUS_REGISTERS = (
 PT_REGS = PRSTATUS_REGISTERS[: PRSTATUS_REGISTERS.index("ss") + 1]
 
 
-def pt_regs_offset(register: str) -> int:
-    """Where it lies in struct pt_regs."""
-    return 8 * PT_REGS.index(register)
-
-
 SYSCALL_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 # After it a thread in a system call goes on.
 SYSCALL_INSTRUCTION = b"\x0f\x05"

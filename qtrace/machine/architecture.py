@@ -100,6 +100,13 @@ class Architecture:
     mangled: frozenset[str]
     demangle: Callable[[int, int], int]
 
+    def register_offset(self, name: str) -> int:
+        """Where struct pt_regs, as a BPF program sees it, has a register: as ``prstatus`` does.
+
+        Raises ValueError.
+        """
+        return 8 * self.prstatus.index(name)
+
     def call_number(self, name: str) -> int:
         """The number of a system call. Raises KeyError."""
         for number, known in self.system_calls.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtrace.binary.module import Module
+from qtrace.errors import ScanFailed
 from qtrace.machine.memory import Memory
 from qtrace.process.maps import AddressSpace
 from qtrace.sites.running_code import code_mismatch, runs_as_in_file
@@ -65,6 +66,11 @@ class AllPlan:
     layout: BottomHalfLayout
     returns_to: int
     notes: tuple[str, ...]
+
+
+def refusal(module: Module, why: str) -> ScanFailed:
+    """Of a binary in which something was not found."""
+    return ScanFailed(f"{module.name} cannot be recorded with --all: {why}", "record without --all")
 
 
 def modules_cancel(space: AddressSpace) -> bool:

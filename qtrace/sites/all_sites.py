@@ -8,13 +8,13 @@ at which the registers still hold what the record needs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from capstone import x86
 
-from qtrace.binary.arrays import code_arrays
-from qtrace.binary.code_x86_64 import direct_target, full_register, writes
+from qtrace.binary.code_x86_64 import direct_target
 from qtrace.binary.dataflow import Function, callers_of
 from qtrace.binary.elf import Elf
 from qtrace.binary.emulated import (
@@ -25,15 +25,20 @@ from qtrace.binary.emulated import (
     past_guard,
     runs_once,
 )
+from qtrace.binary.instruction_set import instruction_set
 from qtrace.binary.module import Module
 from qtrace.errors import ScanFailed
-from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, X86_64, pt_regs_offset
-from qtrace.sites.all_plan import AllPlan, AllSite, BottomHalfLayout
+from qtrace.machine.arch_x86_64 import CALLEE_SAVED_NAMES, X86_64
+from qtrace.machine.architecture import Architecture
+from qtrace.sites.all_plan import AllPlan, AllSite, BottomHalfLayout, refusal
 from qtrace.sites.bh_layout import calibrate_bottom_half
 from qtrace.sites.caller_places import Place, Registers
-from qtrace.sites.cancels import behind, find_ands
-from qtrace.sites.enqueue import behind_loop, enqueue_site, find_cmpxchgs
+from qtrace.sites.cancels import CancelSite, find_cancels
+from qtrace.sites.enqueue import EnqueueSite, find_enqueues
 
+# Of a module and of where QEMUBH has its flags.
+FindEnqueues = Callable[[Module, int], list[EnqueueSite]]
+FindCancels = Callable[[Module, int], list[CancelSite]]
 # Call sites of qemu_bh_cancel() up to which each gets its own probe.
 MAX_CALLERS = 64
 # What others call to schedule and cancel (util/async.c): of these the caller tells who does.
@@ -52,12 +57,6 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
 
     Raises ScanFailed with the reason when this binary cannot be recorded so.
     """
-    if module.elf.architecture is not X86_64:
-        raise ScanFailed(
-            f"{module.name} cannot be recorded with --all: what is sought in the code is known of "
-            f"x86-64 only, and it is an {module.elf.architecture.name} program",
-            "record without --all",
-        )
     if module.symbols.address("aio_bh_poll") is None:
         raise ScanFailed(
             f"{module.name} cannot be recorded with --all: it exports no functions (as one built "
@@ -69,7 +68,8 @@ def plan_all(module: Module, imports_cancel: bool = False) -> AllPlan:
     enqueues = chooser.enqueues()
     run, ended, returns_to = chooser.run_and_return()
     cancels = chooser.cancels(imports_cancel)
-    co_schedule = chooser.entry("co_schedule", "aio_co_schedule", ("rdi", "rsi"))
+    given = module.elf.architecture.argument_names
+    co_schedule = chooser.entry("co_schedule", "aio_co_schedule", given[:2])
     chooser.programs["co_schedule"] = ("co_schedule", {})
     sites = (*enqueues, run, ended, *cancels, co_schedule)
     programs = {
@@ -109,33 +109,29 @@ class _Chooser:
         self._elf: Elf = module.elf
         self._layout = layout
         self.programs: dict[str, tuple[str, dict[str, int]]] = {}
+        self._machine = module.elf.architecture
+        self._here = Registers.here(self._machine)
+        self._find_enqueues, self._find_cancels = _finders(self._machine)
         self._shared = self._jumps_to("qemu_bh_schedule")
 
     def enqueues(self) -> list[AllSite]:
         """Every aio_bh_enqueue(), shared (10.0) or inlined (7.2: seven times).
 
-        At the branch after its atomic OR, rax holds the old flags. All are found by the OR
-        itself, so that none that the compiler made out of sight is missed.
+        At the branch after its atomic OR, the register that functions return in holds the old
+        flags. All are found by the OR itself, so that none that the compiler made out of sight is
+        missed.
         """
         sites: list[AllSite] = []
-        for address in find_cmpxchgs(self._elf, self._layout.flags):
-            extent = self._module.frames.function(address)
-            if extent is None:
-                continue
-            function = Function(self._elf, *extent)
-            found = enqueue_site(function, address, self._layout.flags)
-            if found is None:
-                continue
-            if is_joined(function, behind_loop(function, address)):
-                raise self._refuse(f"more than the atomic OR at {address:#x} leads behind it")
-            site, bh, new_flags, flags_register = found
+        for found in self._find_enqueues(self._module, self._layout.flags):
             program = self._program("enqueue", {
-                "BH": pt_regs_offset(bh),
-                "NEW_FLAGS": pt_regs_offset(flags_register or "rax"),
-                "NEW_FLAGS_ARE_KNOWN": int(bool(flags_register)),
-                **self._caller(site, Registers())[0].filling("CALLER"),
+                "BH": self._register(found.bh),
+                "NEW_FLAGS": self._register(found.register or self._machine.result_name),
+                "NEW_FLAGS_ARE_KNOWN": int(bool(found.register)),
+                **self._caller(found.site, self._here)[0].filling("CALLER", self._machine),
             })  # fmt: skip
-            sites.append(self._site("enqueue", function, site, program, new_flags))
+            sites.append(
+                self._site("enqueue", found.function, found.site, program, found.new_flags)
+            )
         for symbol in ("qemu_bh_schedule", "aio_bh_schedule_oneshot_full"):
             if not sites or not self._enqueues_through(symbol, sites):
                 raise self._refuse(f"the atomic OR behind {symbol}() was not found")
@@ -166,8 +162,9 @@ class _Chooser:
         extent = self._module.frames.function(address) if address is not None else None
         if extent is None:
             return set()
-        code = Function(self._elf, *extent).instructions.values()
-        jumps = (direct_target(i) for i in code if i.group(x86.X86_GRP_JUMP))
+        function = Function(self._elf, *extent)
+        code = function.set
+        jumps = (code.target(i) for i in function.instructions.values() if code.is_jump(i))
         return {target for target in jumps if target is not None}
 
     def run_and_return(self) -> tuple[AllSite, AllSite, int]:
@@ -176,19 +173,21 @@ class _Chooser:
         target = self._module.symbols.address("aio_bh_call")
         if target not in poll.calls().values():
             return self._inlined_run(poll)
-        run = self.entry("run", "aio_bh_call", ("rdi",))
+        given = self._machine.argument_names[0]
+        run = self.entry("run", "aio_bh_call", (given,))
         poll, called, called_end = self._call("aio_bh_poll", "aio_bh_call")
-        entered = [i for at, i in sorted(self._function(run.vaddr).instructions.items())]
-        if any("rbp" in writes(i) for i in entered if i.address < run.vaddr):
-            raise self._refuse("aio_bh_call() has its own frame pointer where it can be probed")
-        depth, in_poll = self._caller(run.vaddr, Registers())
+        _, in_poll = self._caller(run.vaddr, self._here)
         inner, in_caller = self._caller(called, in_poll)
-        self._run_program("rdi", depth.offset + 8, inner, in_caller)
-        return run, self._ended(poll, _argument(poll, called), called_end), called_end
+        if in_poll.stack.register != self._machine.stack_pointer_name:
+            raise self._refuse("aio_bh_call() has its own frame pointer where it can be probed")
+        self._run_program(given, in_poll.stack.offset, inner, in_caller)
+        return run, self._ended(poll, _argument(poll, called, given), called_end), called_end
 
     def _inlined_run(self, poll: Function) -> tuple[AllSite, AllSite, int]:
         """The same where aio_bh_poll() calls the callbacks itself (5.2): the branch that skips the
         call of one that is not to be run."""
+        if self._machine is not X86_64:
+            raise self._refuse("aio_bh_poll() runs bottom halves itself, known of x86-64 only")
         calls = [
             (at, i)
             for at, i in poll.instructions.items()
@@ -203,7 +202,7 @@ class _Chooser:
         branch = _skipping(poll, called)
         if branch is None or bh not in CALLEE_SAVED_NAMES or is_written(poll, branch, called, bh):
             raise self._refuse("it is unclear what leads to the call of a bottom half")
-        inner, in_caller = self._caller(branch, Registers())
+        inner, in_caller = self._caller(branch, self._here)
         self._run_program(bh, 0, inner, in_caller, if_equal=True)
         end = called + call.size
         return self._site("run", poll, branch, "run"), self._ended(poll, bh, end), end
@@ -214,11 +213,11 @@ class _Chooser:
         _, poll_called, _ = self._call("aio_poll", "aio_bh_poll")
         outer, _ = self._caller(poll_called, in_caller)
         self.programs["run"] = ("run", {
-            "BH": pt_regs_offset(bh),
+            "BH": self._register(bh),
             "RUN_IF_EQUAL": int(if_equal),
             "RUN_DEPTH": depth,
-            **inner.filling("POLL_CALLER"),
-            **outer.filling("OUTER_CALLER"),
+            **inner.filling("POLL_CALLER", self._machine),
+            **outer.filling("OUTER_CALLER", self._machine),
         })  # fmt: skip
 
     def _ended(self, poll: Function, bh: str, called_end: int) -> AllSite:
@@ -226,12 +225,12 @@ class _Chooser:
         site = first_emulated(poll, called_end)
         if site is None or not runs_once(poll, called_end, site):
             site = called_end
-        if bh not in CALLEE_SAVED_NAMES or is_written(poll, called_end, site, bh):
+        if bh not in self._machine.callee_saved_names or is_written(poll, called_end, site, bh):
             bh = ""
         if is_written(poll, called_end, site, poll.stack_pointer):
             raise self._refuse("aio_bh_poll() moves its stack pointer after aio_bh_call()")
         self.programs["ended"] = ("ended", {
-            "BH": pt_regs_offset(bh or "rax"), "BH_IS_KNOWN": int(bool(bh)),
+            "BH": self._register(bh or self._machine.result_name), "BH_IS_KNOWN": int(bool(bh)),
         })  # fmt: skip
         # Debian 13's compiler jumps here for one that was cancelled or deleted, too.
         shared = is_joined(poll, called_end)
@@ -241,26 +240,24 @@ class _Chooser:
         """Where qemu_bh_cancel() is called, and behind its atomic AND wherever that is inlined.
 
         The function itself has no instruction that could be emulated: the one behind its AND
-        serves where a module calls it as well, or something takes its address.
+        serves where a module calls it as well, or something takes its address (on aarch64 its
+        first one: behind the AND no register holds the bottom half).
         """
         target = self._module.symbols.address("qemu_bh_cancel")
-        found: list[tuple[Function, int, str]] = []
-        ands = find_ands(self._elf, self._layout.flags)
-        if not ands:
+        places: list[tuple[Function, int, str]] = []
+        found = self._find_cancels(self._module, self._layout.flags)
+        if not found:
             raise self._refuse("the atomic AND of qemu_bh_cancel() was not found")
-        for address in ands:
-            function = self._function(address)
-            place = behind(function, address)
-            if place is None:
-                raise self._refuse(f"the atomic AND at {address:#x} cannot be probed behind")
-            calls = None if imported else self._calls_to(function.start)
-            if function.start != target or calls is None:
-                found.append((function, *place))
+        for one in found:
+            calls = None if imported else self._calls_to(one.function.start)
+            if one.function.start != target or calls is None:
+                places.append((one.function, one.site, one.bh))
             else:
-                found += [(caller, at, "rdi") for caller, at in calls]
+                given = self._machine.argument_names[0]
+                places += [(caller, at, given) for caller, at in calls]
         return [
-            self._site("cancel", function, at, self._program("cancel", {"BH": pt_regs_offset(bh)}))
-            for function, at, bh in sorted(found, key=lambda one: one[1])
+            self._site("cancel", function, at, self._program("cancel", {"BH": self._register(bh)}))
+            for function, at, bh in sorted(places, key=lambda one: one[1])
         ]
 
     def _calls_to(self, target: int) -> list[tuple[Function, int]] | None:
@@ -272,9 +269,10 @@ class _Chooser:
             caller = Function(self._elf, *extent)
             for address in addresses:
                 instruction = caller.instructions.get(address)
-                if instruction is None or direct_target(instruction) != target:
+                code = caller.set
+                if instruction is None or code.target(instruction) != target:
                     continue
-                if instruction.id not in (x86.X86_INS_CALL, x86.X86_INS_JMP):
+                if not (code.is_call(instruction) or code.always_jumps(instruction)):
                     return None
                 calls.append((caller, address))
         return calls if len(calls) <= MAX_CALLERS else None
@@ -289,7 +287,8 @@ class _Chooser:
             if function.set.is_simulated(instruction) and runs_once(function, address, at):
                 site = at
                 break
-            if ends_block(function, instruction) or writes(instruction) & set(arguments):
+            changed = function.set.writes(instruction)
+            if ends_block(function, instruction) or changed & set(arguments):
                 break
         return self._site(kind, function, site, kind)
 
@@ -316,11 +315,8 @@ class _Chooser:
             raise self._refuse(f"it has no symbol {symbol}")
         return Function(self._elf, *extent)
 
-    def _function(self, vaddr: int) -> Function:
-        extent = self._module.frames.function(vaddr)
-        if extent is None:
-            raise self._refuse(f"the function at {vaddr:#x} has no unwind rules")
-        return Function(self._elf, *extent)
+    def _register(self, name: str) -> int:
+        return self._machine.register_offset(name)
 
     def _site(
         self, kind: str, function: Function, vaddr: int, program: str, new_flags: int = 0
@@ -333,7 +329,7 @@ class _Chooser:
             where = f"{named[0]}+{named[1]:#x}" if named[1] else named[0]
         inlined = (
             kind in ("enqueue", "cancel")
-            and instruction.id != x86.X86_INS_CALL
+            and not function.set.is_call(instruction)
             and (named is None or named[0] not in OWN)
             and function.start not in self._shared
         )
@@ -341,9 +337,16 @@ class _Chooser:
         return AllSite(kind, where, vaddr, program, text, is_cheap, new_flags, inlined)
 
     def _refuse(self, why: str) -> ScanFailed:
-        return ScanFailed(
-            f"{self._module.name} cannot be recorded with --all: {why}", "record without --all"
-        )
+        return refusal(self._module, why)
+
+
+def _finders(machine: Architecture) -> tuple[FindEnqueues, FindCancels]:
+    """How the two atomic operations look there."""
+    if machine is X86_64:
+        return find_enqueues, find_cancels
+    from qtrace.sites import outline_atomics
+
+    return outline_atomics.find_enqueues, outline_atomics.find_cancels
 
 
 def _skipping(function: Function, call: int) -> int | None:
@@ -359,24 +362,16 @@ def _skipping(function: Function, call: int) -> int | None:
     return None
 
 
-def _argument(function: Function, call: int) -> str:
-    """The register that was copied into rdi for a call; empty where none was."""
-    instruction = function.last_write("rdi", call, reach=call - function.start)
-    if instruction is None or instruction.id != x86.X86_INS_MOV:
-        return ""
-    source = instruction.operands[1]
-    return full_register(instruction, source.reg) if source.type == x86.X86_OP_REG else ""
+def _argument(function: Function, call: int, given: str) -> str:
+    """The register that was copied into an argument's for a call; empty where none was."""
+    instruction = function.last_write(given, call, reach=call - function.start)
+    return "" if instruction is None else function.set.copies(instruction)
 
 
 def _address_taken(elf: Elf, target: int) -> bool:
-    """Whether something may call a function by its address: a lea, or a relocated pointer."""
-    for start, code in code_arrays(elf):
-        # lea r64, [rip + disp32]: REX.W 8d, mod 00 rm 101
-        at = np.flatnonzero((code[1:-5] == 0x8D) & (code[2:-4] & 0xC7 == 0x05))
-        words = np.lib.stride_tricks.sliding_window_view(code, 4)[at + 3].copy()
-        goes_to = start + at + 7 + words.view("<i4")[:, 0]
-        if (goes_to == target).any():
-            return True
-    # An R_X86_64_RELATIVE entry has the address as its addend.
+    """Whether something may call a function by its address, made in code or relocated."""
+    if instruction_set(elf).loads_of(elf, target):
+        return True
+    # An R_X86_64_RELATIVE (R_AARCH64_RELATIVE) entry has the address as its addend.
     relocations = elf.section(".rela.dyn") or b""
     return target in np.frombuffer(relocations[: len(relocations) // 24 * 24], "<i8")[2::3]

@@ -3,24 +3,22 @@
 
 from __future__ import annotations
 
-import capstone
-from capstone import x86
-
-from qtrace.binary.code_x86_64 import after, full_register
 from qtrace.binary.dataflow import Function
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
-from qtrace.binary.values import Argument, Fresh, State
 from qtrace.errors import ScanFailed
 from qtrace.qemu.aio.calibration import bottom_halves
+from qtrace.qemu.aio.flow import Argument, Returned, Root, follow
 from qtrace.sites.all_plan import BottomHalfLayout
 
-# The arguments of aio_bh_new_full() and aio_bh_schedule_oneshot_full() by their register. Before
-# QEMUBH had a name (``Layout.bh_name``) the functions were called aio_bh_new() and ..._oneshot().
+# Before QEMUBH had a name (``Layout.bh_name``) they were called aio_bh_new() and ..._oneshot().
 FILLERS = (
     "aio_bh_schedule_oneshot_full", "aio_bh_new_full", "aio_bh_schedule_oneshot", "aio_bh_new",
 )  # fmt: skip
-ARGUMENTS = {"rdi": "ctx", "rsi": "callback", "rdx": "opaque", "rcx": "name"}
+# Their first arguments.
+ARGUMENTS = ("ctx", "callback", "opaque", "name")
+# Instructions from such a function's start that belong to it, at most.
+LONG = 60
 
 
 def calibrate_bottom_half(module: Module) -> BottomHalfLayout:
@@ -57,42 +55,22 @@ def function_of(module: Module, symbol: str) -> Function | None:
 
 def _stored(module: Module) -> dict[str, int]:
     """Offset by argument: what these functions store into the memory that they allocate."""
+    program = ModuleDisassembly(module)
     for symbol in FILLERS:
-        function = function_of(module, symbol)
-        if function is None:
-            continue
-        found = stored_by(function, named=symbol.endswith("_full"))
+        arguments = ARGUMENTS if symbol.endswith("_full") else ARGUMENTS[:3]
+        found: dict[str, int] = {}
+        allocated: Root | None = None
+        for step in follow(program, symbol, LONG):
+            place, value = step.address(0), step.value(1)
+            if step.instruction.mnemonic != "mov" or place is None or value is None:
+                continue
+            is_argument = isinstance(value.root, Argument) and not value.offset
+            if not (is_argument and isinstance(place.root, Returned)):
+                continue
+            allocated = allocated or place.root
+            number = value.root.number if isinstance(value.root, Argument) else len(arguments)
+            if place.root == allocated and number < len(arguments):
+                found.setdefault(arguments[number], place.offset)
         if {"ctx", "callback", "opaque"} <= found.keys():
             return found
     return {}
-
-
-def stored_by(function: Function, named: bool) -> dict[str, int]:
-    """Offset by argument (``ARGUMENTS``): which of them a function stores where, into the memory
-    that its first call allocates; ``named``: it has a fourth one."""
-    arguments = ARGUMENTS if named else {r: a for r, a in ARGUMENTS.items() if a != "name"}
-    states = function.states(_allocating, arguments)
-    allocated: Fresh | None = None
-    found: dict[str, int] = {}
-    for address, instruction in function.instructions.items():
-        if instruction.id != x86.X86_INS_MOV:
-            continue
-        target, source = instruction.operands
-        state = states.get(address, {})
-        if target.type != x86.X86_OP_MEM or source.type != x86.X86_OP_REG or source.size != 8:
-            continue
-        value = state.get(full_register(instruction, source.reg))
-        base = state.get(full_register(instruction, target.mem.base)) if target.mem.base else None
-        if isinstance(value, Argument) and isinstance(base, Fresh):
-            allocated = allocated or base
-            if base == allocated:
-                found.setdefault(arguments[value.register], target.mem.disp)
-    return found
-
-
-def _allocating(instruction: capstone.CsInsn, before: State) -> State:
-    """The state after one instruction; what a call returns may be memory that it allocates."""
-    state = after(instruction, before)
-    if instruction.group(x86.X86_GRP_CALL):
-        return {**state, "rax": Fresh(instruction.address)}
-    return state

@@ -1,6 +1,6 @@
 """Where the return addresses around a probe lie, as its program finds them.
 
-Frames are found by the stack pointer or, as in Ubuntu's builds, by rbp.
+Frames are found by the stack pointer or, as in Ubuntu's builds, by the frame pointer.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qtrace.binary.cfi import Rule
-from qtrace.machine.arch_x86_64 import RBP, RETURN_ADDRESS, RSP, pt_regs_offset
-
-WORD = 8
+from qtrace.machine.architecture import Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +29,10 @@ class Place:
         """What lies there; None where that lies behind two pointers, which no program follows."""
         return replace(self, beyond=0) if self.beyond is None else None
 
-    def filling(self, name: str) -> dict[str, int]:
+    def filling(self, name: str, machine: Architecture) -> dict[str, int]:
         """What fills the holes of a PLACE of probes/holes.h."""
         return {
-            name: pt_regs_offset(self.register),
+            name: machine.register_offset(self.register),
             f"{name}_OFFSET": self.offset,
             f"{name}_IS_POINTED_TO": int(self.beyond is not None),
             f"{name}_BEYOND": self.beyond or 0,
@@ -43,24 +41,32 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Registers:
-    """What the two registers hold that frames are found by."""
+    """What the two registers hold that frames are found by: the stack pointer and the frame
+    pointer."""
 
-    rsp: Place = Place("rsp")
-    rbp: Place | None = Place("rbp")
+    machine: Architecture
+    stack: Place
+    frame: Place | None
+
+    @classmethod
+    def here(cls, machine: Architecture) -> Registers:
+        """Themselves, where a probe sits."""
+        frame = next(n for n, number in machine.numbers.items() if number == machine.frame_pointer)
+        return cls(machine, Place(machine.stack_pointer_name), Place(frame))
 
     def caller(self, rule: Rule | None) -> tuple[Place, Registers] | None:
         """Where the return address of a frame lies, and the registers of its caller; None where
-        the rule (of the frame's pc) does not tell."""
-        if rule is None or rule.cfa_register not in (RSP, RBP):
-            return None
-        base = self.rsp if rule.cfa_register == RSP else self.rbp
-        if base is None:
+        the rule (of the frame's pc) does not tell, or it is still in a register."""
+        machine = self.machine
+        bases = {machine.stack_pointer: self.stack, machine.frame_pointer: self.frame}
+        base = bases.get(rule.cfa_register) if rule is not None else None
+        if rule is None or base is None:
             return None
         cfa = base.plus(rule.cfa_offset)
         saved = dict(rule.saved)
-        if saved.get(RETURN_ADDRESS) != -WORD:
+        if machine.return_address not in saved:
             return None
-        rbp = self.rbp
-        if RBP in saved:
-            rbp = cfa.plus(saved[RBP]).word()
-        return cfa.plus(-WORD), Registers(cfa, rbp)
+        frame = self.frame
+        if machine.frame_pointer in saved:
+            frame = cfa.plus(saved[machine.frame_pointer]).word()
+        return cfa.plus(saved[machine.return_address]), Registers(machine, cfa, frame)

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from capstone import x86
 
 from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
 from qtrace.binary.emulated import first_emulated, is_joined, is_written, runs_once
+from qtrace.binary.module import Module
 from qtrace.knowledge import SCHEDULED
+from qtrace.sites.all_plan import refusal
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSite:
+    """A place that each cancelling passes once, and the register that holds the bottom half there.
+
+    ``function`` is the one that the atomic AND is in.
+    """
+
+    function: Function
+    site: int
+    bh: str
+
+
+def find_cancels(module: Module, flags: int) -> list[CancelSite]:
+    """One for each such AND, behind it. Raises ScanFailed.
+
+    Args:
+        flags: where QEMUBH has them.
+    """
+    found = []
+    for address in find_ands(module.elf, flags):
+        function = _function_at(module, address)
+        place = behind(function, address)
+        if place is None:
+            raise refusal(module, f"the atomic AND at {address:#x} cannot be probed behind")
+        found.append(CancelSite(function, *place))
+    return found
+
+
+def _function_at(module: Module, vaddr: int) -> Function:
+    """The function that has an instruction. Raises ScanFailed."""
+    extent = module.frames.function(vaddr)
+    if extent is None:
+        raise refusal(module, f"the function at {vaddr:#x} has no unwind rules")
+    return Function(module.elf, *extent)
 
 
 def find_ands(elf: Elf, flags: int) -> list[int]:

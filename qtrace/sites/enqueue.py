@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import capstone
 import numpy as np
 from capstone import x86
 
 from qtrace.binary.arrays import code_arrays
-from qtrace.binary.code_x86_64 import direct_target, full_register, writes
+from qtrace.binary.code_x86_64 import direct_target, full_register
 from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
-from qtrace.binary.emulated import first_emulated, is_written, runs_once
+from qtrace.binary.emulated import first_emulated, is_joined, is_written, runs_once
+from qtrace.binary.module import Module
 from qtrace.knowledge import PENDING
+from qtrace.sites.all_plan import refusal
 
 # As many instructions are looked at for the insertion behind it; it took 7.
 INSERTION = 32
 # The bytes of the loop before its cmpxchg: a move and an OR.
 LOOP = 24
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueueSite:
+    """A place behind such an OR, which runs once for each.
+
+    Attributes:
+        site: link-time address.
+        bh: the register that holds the bottom half there.
+        new_flags: what is ORed; 0 where it is in a register, ``register``.
+    """
+
+    function: Function
+    site: int
+    bh: str
+    new_flags: int
+    register: str
+
+
+def find_enqueues(module: Module, flags: int) -> list[EnqueueSite]:
+    """All of them; a cmpxchg of something else is left out. Raises ScanFailed.
+
+    Args:
+        flags: where QEMUBH has them.
+    """
+    found = []
+    for address in find_cmpxchgs(module.elf, flags):
+        extent = module.frames.function(address)
+        if extent is None:
+            continue
+        function = Function(module.elf, *extent)
+        site = enqueue_site(function, address, flags)
+        if site is None:
+            continue
+        if is_joined(function, behind_loop(function, address)):
+            raise refusal(module, f"more than the atomic OR at {address:#x} leads behind it")
+        found.append(EnqueueSite(function, *site))
+    return found
 
 
 def find_cmpxchgs(elf: Elf, flags: int) -> list[int]:
@@ -57,7 +101,7 @@ def enqueue_site(function: Function, address: int, flags: int) -> tuple[int, str
     if retry is None or retry.id != x86.X86_INS_JNE or (direct_target(retry) or end) >= address:
         return None
     begin = behind_loop(function, address)
-    if not _inserts(function, begin, bh, flags - 8):
+    if not inserts(function, begin, bh, lambda i: _stores(i, bh, flags - 8)):
         return None
     site = first_emulated(function, begin)
     keep = {"rax", bh, register} - {""}
@@ -85,9 +129,27 @@ def _ored(function: Function, address: int, desired: str) -> tuple[int, str]:
     return 0, full_register(instruction, operand.reg)
 
 
-def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
+def _stores(instruction: capstone.CsInsn, base: str, offset: int) -> bool:
+    target = instruction.operands[0] if instruction.operands else None
+    return (
+        instruction.id == x86.X86_INS_MOV
+        and target is not None
+        and target.type == x86.X86_OP_MEM
+        and target.mem.disp == offset
+        and instruction.reg_name(target.mem.base) == base
+    )
+
+
+def inserts(
+    function: Function, begin: int, bh: str, stores: Callable[[capstone.CsInsn], bool]
+) -> bool:
     """Whether a path from there stores into the bottom half's `next`: the insertion. In
-    11.1 it stands at the function's end, behind a jump."""
+    11.1 it stands at the function's end, behind a jump.
+
+    Args:
+        bh: the register that holds it, which must not change before.
+        stores: whether an instruction does.
+    """
     work, seen = [begin], set[int]()
     while work and len(seen) < INSERTION:
         at = work.pop(0)
@@ -95,15 +157,8 @@ def _inserts(function: Function, begin: int, bh: str, following: int) -> bool:
         if instruction is None or at in seen:
             continue
         seen.add(at)
-        target = instruction.operands[0] if instruction.operands else None
-        if (
-            instruction.id == x86.X86_INS_MOV
-            and target is not None
-            and target.type == x86.X86_OP_MEM
-            and target.mem.disp == following
-            and instruction.reg_name(target.mem.base) == bh
-        ):
+        if stores(instruction):
             return True
-        if bh not in writes(instruction):
+        if bh not in function.set.writes(instruction):
             work += function.successors(instruction)
     return False

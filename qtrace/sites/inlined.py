@@ -22,12 +22,23 @@ from qtrace.binary.cfi import CallFrames
 from qtrace.binary.code_x86_64 import after, full_register
 from qtrace.binary.dataflow import Function
 from qtrace.binary.elf import Elf
-from qtrace.binary.values import Constant, Fresh, Loaded, Pair, Returned, State, Step, Value
+from qtrace.binary.values import (
+    Argument,
+    Constant,
+    Fresh,
+    Loaded,
+    Pair,
+    Returned,
+    State,
+    Step,
+    Value,
+)
 from qtrace.knowledge import ONESHOT, SCHEDULED
 from qtrace.machine.arch_x86_64 import X86_64
-from qtrace.sites.bh_layout import stored_by
 
 SCHEDULED_ONESHOT = SCHEDULED | ONESHOT
+# The first arguments of aio_bh_schedule_oneshot_full() by their register.
+ARGUMENTS = {"rdi": "ctx", "rsi": "callback", "rdx": "opaque", "rcx": "name"}
 
 WHOLE = frozenset({"movups", "movaps", "movdqu", "movdqa", "movupd", "movapd"})
 LOW, HIGH = frozenset({"movq", "movlps", "movlpd"}), frozenset({"movhps", "movhpd"})
@@ -62,7 +73,7 @@ def find_enqueue(elf: Elf, frames: CallFrames, scheduler: int, named: bool) -> E
     if extent is None or elf.architecture is not X86_64:
         return None
     function = Function(elf, *extent)
-    stored = stored_by(function, named)
+    stored = _stored_by(function, named)
     call, size = _allocation(function)
     if not size or not {"ctx", "callback", "opaque"} <= stored.keys():
         return None
@@ -72,6 +83,37 @@ def find_enqueue(elf: Elf, frames: CallFrames, scheduler: int, named: bool) -> E
             name = stored.get("name", -1)
             return Enqueue(callee, size, stored["ctx"], stored["callback"], stored["opaque"], name)
     return None
+
+
+def _stored_by(function: Function, named: bool) -> dict[str, int]:
+    """Offset by argument (``ARGUMENTS``): which of them a function stores where, into the memory
+    that its first call allocates; ``named``: it has a fourth one."""
+    arguments = ARGUMENTS if named else {r: a for r, a in ARGUMENTS.items() if a != "name"}
+    states = function.states(_allocating, arguments)
+    allocated: Fresh | None = None
+    found: dict[str, int] = {}
+    for address, instruction in function.instructions.items():
+        if instruction.id != x86.X86_INS_MOV:
+            continue
+        target, source = instruction.operands
+        state = states.get(address, {})
+        if target.type != x86.X86_OP_MEM or source.type != x86.X86_OP_REG or source.size != 8:
+            continue
+        value = state.get(full_register(instruction, source.reg))
+        base = state.get(full_register(instruction, target.mem.base)) if target.mem.base else None
+        if isinstance(value, Argument) and isinstance(base, Fresh):
+            allocated = allocated or base
+            if base == allocated:
+                found.setdefault(arguments[value.register], target.mem.disp)
+    return found
+
+
+def _allocating(instruction: capstone.CsInsn, before: State) -> State:
+    """The state after one instruction; what a call returns may be memory that it allocates."""
+    state = after(instruction, before)
+    if instruction.group(x86.X86_GRP_CALL):
+        return {**state, "rax": Fresh(instruction.address)}
+    return state
 
 
 def memory_step(elf: Elf) -> Step | None:

@@ -10,7 +10,9 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from qtrace.binary.elf import Elf
 from qtrace.binary.instruction_set import instruction_set
 from qtrace.binary.module import Module
 from qtrace.binary.module_code import ModuleDisassembly
+from qtrace.binary.steps_aarch64 import atomic_helper
 from qtrace.errors import ScanFailed
 from qtrace.machine.arch_aarch64 import AARCH64
 from qtrace.machine.arch_x86_64 import X86_64
@@ -36,6 +39,7 @@ from qtrace.qemu.block.block_layout import ADDRESSES
 from qtrace.record.ebpf.bpf_compiler import LOAD_WORD, compile_image
 from qtrace.record.ebpf.bpf_image import INSTRUCTION
 from qtrace.record.ebpf.record_ring import RecordRing
+from qtrace.sites.all_plan import AllPlan
 from qtrace.sites.all_sites import plan_all
 from qtrace.sites.scheduler import names_without_schedule
 from qtrace.sites.watch import plan_watch
@@ -176,10 +180,95 @@ def test_a_name_that_nothing_was_seen_to_schedule_is_told(name: str) -> None:
     assert names_without_schedule(elf, found - {"job_exit"}) == ["job_exit"]
 
 
+PROGRAMS = ("qemu-img", "qemu-nbd", "qemu-storage-daemon")
+
+
+@cache
+def planned(build_name: str, program_name: str) -> AllPlan:
+    return plan_all(Module(Elf(build(build_name).files / program_name), 0))
+
+
+def told(plan: AllPlan) -> Counter[tuple[str, str, int]]:
+    """What each site is for, in which exported function, and the flags that are set there."""
+    names = ((site, *site.where.partition("+")) for site in plan.sites)
+    return Counter(
+        (site.kind, "" if "@" in name else name, site.new_flags) for site, name, *_rest in names
+    )
+
+
 @pytest.mark.builds
-def test_what_is_known_of_x86_64_alone_is_refused_in_one_line() -> None:
-    with pytest.raises(ScanFailed, match="known of x86-64 only, and it is an aarch64 program"):
-        plan_all(Module(Elf(program("arm64")), 0))
+@pytest.mark.qemu
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_sites_of_all_are_in_the_functions_of_x86_64(name: str) -> None:
+    """Of the very version, where it is here: each atomic OR, each call of qemu_bh_cancel()."""
+    version = VERSIONS["arm64"]
+    builds = [build("arm64"), build(X86_64_OF["arm64"])]
+    if any(version not in (one.files / name).read_bytes() for one in builds):
+        pytest.skip("not the versions that were compared")
+    ours, theirs = planned("arm64", name), planned(X86_64_OF["arm64"], name)
+    assert told(ours) == told(theirs)
+    assert ours.layout == theirs.layout
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_site_of_all_costs_one_trap(name: str) -> None:
+    elf = Elf(build("arm64").files / name)
+    code = instruction_set(elf)
+    for site in planned("arm64", name).sites:
+        (instruction,) = code.decoder().disasm(elf.read(site.vaddr, 4), site.vaddr)
+        assert code.is_simulated(instruction), site
+    assert planned("arm64", name).notes == ()
+
+
+@pytest.mark.builds
+def test_every_atomic_or_of_qemubhs_flags_has_its_site() -> None:
+    """By the words of the code alone: `bl` to the helper that sets bits of 4 bytes, with the place
+    made shortly before (add x1, xn, #0x28, or what moves x1 on by that)."""
+    elf = Elf(build("arm64").files / "qemu-img")
+    expected = []
+    for start, raw in elf.code_bytes():
+        words = struct.unpack(f"<{len(raw) // 4}I", raw[: len(raw) // 4 * 4])
+        for at, word in enumerate(words):
+            if word >> 26 != 0x25:
+                continue
+            goes_to = AARCH64.called(word.to_bytes(4, "little"), start + 4 * at + 4) or 0
+            before = words[at - 8 : at]
+            # add x1, xn, #0x28; ldr xt, [x1], #0x28
+            makes = any(w & ~0x3E0 == 0x9100A001 or w & ~0x1F == 0xF8428420 for w in before)
+            if makes and atomic_helper(elf.read(goes_to, 20)) == ("set", 4):
+                expected.append(start + 4 * at + 4)
+    found = [s.vaddr for s in planned("arm64", "qemu-img").sites if s.kind == "enqueue"]
+    assert found == expected
+    assert len(found) == 7
+
+
+@pytest.mark.builds
+def test_where_a_module_cancels_too_the_function_itself_has_a_probe() -> None:
+    plan = plan_all(Module(Elf(build("arm64").files / "qemu-img"), 0), imports_cancel=True)
+    (inside,) = [site for site in plan.sites if site.kind == "cancel"]
+    assert inside.where == "qemu_bh_cancel"
+    assert not inside.emulated
+    assert plan.programs[inside.program][1]["BH"] == AARCH64.register_offset("x0")
+    assert plan.notes
+
+
+@pytest.mark.builds
+def test_new_flags_that_no_register_keeps_are_refused() -> None:
+    """10.0 shares one aio_bh_enqueue(), and the helper leaves what was ORed nowhere."""
+    with pytest.raises(ScanFailed, match="the flags that are set at 0x1b51c8 are in no register"):
+        planned("arm64-signed", "qemu-img")
+
+
+@pytest.mark.builds
+def test_return_addresses_lie_where_the_functions_have_put_them() -> None:
+    """sub sp of aio_bh_call() and aio_bh_poll(): 0x60 each; x30 lies at 0x28 and 0x58 in the frames
+    of aio_bh_poll() and aio_poll()."""
+    _function, filling = planned("arm64", "qemu-img").programs["run"]
+    sp = AARCH64.register_offset("sp")
+    assert filling["RUN_DEPTH"] == 0x60
+    assert (filling["POLL_CALLER"], filling["POLL_CALLER_OFFSET"]) == (sp, 0x60 + 0x28)
+    assert (filling["OUTER_CALLER"], filling["OUTER_CALLER_OFFSET"]) == (sp, 0xC0 + 0x58)
 
 
 @pytest.mark.builds
@@ -403,6 +492,27 @@ def test_only_where_the_processor_keeps_no_order_is_there_a_fence() -> None:
         pytest.skip(f"no {LIBRARY}: apt-get install libatomic1")
     assert fence is not None
     fence()
+
+
+@pytest.mark.bpf
+@pytest.mark.bcc
+@pytest.mark.builds
+def test_the_probes_of_all_compile_for_such_registers_and_are_filled_in() -> None:
+    """Nothing of it was ever loaded."""
+    image = compile_image("all.bpf.c", "#define AS_AARCH64\n")
+    fds = dict.fromkeys(image.maps, 3)
+    others = ("STACKS_EVERY", "TURN", "NAMESPACED", "NAMESPACE_DEVICE", "NAMESPACE_INODE")
+    for name, (function, filling) in planned("arm64", "qemu-img").programs.items():
+        code = image.functions[function].filled(fds, {**dict.fromkeys(others, 0), **filling})
+        loads = {
+            offset
+            for operation, _registers, offset, _number in INSTRUCTION.iter_unpack(code)
+            if operation == LOAD_WORD
+        }
+        wanted = {AARCH64.register_offset("pc"), filling.get("BH", 0)}
+        if function == "co_schedule":
+            wanted |= {AARCH64.register_offset(register) for register in ("x0", "x1", "x30")}
+        assert wanted <= loads, name
 
 
 @pytest.mark.bpf

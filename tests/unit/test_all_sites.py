@@ -11,7 +11,7 @@ import pytest
 
 from qtrace.binary.elf import Elf
 from qtrace.binary.module import Module
-from qtrace.machine.arch_x86_64 import pt_regs_offset
+from qtrace.machine.arch_x86_64 import X86_64
 from qtrace.sites.all_plan import AllPlan
 from qtrace.sites.all_sites import plan_all
 
@@ -95,6 +95,6 @@ def test_the_layout_is_that_of_debians_builds(program: Path) -> None:
     )  # fmt: skip
     # field notes: at aio_bh_call+0 aio_bh_poll()'s caller is at rsp+0x50, aio_poll()'s at +0x100.
     _function, filling = planned(program).programs["run"]
-    sp = pt_regs_offset("rsp")
+    sp = X86_64.register_offset("rsp")
     assert [(filling[f"{name}_CALLER"], filling[f"{name}_CALLER_OFFSET"])
             for name in ("POLL", "OUTER")] == [(sp, 80), (sp, 256)]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qtrace.errors import RecorderUnavailable
+from qtrace.machine.arch_aarch64 import AARCH64
 from qtrace.record.ebpf import bcc_module, bpf_image
 from qtrace.record.ebpf.bpf_compiler import compile_image, compiler
 from qtrace.record.ebpf.bpf_image import (
@@ -140,6 +141,18 @@ from qtrace.record.ebpf.bpf_program import load_watch
 program = load_watch(1, 1)
 print(program.note, "|", sorted(program.functions) == sorted(bpf_image.PROGRAMS["watch.bpf.c"][0]))
 """
+
+
+def test_on_another_processor_the_prebuilt_image_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its registers lie elsewhere in pt_regs: each would be read as another."""
+    compiled = read_prebuilt()["all.bpf.c"]
+    monkeypatch.setattr(bpf_image, "HOST", AARCH64)
+    monkeypatch.setattr(bpf_image, "_compiled", lambda _file: compiled)
+    image, note = get_image("all.bpf.c")
+    assert image is compiled
+    assert note == "the prebuilt probes are for x86-64 hosts: compiled instead"
 
 
 @pytest.mark.bcc

@@ -267,12 +267,12 @@ def result_of(step: Step) -> Value | None:
     if instruction.mnemonic == "lea":
         return step.address(1)
     before = step.value(0)
-    if instruction.mnemonic not in ("add", "sub") or value is None or before is None:
+    adds = instruction.mnemonic == "add"
+    if not (adds or instruction.mnemonic == "sub") or value is None or before is None:
         return None
     if value.root is None:
-        sign = 1 if instruction.mnemonic == "add" else -1
-        return before.plus(sign * value.offset)
-    return value.plus(before.offset) if instruction.mnemonic == "add" and before.root is None else None
+        return before.plus(value.offset if adds else -value.offset)
+    return value.plus(before.offset) if adds and before.root is None else None
 
 
 def _slot(address: Value) -> int | None:

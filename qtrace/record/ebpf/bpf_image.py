@@ -3,7 +3,7 @@
 A hole (probes/holes.h) is what only the code of a QEMU tells: an offset, a register, whether there
 is something. Sizes of maps are told when they are made. So one image serves every QEMU, and every
 kernel, as no kernel structure but pt_regs is in it. It is plain JSON, and whatever it holds still
-has to pass the kernel's verifier.
+has to pass the kernel's verifier. It is for x86-64 hosts: pt_regs is another elsewhere.
 
 The image says which sources it was made from. Where these are others by now, or it is damaged, the
 programs are compiled by bcc, and kept in the cache in the same form.
@@ -24,6 +24,8 @@ import qtrace
 from qtrace.errors import RecorderUnavailable
 from qtrace.host.cache import load_json, store_json
 from qtrace.host.digest import blake2b
+from qtrace.machine.arch_x86_64 import X86_64
+from qtrace.machine.architectures import HOST
 
 INSTRUCTION = struct.Struct("<BBhi")
 IMMEDIATE, OFFSET = struct.Struct("<i"), struct.Struct("<h")
@@ -217,7 +219,10 @@ def get_image(file: str, *, compiled: bool = False) -> tuple[Image, str]:
     Raises RecorderUnavailable when bcc, its headers or the compiler refuse.
     """
     why = ""
-    if not compiled:
+    if not compiled and HOST is not X86_64:
+        # Registers lie elsewhere (probes/registers.h).
+        why = f"the prebuilt probes are for {X86_64.name} hosts"
+    elif not compiled:
         try:
             return read_prebuilt()[file], ""
         except NoImage as reason:
