@@ -139,7 +139,9 @@ def ask(monitor: Path, commands: Sequence[dict[str, object]]) -> None:
                 while "return" not in (answer := json.loads(lines.readline())):
                     assert "error" not in answer, answer
             send(lines, {"execute": COMMAND})
-            # Until the program is gone: a client that leaves would be in the core.
+            # Until the program is gone: a client that leaves would be in the core. Where others
+            # are busy, all of its memory is long in coming.
+            client.settimeout(2 * TIMEOUT_S)
             with suppress(ConnectionError):
                 lines.read()
 
