@@ -272,11 +272,14 @@ def test_a_server_that_is_merely_slow_is_no_finding(qemu_binary: Path, tmp_path:
     with guest_on_server(qemu_binary, tmp_path, SLOW) as (guest, _server):
         ask(guest, "aio_read 0 4k")
         requests = Requests(Looker(LiveQemu(Process(guest.pid))))
-        proof = prove(requests, requests.look())
-    assert proof.findings == ()
+        proofs = [prove(requests, requests.look())]
+        # On a crowded host it may be taking the request still: who runs may have answered.
+        while not proofs[-1].waiting[0].same:
+            proofs.append(prove(requests, requests.look()))
+    assert not any(proof.findings for proof in proofs)
     # What it says of it: it is there, and how long. The server sleeps: it has answered nothing.
-    (waiting,) = proof.waiting
-    assert (waiting.one.wait.kind, waiting.same) == (REPLY, True)
+    (waiting,) = proofs[-1].waiting
+    assert waiting.one.wait.kind == REPLY
     assert waiting.over_ns >= 500_000_000
 
 
