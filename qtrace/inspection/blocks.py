@@ -5,6 +5,7 @@ from __future__ import annotations
 from qtrace.inspection.layout_cache import block_layout
 from qtrace.inspection.looker import Looker
 from qtrace.machine.memory import Pages
+from qtrace.process.own_memory import own_memory
 from qtrace.process.stack import COROUTINE
 from qtrace.qemu.aio.awake import Awake
 from qtrace.qemu.aio.model import Look
@@ -35,7 +36,8 @@ class _Source:
 
     def __init__(self, looker: Looker) -> None:
         self._looker = looker
-        self.memory = looker.source.memory
+        # What stacks hold is followed, too: some of it leads to the guest's memory.
+        self.memory = own_memory(looker.source)
         self.layout = looker.layout
         self.architecture = looker.architecture
         self.pointer_guard = looker.source.pointer_guard

@@ -27,7 +27,7 @@ from qtrace.process.call_arguments import (
 )
 from qtrace.process.live_source import LiveSource
 from qtrace.process.maps import read_maps
-from qtrace.process.own_memory import OwnMemory
+from qtrace.process.own_memory import own_memory
 from qtrace.qemu.aio.mechanics import DISPATCHERS, MECHANICS
 from qtrace.qemu.aio.model import PAGE_FAULT, USERFAULT, Look, Thread
 from qtrace.qemu.aio.waits import in_loop, is_polling
@@ -86,7 +86,7 @@ class Outside:
         self._pid = looker.source.pid
         self._memory = looker.source.memory
         # A register may hold anything, also where the guest's memory lies.
-        self._objects = Objects(OwnMemory(self._pid, self._memory))
+        self._objects = Objects(own_memory(looker.source))
         self.descriptors = Descriptors(self._pid)
 
     def added_to(self, look: Look, thread: Thread) -> Thread:

@@ -7,7 +7,18 @@ for in vain waits with it, and cannot be killed.
 from __future__ import annotations
 
 from qtrace.machine.memory import Memory
+from qtrace.process.live_source import LiveSource
+from qtrace.process.look_source import LookSource
 from qtrace.process.maps import read_maps
+
+
+def own_memory(source: LookSource) -> Memory:
+    """That of a live process; all there is of a core, where every page has come.
+
+    Raises NoSuchProcess, PermissionMissing.
+    """
+    live = isinstance(source, LiveSource)
+    return OwnMemory(source.pid, source.memory) if live else source.memory
 
 
 class OwnMemory:
