@@ -45,9 +45,7 @@ def beyond(frame: pd.DataFrame, header: dict[str, Any], detach: dict[str, Any], 
 
 def tells_its_end(header: dict[str, Any], detach: dict[str, Any], gone: bool) -> bool:
     """Whether ``beyond`` is a matter of each row alone: of a part of a trace it is the same."""
-    every = detach.get("all")
-    told = (detach.get("until_ns"), every.get("dropped_ns") if isinstance(every, dict) else None)
-    return "all" not in header or not detach or gone or any(type(one) is int for one in told)
+    return "all" not in header or not detach or gone or bool(_told_ends(detach))
 
 
 def may_be_beyond(latest_ns: int, detach: dict[str, Any]) -> bool:
@@ -56,9 +54,14 @@ def may_be_beyond(latest_ns: int, detach: dict[str, Any]) -> bool:
     Args:
         latest_ns: when the last of all that probes have noted was.
     """
+    return any(latest_ns >= end for end in _told_ends(detach))
+
+
+def _told_ends(detach: dict[str, Any]) -> list[int]:
+    """When probes ended, as far as the recorder says."""
     every = detach.get("all")
     told = (detach.get("until_ns"), every.get("dropped_ns") if isinstance(every, dict) else None)
-    return any(type(one) is int and latest_ns >= one for one in told)
+    return [one for one in told if type(one) is int]
 
 
 def latest_of_probes(frame: pd.DataFrame) -> int:

@@ -215,11 +215,8 @@ def wait_for(look: Look, thread: Thread) -> Wait:
         whom = (owner,) if owner is not None and owner.tid != thread.tid else ()
         return Wait(LOCK, _mutex(look, thread.futex.address), whom)
     if "synchronize_rcu" in functions:
-        return Wait(
-            READERS,
-            "its RCU read",
-            tuple(t for t in look.threads if t.tid in (look.rcu_readers or ())),
-        )
+        readers = look.rcu_readers or ()
+        return Wait(READERS, "its RCU read", tuple(t for t in look.threads if t.tid in readers))
     if "drain_call_rcu" in functions:
         return Wait(RCU, "its RCU callbacks", tuple(t for t in look.threads if _calls_rcu(t)))
     # Each vCPU thread stops, and does what it is asked to, when it gets back to its loop (cpus.c).
