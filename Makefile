@@ -51,7 +51,7 @@ samples: venv qemus ## Record analysis/samples and run the notebooks again (labe
 lint: venv ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict -p qtrace
+	$(BIN)/mypy --strict -p qtrace -p benchmarks -p scripts
 	$(BIN)/lint-imports
 
 .PHONY: format

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.pairs import Row, qemus
 from qtrace.lab.guest import Guest
 from qtrace.lab.snapshot_jobs import save_round
-from qtrace.record.ebpf.ebpf_recorder import Hit
+from qtrace.process.hit import Hit
 from qtrace.record.recording_options import RecordingOptions
 from qtrace.record.start import start_recording
 

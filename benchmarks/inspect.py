@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from benchmarks.pairs import Row, interval, qemus, ratios
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
-from qtrace.lab.guest import Guest
+from qtrace.lab.guest import Accelerator, Guest
 from qtrace.process.process import Process
 
 WATCH = ("--watch", "0.1")
 # Long enough for five looks: one is due at once, as the watch was held.
+ACCELERATORS: tuple[Accelerator, ...] = ("tcg", "kvm")
 WINDOW_S = 0.5
 SWEEPS = 300
 STARTS = 5
@@ -33,13 +34,13 @@ def run(pairs: int) -> list[Row]:
     """The guest's work while it is watched, the cost of a look, and the pauses that gdb makes."""
     rows = []
     for version, qemu in qemus():
-        for accel in ("tcg", "kvm"):
+        for accel in ACCELERATORS:
             with Guest(qemu, accel) as guest:
                 rows.append(_watched(f"{version} {accel}", guest, pairs))
         iothreads = [part for n in range(THREADS - 4) for part in ("-object", f"iothread,id=i{n}")]
         with Guest(qemu, "tcg", extra_args=iothreads) as guest:
             rows += [_sweep(version, guest.pid), _cold(version, guest.pid)]
-        for accel in ("tcg", "kvm"):
+        for accel in ACCELERATORS:
             with Guest(qemu, accel) as guest:
                 rows += _pauses(f"{version} {accel}", guest)
     return rows

@@ -30,7 +30,7 @@ from qtrace.binary.module import Module
 from qtrace.host.bpf_syscall import SMALLEST_PROGRAM, TRACE_UPROBE_MULTI, load_program
 from qtrace.host.uprobe_links import links_work
 from qtrace.lab.block_load import bench_command
-from qtrace.machine.arch_x86_64 import pt_regs_offset
+from qtrace.machine.architectures import HOST
 from qtrace.process.process import Process
 from qtrace.record.all_events.sums import Sums
 from qtrace.record.ebpf.uprobes import Uprobes
@@ -120,7 +120,7 @@ def _loop_rows(rounds: int) -> list[Row]:
 def _plan_of_loop() -> AllPlan:
     (_version, qemu), *_ = qemus()
     plan = plan_all(Module(Elf(qemu), 0))
-    rdi = {"BH": pt_regs_offset("rdi")}
+    rdi = {"BH": HOST.register_offset("rdi")}
     same = plan.programs["run"][1]
     programs = {
         "enqueue": ("enqueue", {**same, **rdi, "NEW_FLAGS_ARE_KNOWN": 0, "NEW_FLAGS": 0}),

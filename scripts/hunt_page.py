@@ -68,7 +68,7 @@ def findings(rows: pd.DataFrame) -> str:
                 ", ".join(sorted(part["device"].unique())), f"`{part['cell'].iloc[0]}`",
             ]
         )  # fmt: skip
-    lines.sort(key=lambda line: (OUTCOMES.index(line[0]), line[1]))  # type: ignore[arg-type]
+    lines.sort(key=lambda line: (OUTCOMES.index(line[0]), line[1]))
     return markdown(["outcome", "what", "builds (cells)", "commands", "devices", "one cell"], lines)
 
 
