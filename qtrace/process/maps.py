@@ -185,30 +185,34 @@ def _open(mapping: Mapping, pid: int) -> int:
     return -1
 
 
-class GuardedMemory:
-    """Anonymous memory of a process that begins with an inaccessible page, as stacks do.
+class KeptMaps:
+    """/proc/PID/maps, read again only when that can have changed.
 
     Reading the mappings is a third of what a look at an idle guest costs. What is mapped comes
     into use by being written to, and that faults; what is unmapped makes the process smaller. Where
     the kernel has counted no fault since (mm_account_fault() counts those of mlock(2) and
-    MAP_POPULATE, too) and the size is the same, the stacks are the same.
+    MAP_POPULATE, too) and the size is the same, the mappings that are in use are the same.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._known: tuple[str, ...] = ()
         self._read_at = 0.0
-        self._found: list[tuple[int, int]] = []
+        self._maps = b""
 
-    def find(self) -> list[tuple[int, int]]:
-        """From that page's start to the end of what may be written. Raises as ``read_maps``."""
+    def read(self) -> bytes:
+        """The same object as before where nothing can have changed. Raises as ``read_maps``."""
         # Before the mappings are read: what changes meanwhile shows the next time.
         now = self._counted()
         if not now or now != self._known or time.monotonic() - self._read_at >= KEPT_S:
             self._read_at = time.monotonic()
-            self._found = guarded_in(_maps(self._pid))
+            self._maps = _maps(self._pid)
             self._known = now
-        return self._found
+        return self._maps
+
+    def mappings(self) -> list[Mapping]:
+        """Those that ``read`` has read last."""
+        return _parsed(self._maps, self._pid)
 
     def _counted(self) -> tuple[str, ...]:
         """What changes when memory comes into use or goes; empty where that is not known."""
@@ -218,6 +222,22 @@ class GuardedMemory:
         except OSError:
             return ()
         return tuple(fields[number] for number in COUNTED) if fields else ()
+
+
+class GuardedMemory:
+    """Anonymous memory of a process that begins with an inaccessible page, as stacks do."""
+
+    def __init__(self, pid: int) -> None:
+        self._kept = KeptMaps(pid)
+        self._maps = b""
+        self._found: list[tuple[int, int]] = []
+
+    def find(self) -> list[tuple[int, int]]:
+        """From that page's start to the end of what may be written. Raises as ``read_maps``."""
+        maps = self._kept.read()
+        if maps is not self._maps:
+            self._maps, self._found = maps, guarded_in(maps)
+        return self._found
 
 
 def share_memory(pid: int, other: int) -> bool:
