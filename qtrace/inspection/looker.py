@@ -154,6 +154,11 @@ class Looker:
                 return thread
         return Thread(tid, name, self._role(tid, name, owns_context, []), "")
 
+    def has_run(self, thread: Thread) -> bool:
+        """Whether a thread has run since a look took it; True also where that cannot be told."""
+        state = self.source.state(thread.tid)
+        return not thread.cpu_ns or (state.cpu_ns, state.turns) != (thread.cpu_ns, thread.turns)
+
     def frames_of(self, tid: int, within: str = "") -> tuple[list[str], list[Frame]]:
         """The functions of a thread that sleeps, leaf first, and their frames; empty when it was
         not seen to sleep (in the function ``within``).

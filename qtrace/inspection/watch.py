@@ -10,7 +10,7 @@ from qtrace.inspection.looker import Looker
 from qtrace.inspection.proof import ENOUGH_NS, proven_again
 from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.inspection.request_proof import RequestFinding, RequestWatch
-from qtrace.qemu.aio.findings import Finding
+from qtrace.qemu.aio.findings import Finding, explain
 from qtrace.qemu.aio.model import Look
 
 
@@ -84,6 +84,18 @@ class Watch:
     def is_calm(self) -> bool:
         """Whether the last look left nothing to be explained, so that a glance may follow."""
         return self._calm is not None
+
+    def suspects(self, watched: Watched) -> tuple[Finding, ...]:
+        """What its look shows that may be a hang, and no look has proven yet."""
+        return () if self.is_calm or watched.findings else tuple(explain(watched.look))
+
+    def may_hold(self, suspect: Finding) -> bool:
+        """Whether its thread has not run since, or polls, where it wakes up again and again.
+
+        A small part of what a look costs: a busy guest's main loop waits for the BQL in nearly
+        each.
+        """
+        return suspect.polls is not None or not self.looker.has_run(suspect.thread)
 
     def _if_calm(self, watched: Watched) -> Watched | None:
         """What a glance after it would show; None where only a look tells."""

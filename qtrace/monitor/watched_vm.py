@@ -24,7 +24,7 @@ from qtrace.monitor.happenings import Happened
 from qtrace.monitor.state import StuckLoop, VmState
 from qtrace.monitor.vm_probes import VmProbes
 from qtrace.process.process import Process, unless_it_ends
-from qtrace.qemu.aio.findings import STUCK, Finding, explain
+from qtrace.qemu.aio.findings import STUCK, Finding
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import is_unmoved, waits_for_big_lock
 from qtrace.qemu.block.requests import InFlight
@@ -130,10 +130,13 @@ class WatchedVm:
                 began = time.monotonic()
                 seen = watch.see(time.monotonic_ns())
                 self._take(seen, time.monotonic() - began)
+                at = max(at + self._every_s, time.monotonic())
+                suspects = watch.suspects(seen)
                 # What may be a hang is proven by looks that need not be far apart.
-                hurry = not (watch.is_calm or seen.findings) and bool(explain(seen.look))
-                pace_s = min(self._every_s, HURRY_S) if hurry else self._every_s
-                at = max(at + pace_s, time.monotonic())
+                if suspects and at - time.monotonic() > HURRY_S:
+                    self._until(time.monotonic() + HURRY_S, process)
+                    if any(watch.may_hold(suspect) for suspect in suspects):
+                        at = time.monotonic()
                 self._until(at, process)
         except (QtraceError, OSError) as error:
             self.refused = _why_not(self.pid, error)

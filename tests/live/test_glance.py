@@ -18,7 +18,6 @@ from qtrace.inspection.qemu import LiveQemu
 from qtrace.inspection.watch import Watch
 from qtrace.lab.guest import Guest
 from qtrace.process.process import Process
-from qtrace.qemu.aio.findings import explain
 from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.other_process import stop
 from tests.live.support.ptraced import until
@@ -51,9 +50,12 @@ def test_a_hang_is_seen_by_the_first_look_after_it_and_its_end_brings_glances_ba
         until(lambda: "qmp_pmemsave" in functions_of_main_thread(guest.pid), "the hang")
         seen = watch.see(time.monotonic_ns())
         assert not seen.glanced
-        assert [finding.kind for finding in explain(seen.look)] == ["stuck"]
+        [suspect] = watch.suspects(seen)
+        assert suspect.kind == "stuck"
+        assert watch.may_hold(suspect)
         pipe.read_bytes()
         until(lambda: watch.see(time.monotonic_ns()).glanced, "glances again")
+        assert not watch.may_hold(suspect)
 
 
 def test_no_glance_holds_of_a_guest_that_is_stopped(qemu_binary: Path) -> None:
