@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qtrace.inspection.looker import Looker
 from qtrace.process.live_source import LiveSource
-from qtrace.qemu.aio.findings import loop_threads
+from qtrace.qemu.aio.findings import keeps_big_lock, loop_threads
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import in_loop, waits_for_big_lock
 
@@ -34,12 +34,12 @@ class Glance:
     def remember(self, look: Look) -> None:
         """A look that has just been taken. It is good for glances when it leaves nothing to be
         explained: each loop's thread is in its loop, nothing is pending, nobody waits for the
-        BQL."""
+        BQL, or keeps it asleep."""
         loops = loop_threads(look)
         self._places = ()
         if not look.main_loop or look.stopped or look.bottom_halves:
             return
-        if any(waits_for_big_lock(look, thread) for thread in look.threads):
+        if keeps_big_lock(look) or any(waits_for_big_lock(look, t) for t in look.threads):
             return
         places = [self._place(look, thread) for thread in loops]
         if places and None not in places:

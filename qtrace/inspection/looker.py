@@ -26,12 +26,13 @@ from qtrace.process.stack import (
     ReadWord,
 )
 from qtrace.qemu.aio.awake import MAX_NESTED, Awake, awake
+from qtrace.qemu.aio.consistent_lists import Torn
 from qtrace.qemu.aio.futex import read_futex
 from qtrace.qemu.aio.gather import take_look
 from qtrace.qemu.aio.jump_buffer import saved_registers
 from qtrace.qemu.aio.model import PAGE_FAULT, USERFAULT, Context, Ending, Look, Poll, Thread
 from qtrace.qemu.aio.polled_context import polled_by_fds
-from qtrace.qemu.aio.walk import AioReader
+from qtrace.qemu.aio.walk import AioReader, Missing
 from qtrace.roles import Role, role_of_name
 
 POLL = "aio_poll"
@@ -103,6 +104,14 @@ class Looker:
         self._own = {c.tid: c.address for c in contexts if c.name.startswith("iothread:")}
         self._awake = None
         return [self.thread(tid, name, tid in self._own) for tid, name in self._names.items()]
+
+    def big_lock_holder(self) -> int | None:
+        """The thread that holds the BQL now, 0 for none; None where that cannot be read."""
+        try:
+            holder = self.reader.bql_holder()
+        except (Missing, Torn):
+            return None
+        return self.outer_tid(holder) if holder else holder
 
     def outer_tid(self, tid: int) -> int:
         return self.source.outer_tid(tid)

@@ -22,8 +22,11 @@ from qtrace.qemu.aio.findings import (
     explain,
     goes_round,
     is_proven,
+    keeping_big_lock,
     loop_threads,
+    may_come_and_go,
     stays,
+    suspects,
 )
 from qtrace.qemu.aio.inconclusive import still_unclear, unclear
 from qtrace.qemu.aio.model import Look, Thread
@@ -37,6 +40,8 @@ EVERY_NS = 20_000_000
 SIGHTINGS, COMPUTING_NS = 5, APART_NS // 2
 # Sitting in one wait for so long is more than a step of a callback that goes on.
 RESTED_NS = APART_NS // 5
+# In so many places at least, over two seconds, who moves was seen, and never without the BQL.
+KEPT_SIGHTINGS = 20
 # Who came to rest in a wait only after the first look is looked at anew, so often at most.
 TRIES = 3
 # After the last moment at which it counts, for the look itself.
@@ -59,13 +64,15 @@ class Proof:
 
 
 class Watch:
-    """Sees loops' threads that were not in their loops, and those that they wait for, again and
-    again: where they sleep, and by the kernel's clock where they run."""
+    """Sees suspects (loops' threads that were not in their loops, who keeps the BQL), and those
+    that they wait for, again and again: where they sleep, and by the kernel's clock where they
+    run."""
 
     def __init__(self, looker: Looker, first: Look) -> None:
         self._looker = looker
         self._first = first
-        self.suspects = [t for t in loop_threads(first) if not in_loop(first, t)]
+        self.suspects = suspects(first)
+        self._loops = {thread.tid for thread in loop_threads(first)}
         holders = [other for thread in self.suspects for other in chain(first, thread)]
         self._seen = {thread.tid: thread for thread in (*self.suspects, *holders)}
         self.sightings: dict[int, list[Thread]] = {tid: [] for tid in self._seen}
@@ -74,6 +81,16 @@ class Watch:
         # The samples of each thread that have been unwound: once, while its memory is fresh.
         self._ran: dict[int, list[tuple[int, Thread]]] = {tid: [] for tid in self._seen}
 
+    @property
+    def away(self) -> list[Thread]:
+        """The suspects that have a loop to come back to."""
+        return [thread for thread in self.suspects if thread.tid in self._loops]
+
+    @property
+    def keepers(self) -> list[Thread]:
+        """Those that have kept the BQL so far."""
+        return [thread for thread in self.suspects if thread.tid not in self._loops]
+
     def until(self, at_ns: int) -> None:
         """Go on for a while; ends early when no suspect is left."""
         while self.suspects and (left := at_ns - time.monotonic_ns()) > 0:
@@ -81,14 +98,20 @@ class Watch:
             self.see()
 
     def see(self) -> None:
-        """See each of them once; who is in its loop is no suspect any more."""
+        """See each of them once; who is in its loop, or has moved on, is no suspect any more."""
         for tid, thread in self._seen.items():
             now = self._looker.thread(tid, thread.name, thread.role == "iothread")
             self.sightings[tid].append(now)
             self._times[tid].append(time.monotonic_ns())
-        self.suspects = [
-            t for t in self.suspects if not in_loop(self._first, self.sightings[t.tid][-1])
-        ]
+        self.suspects = [thread for thread in self.suspects if self._is_one(thread)]
+
+    def _is_one(self, thread: Thread) -> bool:
+        """Whether a suspect still is one: who keeps the BQL, as long as nobody else was seen to
+        have it, or it to have it not."""
+        last = self.sightings[thread.tid][-1]
+        if thread.tid in self._loops:
+            return not in_loop(self._first, last)
+        return not is_polling(last) and self._looker.big_lock_holder() == thread.tid
 
     def stacks(self, thread: Thread) -> list[Thread]:
         """The sightings of a thread that show its whole stack, the earliest first."""
@@ -109,6 +132,16 @@ class Watch:
         if len(timed) < SIGHTINGS or (over_ns := timed[-1][0] - timed[0][0]) < COMPUTING_NS:
             return None
         return computing(now, thread, [one for _time_ns, one in timed], over_ns)
+
+    def keeping(self, now: Look, thread: Thread) -> Finding | None:
+        """As ``findings.keeping_big_lock``; None while too little has been seen."""
+        stacks, times = self.stacks(thread), self._times[thread.tid]
+        over_ns = times[-1] - self._first.time_ns
+        # On a crowded host one that waits for a processor is the same in many sightings.
+        asleep = {(one.cpu_ns, one.turns) for one in self.sightings[thread.tid] if one.blocked_in}
+        if len(asleep) + len(self._ran[thread.tid]) < KEPT_SIGHTINGS or over_ns < MOVING_NS:
+            return None
+        return keeping_big_lock(now.thread(thread.tid) or thread, stacks, len(times), over_ns)
 
     def has_come_to_rest(self, now: Look, thread: Thread) -> bool:
         """Whether a thread has moved since the first look, but not for the last ``RESTED_NS``, and
@@ -189,7 +222,7 @@ def shown_by(before: Look, now: Look, watch: Watch) -> Proof:
     findings = confirm(before, shown, between=watch.sightings)
     reasons = still_unclear(before, now)
     told = {finding.thread.tid for finding in findings}
-    for thread in watch.suspects:
+    for thread in watch.away:
         last = now.thread(thread.tid) or thread
         if thread.tid in told or not has_loop(now, last) or in_loop(now, last):
             continue
@@ -198,6 +231,14 @@ def shown_by(before: Look, now: Look, watch: Watch) -> Proof:
             findings.append(found)
         elif not goes_round(watch.stacks(thread)):
             reasons.append(_why_not_seen(thread, watch, now.time_ns - before.time_ns))
+    for thread in watch.keepers:
+        if thread.tid in told:
+            continue
+        found = watch.keeping(shown, thread)
+        if found is not None:
+            findings.append(found)
+        elif not may_come_and_go(watch.stacks(thread)):
+            reasons.append(_why_not_known(thread, watch, now.time_ns - before.time_ns))
     return Proof(findings, reasons, shown)
 
 
@@ -211,29 +252,30 @@ def needs_longer(before: Look, now: Look, watch: Watch) -> bool:
         if not is_proven(before, now, thread):
             return True
         told.add(thread.tid)
+    if any(keeper.tid not in told for keeper in watch.keepers):
+        return True
     return any(
         thread.tid not in told
         and has_loop(now, now.thread(thread.tid) or thread)
         and watch.computing(now, thread) is None
         and not goes_round(watch.stacks(thread))
-        for thread in watch.suspects
+        for thread in watch.away
     )
 
 
 def _with_causes(look: Look, watch: Watch) -> Look:
-    """The look, with a stack that was seen of each thread that others wait for and that runs, and
+    """The look, with a stack that was seen of each that runs and others wait for, or will, and
     with what all of them wait for outside of the process."""
     wanted = {t.tid for s in watch.suspects for t in chain(look, look.thread(s.tid) or s)}
+    wanted |= {keeper.tid for keeper in watch.keepers}
     threads = []
     for thread in look.threads:
         stacks = watch.stacks(thread) if thread.tid in wanted and not thread.frames else []
         threads.append(replace(stacks[0], cpu_ns=thread.cpu_ns) if stacks else thread)
     shown = replace(look, threads=tuple(threads))
-    suspects = [shown.thread(suspect.tid) or suspect for suspect in watch.suspects]
-    polls = any(
-        is_polling(one) for suspect in suspects for one in (suspect, *chain(shown, suspect))
-    )
-    told = wanted | {suspect.tid for suspect in suspects} | (bystanders(shown) if polls else set())
+    ours = [shown.thread(suspect.tid) or suspect for suspect in watch.suspects]
+    polls = any(is_polling(one) for suspect in ours for one in (suspect, *chain(shown, suspect)))
+    told = wanted | {suspect.tid for suspect in ours} | (bystanders(shown) if polls else set())
     return watch.with_outside(shown, told)
 
 
@@ -242,6 +284,13 @@ def _why_not_seen(thread: Thread, watch: Watch, over_ns: int) -> str:
     if watch.may_sample(thread):
         return f"{text}, and too little of what it does instead"
     return f"{text}, and what it does instead takes CAP_PERFMON to see"
+
+
+def _why_not_known(thread: Thread, watch: Watch, over_ns: int) -> str:
+    text = f"{thread.label} was never seen without the BQL for {over_ns / 1e9:.1f} s"
+    if watch.may_sample(thread):
+        return f"{text}, and too little of what it does"
+    return f"{text}, and what it does takes CAP_PERFMON to see"
 
 
 def proven_again(

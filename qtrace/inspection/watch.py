@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from qtrace.inspection.glance import Glance
 from qtrace.inspection.looker import Looker
-from qtrace.inspection.proof import ENOUGH_NS, proven_again
+from qtrace.inspection.proof import ENOUGH_NS, prove, proven_again
 from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.inspection.request_proof import RequestFinding, RequestWatch
-from qtrace.qemu.aio.findings import Finding, explain
+from qtrace.qemu.aio.findings import Finding, explain, keeps_big_lock
 from qtrace.qemu.aio.model import Look
 
 
@@ -51,6 +51,7 @@ class Watch:
         self._requests = RequestWatch(Requests(looker))
         self._last: RequestLook | None = None
         self._stuck: tuple[RequestFinding, ...] = ()
+        self._keeper = 0
 
     def see(self, now_ns: int, *, details: bool = False) -> Watched:
         """Look now.
@@ -72,6 +73,10 @@ class Watch:
         while len(self._looks) > 1 and look.time_ns - self._looks[1].time_ns >= ENOUGH_NS:
             self._looks.popleft()
         of_loops, reasons = proven_again(self.looker, self._looks, look)
+        if not of_loops and self._is_kept(look):
+            # Who has the BQL in two looks may have had it all the time: many more tell.
+            proof = prove(self.looker, look)
+            of_loops, reasons = proof.findings, proof.reasons
         self._looks.append(look)
         if due:
             seen = self._requests.see(look)
@@ -79,6 +84,12 @@ class Watch:
         watched = Watched(look, (*of_loops, *self._stuck), tuple(reasons), self._last)
         self._calm = self._if_calm(watched) if self._glances_ns else None
         return watched
+
+    def _is_kept(self, look: Look) -> bool:
+        """Whether the same thread has the BQL as in the look before, and the main loop sleeps."""
+        before, keeper = self._keeper, keeps_big_lock(look)
+        self._keeper = keeper.tid if keeper is not None else 0
+        return self._keeper != 0 and self._keeper == before
 
     @property
     def is_calm(self) -> bool:

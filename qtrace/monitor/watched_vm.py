@@ -31,6 +31,7 @@ from qtrace.qemu.block.requests import InFlight
 from qtrace.record.target_end import Watcher
 
 UNKNOWN = "unknown"
+LOOPS = ("main", "iothread")
 # What hangs, looks have proven after so long: two seconds apart where
 # somebody moves whom it waits for (qtrace/qemu/aio/findings.py).
 PROVEN_AFTER_S = 3.0
@@ -193,7 +194,9 @@ class WatchedVm:
             if isinstance(one, Finding) and one.kind == STUCK:
                 seen_ns = look.time_ns - self._since_ns[(one.kind, _of(one))]
                 lasted_ns = max(one.at_least_ns, seen_ns)
-                found.append(StuckLoop(one.thread.role, one.context.name or "?", lasted_ns / 1e9))
+                # While another thread keeps the BQL it is the main loop that cannot run.
+                role = one.thread.role if one.thread.role in LOOPS else "main"
+                found.append(StuckLoop(role, one.context.name or "?", lasted_ns / 1e9))
         return found
 
     def _bql_wait_ns(self, look: Look) -> int:

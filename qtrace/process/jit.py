@@ -21,7 +21,6 @@ from qtrace.binary.module import Module
 from qtrace.machine.memory import Memory
 
 DESCRIPTOR = "__jit_debug_descriptor"
-NAME = "code_gen_buffer"
 MAX_ENTRIES, MAX_IMAGE = 16, 1 << 20
 
 

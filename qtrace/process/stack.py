@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from qtrace.binary.cfi import Rule
 from qtrace.binary.module import Module
 from qtrace.machine.architecture import Architecture
-from qtrace.process.jit import NAME as JIT_NAME
 from qtrace.process.jit import JitCode
 from qtrace.process.maps import Space
+from qtrace.qemu.aio.mechanics import JIT_CODE
 
 MAX_FRAMES = 256
 # Locals of one function, in bytes, that are searched for where its frame ends.
@@ -170,7 +170,7 @@ class Unwinder:
         if module is None:
             code = self._jit_code(pc)
             if code is not None:
-                return f"{JIT_NAME}+{pc - code.start:#x}"
+                return f"{JIT_CODE}+{pc - code.start:#x}"
             return f"{mapping or 'anonymous'}@{pc:#x}"
         vaddr = pc - module.bias
         function = module.function_name(vaddr - back)

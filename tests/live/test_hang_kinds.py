@@ -59,6 +59,23 @@ def test_a_vcpu_that_runs_for_ever_with_the_bql_makes_the_main_loop_stuck(
     assert finding["at_least_ns"] >= 2_000_000_000
 
 
+def test_a_vcpu_that_keeps_the_bql_is_told_while_the_main_loop_has_nothing_to_do(
+    tmp_path: Path,
+) -> None:
+    """Nobody waits for the lock yet: the guest stands still, and the next QMP command will hang."""
+    with writing_guest(find_qemu(), "kvm", tmp_path, DEBUG_CONSOLE, main_sleeps=True) as qemu:
+        status, document, _err = inspect("--pid", qemu.pid)
+        own = f"pipe {tmp_path}/pipe, whose read end is held by process {os.getpid()} ("
+    assert (status, document["verdict"]) == (1, "stuck")
+    (finding,) = document["findings"]
+    # Should a timer wake it up, the main loop is what waits.
+    kept, late = "nobody gets the BQL: vCPU thread ", "the main loop does not run: "
+    assert finding["sentence"].startswith((kept, late))
+    assert "qemu_chr_write" in finding["sentence"]
+    assert ", for device isa-debugcon /machine/peripheral-anon/device[" in finding["sentence"]
+    assert own in finding["sentence"]
+
+
 def test_a_vcpu_that_writes_to_who_takes_it_is_nothing_to_report(tmp_path: Path) -> None:
     with writing_guest(find_qemu(), "tcg", tmp_path, SERIAL) as qemu:
         status, document, _err = inspect("--pid", qemu.pid)

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from qtrace.qemu.aio.findings import MOVING_NS, computing, confirm, explain, goes_round
+from qtrace.qemu.aio.findings import (
+    MOVING_NS,
+    computing,
+    confirm,
+    explain,
+    goes_round,
+    keeping_big_lock,
+    may_come_and_go,
+    suspects,
+)
 from qtrace.qemu.aio.inconclusive import still_unclear, unclear
 from qtrace.qemu.aio.model import (
     PAGE_FAULT,
@@ -221,6 +230,59 @@ def test_waiting_for_a_bql_whose_holder_sleeps_is_a_finding() -> None:
     seen = look(main_thread(TAKING_BQL), vcpu(), bql_holder=VCPU_TID)
     (sentence,) = sentences(seen)
     assert "for the BQL of 1235 (CPU 0/TCG), which waits in blk_pwrite" in sentence
+
+
+IN_TPM = ("recvmsg+0x57", "qemu_chr_fe_read_all+0xf9", "memory_region_dispatch_read+0xa1",
+          "kvm_cpu_exec+0x2b5", "kvm_vcpu_thread_fn+0x9a")  # fmt: skip
+
+
+def test_who_sleeps_with_the_bql_is_a_finding_while_the_main_loop_sleeps() -> None:
+    keeper = vcpu(IN_TPM, blocked_in="recvmsg", outside="on fd 3, whose other end is stopped")
+    seen = look(main_thread(LOOP), keeper, bql_holder=VCPU_TID, halves=())
+    (finding,) = confirm(seen, later(seen))
+    assert finding.kind == "stuck"
+    assert finding.sentence == (
+        "nobody gets the BQL: vCPU thread 1235 (CPU 0/TCG) waits in recvmsg < "
+        "qemu_chr_fe_read_all < memory_region_dispatch_read < kvm_cpu_exec < kvm_vcpu_thread_fn, "
+        "holding the BQL, on fd 3, whose other end is stopped; the main loop sleeps, and will wait "
+        "when it wakes up"
+    )
+    moved = vcpu(IN_TPM, blocked_in="recvmsg", cpu_ns=7)
+    assert confirm(seen, later(seen, threads=(main_thread(LOOP), moved))) == []
+    # Whoever waits for it is told, with it.
+    (of_main,) = explain(replace(seen, threads=(main_thread(TAKING_BQL), keeper)))
+    assert of_main.thread.role == "main"
+
+
+def test_who_polls_or_runs_with_the_bql_shows_nothing_in_one_look() -> None:
+    polling = look(main_thread(LOOP), vcpu(), bql_holder=VCPU_TID, halves=())
+    running = look(main_thread(LOOP), RUNNING_VCPU, bql_holder=VCPU_TID, halves=())
+    assert explain(polling) == explain(running) == []
+    assert [one.tid for one in suspects(running)] == [VCPU_TID]
+    assert suspects(polling) == []
+
+
+def test_who_moves_and_was_never_seen_without_the_bql_keeps_it_in_one_call() -> None:
+    write = ("qemu_chr_write+0x91", "memory_region_dispatch_write+0xe9", "kvm_cpu_exec+0x2b5")
+    inner = [("clock_nanosleep+0x1", "g_usleep+0x2"), ("writev+0x1",), ()]
+    stacks = [vcpu((*frames, *write)) for frames in inner]
+    keeper = replace(RUNNING_VCPU, outside="for device isa-debugcon")
+    finding = keeping_big_lock(keeper, stacks, 70, 2_500_000_000)
+    assert finding is not None
+    assert (finding.kind, finding.at_least_ns) == ("stuck", 2_500_000_000)
+    assert finding.sentence == (
+        "nobody gets the BQL: vCPU thread 1235 (CPU 0/TCG) holds it whenever it is looked at, in "
+        "qemu_chr_write < memory_region_dispatch_write, for device isa-debugcon; the main loop "
+        "sleeps, and will wait when it wakes up"
+    )
+    # One call after another, by the guest's code.
+    others = [*stacks, vcpu(("memory_region_dispatch_read+0xa1", "kvm_cpu_exec+0x2b5"))]
+    assert keeping_big_lock(keeper, others, 70, 2_500_000_000) is None
+    assert may_come_and_go(others)
+    assert not may_come_and_go(stacks)
+    assert not may_come_and_go(others[:1])
+    translated = [vcpu((*one, "code_gen_buffer+0x7", "cpu_exec+0x419")) for one in (("a+0x1",), ())]
+    assert keeping_big_lock(keeper, translated, 70, 2_500_000_000) is None
 
 
 def later(seen: Look, ns: int = 700_000_000, **changes: Any) -> Look:

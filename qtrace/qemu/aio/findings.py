@@ -9,7 +9,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qtrace.qemu.aio.mechanics import CALLERS, DISPATCHERS, SPAWNING, is_unnamed, plain, telling
+from qtrace.qemu.aio.mechanics import (
+    CALLERS,
+    DISPATCHERS,
+    JIT_CODE,
+    SPAWNING,
+    is_unnamed,
+    plain,
+    telling,
+)
 from qtrace.qemu.aio.model import BottomHalf, Context, Ending, Job, Look, Thread
 from qtrace.qemu.aio.waits import (
     JOIN,
@@ -32,6 +40,7 @@ from qtrace.qemu.aio.waits import (
     wait_for,
     waiting,
 )
+from qtrace.roles import VCPU
 
 JOB_WAITS = frozenset({
     "job_finish_sync_locked", "job_finish_sync", "job_cancel_sync_all", "job_cancel_sync",
@@ -44,6 +53,8 @@ DYING = re.compile(r"_*(GI_)?_*(pthread_kill|raise|gsignal|abort|assert_fail|ass
 # How many named frames of what died are told: assertions fail deep in code without names.
 DEEP = 8
 RUN = "aio_bh_poll"
+ROLES = {"vcpu": "vCPU thread "}
+MAIN_SLEEPS = "the main loop sleeps, and will wait when it wakes up"
 
 CRASHED, STRANDED, STUCK, COMPUTES = "crashed", "stranded", "stuck", "computes"
 # Of a block request (qtrace/inspection): the same in two looks, and nobody moves who has it.
@@ -95,6 +106,31 @@ def loop_threads(look: Look) -> list[Thread]:
     return found + [t for t in look.threads if t.role == "iothread" and t.tid in owners]
 
 
+def suspects(look: Look) -> list[Thread]:
+    """Whose threads are to be looked at again: those of loops that are not in them, and who may
+    keep the BQL."""
+    away = [thread for thread in loop_threads(look) if not in_loop(look, thread)]
+    keeper = keeps_big_lock(look)
+    return away if keeper is None else [*away, keeper]
+
+
+def keeps_big_lock(look: Look) -> Thread | None:
+    """Who holds the BQL while nobody waits for it who is bound to come back to a loop: the main
+    loop sleeps in its poll, and will wait when it wakes up.
+
+    Who polls is left out, as it wakes up again and again: what it waits for is a request, or a
+    bottom half.
+    """
+    keeper = look.thread(look.bql_holder or 0)
+    if keeper is None or not look.main_loop or is_polling(keeper):
+        return None
+    loops = loop_threads(look)
+    away = [thread for thread in loops if not in_loop(look, thread)]
+    if keeper in loops or any(keeper in chain(look, thread) for thread in away):
+        return None
+    return keeper
+
+
 def explain(look: Look, name: str = "") -> list[Finding]:
     """What is in the way now, the worst first; empty when nothing is.
 
@@ -122,6 +158,9 @@ def explain(look: Look, name: str = "") -> list[Finding]:
         if context.address in others and runner is not None and not own and runner not in told:
             halves = _blocked(look, context, runner)
             findings += [_stuck(look, runner, halves)] if halves else []
+    keeper = keeps_big_lock(look)
+    if keeper is not None and keeper.blocked_in and keeper.whole:
+        findings.append(_sleeping_with_big_lock(look, keeper))
     return sorted(findings, key=lambda finding: SEVERITY.index(finding.kind))
 
 
@@ -365,6 +404,16 @@ def _stuck(look: Look, thread: Thread, queued: Sequence[BottomHalf]) -> Finding:
     )  # fmt: skip
 
 
+def _sleeping_with_big_lock(look: Look, keeper: Thread) -> Finding:
+    command = command_in(keeper)
+    sentence = f"nobody gets the BQL: {ROLES.get(keeper.role, '')}{keeper.label}"
+    sentence += f", in {command}," if command else ""
+    sentence += f" {in_words(look, keeper)}; {MAIN_SLEEPS}"
+    return Finding(
+        STUCK, sentence, Context(0, ""), (), keeper, tuple(named_frames(keeper)), None, command
+    )
+
+
 def _awaits_work(look: Look, thread: Thread) -> bool:
     """Whether it has handed its work to a thread, which is at it, and waits for the end of that
     (qcrypto_pbkdf2_count_iters() does so)."""
@@ -436,6 +485,45 @@ def computing(
         at_least_ns=over_ns,
         proof=f"{len(sightings)} sightings over {seconds:.1f} s have these frames in common",
     )  # fmt: skip
+
+
+def keeping_big_lock(
+    keeper: Thread, stacks: Sequence[Thread], sightings: int, over_ns: int
+) -> Finding | None:
+    """That a thread held the BQL at every sighting, in one and the same call; None when not in one.
+
+    Args:
+        stacks: of this thread meanwhile, each whole.
+        sightings: how often it was seen to hold the BQL over ``over_ns``, and never not to.
+    """
+    inner = _one_call(stacks)
+    if not inner:
+        return None
+    seconds = over_ns / 1e9
+    outside = f", {keeper.outside}" if keeper.outside else ""
+    sentence = (
+        f"nobody gets the BQL: {ROLES.get(keeper.role, '')}{keeper.label} holds it whenever it is "
+        f"looked at, in {frames_in_words(inner)}{outside}; {MAIN_SLEEPS}"
+    )
+    return Finding(
+        STUCK, sentence, Context(0, ""), (), keeper, tuple(inner), None, looks=2,
+        at_least_ns=over_ns,
+        proof=f"it held the BQL at each of {sightings} sightings over {seconds:.1f} s, and its "
+        f"{len(stacks)} stacks in that time have these frames in common",
+    )  # fmt: skip
+
+
+def may_come_and_go(stacks: Sequence[Thread]) -> bool:
+    """Whether a thread that holds the BQL was seen in different calls of the guest's code."""
+    return len(stacks) > 1 and not _one_call(stacks)
+
+
+def _one_call(stacks: Sequence[Thread]) -> list[str]:
+    """The functions, leaf first, of the one call that all stacks of a thread were in: for a vCPU
+    what its loop, or the guest's code, had called."""
+    where = telling(plain(_shared_end(stacks)))
+    loop = next((n for n, name in enumerate(where) if name in VCPU), len(where))
+    return [name for name in where[:loop] if name != JIT_CODE]
 
 
 def goes_round(sightings: Sequence[Thread]) -> bool:

@@ -29,6 +29,8 @@ BIG_LOCK = frozenset({"bql_lock_impl", "qemu_mutex_lock_iothread_impl"})
 # The main thread's loop, and the one that IOThreads run while they have handlers of glib's.
 LOOP, GLIB_LOOP = "main_loop_wait", "g_main_loop_run"
 LOOPS = frozenset({LOOP, "qemu_main_loop", GLIB_LOOP})
+# Where translated code lies (tcg/region.c), by the name that QEMU tells debuggers.
+JIT_CODE = "code_gen_buffer"
 STARTS = frozenset({"main", "_start", "qemu_default_main", "qemu_main", "iothread_run"})
 # Who hands work out: what lies nearer to the leaf is a callback, or the way to an end of the loop.
 DISPATCHERS = LOOPS | STARTS | frozenset({

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qtrace.lab.guest import Accelerator
@@ -16,14 +17,19 @@ from tests.live.support.ptraced import until
 # The firmware's end, where the processor begins, and a loop that writes to a port.
 FIRMWARE_BYTES, RESET, LOOP = 1 << 16, 0xFFF0, 0xFF00
 DEBUG_CONSOLE, SERIAL = 0x402, 0x3F8
-PIPE_BYTES = 4096
+PIPE_BYTES, QUIET_S = 4096, 2.0
 
 
 @contextmanager
 def writing_guest(
-    qemu: Path, accel: Accelerator, folder: Path, port: int
+    qemu: Path, accel: Accelerator, folder: Path, port: int, *, main_sleeps: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A QEMU whose guest writes to a port for ever; nobody reads the pipe behind it."""
+    """A QEMU whose guest writes to a port for ever; nobody reads the pipe behind it.
+
+    Args:
+        main_sleeps: it is read at first, until QEMU's main thread has had nothing to do for a
+            while.
+    """
     firmware, pipe = folder / "firmware.bin", folder / "pipe"
     firmware.write_bytes(firmware_writing_to(port))
     end = open_pipe(pipe)
@@ -33,6 +39,8 @@ def writing_guest(
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
+        if main_sleeps:
+            _read_until_it_sleeps(process, end)
         until(lambda: pipe_is_full(end) or process.poll() is not None, "a full pipe")
         assert process.poll() is None, process.communicate()
         yield process
@@ -40,6 +48,23 @@ def writing_guest(
         process.kill()
         process.communicate()
         os.close(end)
+
+
+def _read_until_it_sleeps(process: subprocess.Popen[bytes], end: int) -> None:
+    """Take what comes until the main thread, in its loop, has not run for ``QUIET_S``."""
+    schedstat = Path(f"/proc/{process.pid}/schedstat")
+    seen, since = "", time.monotonic()
+
+    def sleeps() -> bool:
+        nonlocal seen, since
+        with suppress(BlockingIOError):
+            os.read(end, PIPE_BYTES)
+        now = schedstat.read_text()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since >= QUIET_S
+
+    until(lambda: process.poll() is not None or sleeps(), "a main thread that sleeps")
 
 
 def firmware_writing_to(port: int) -> bytes:
