@@ -125,6 +125,12 @@ class Sightings:
         ran, waited = (sum(two[n] - one[n] for one, two in known) for n in (0, 1))
         return Processors(len(own), ran, waited)
 
+    def ran_ns(self, tid: int) -> int:
+        """For how long a thread had a processor, from beginning to end; 0 where that is not
+        known."""
+        one, two = self._times.get(tid), self._last_times.get(tid)
+        return two[0] - one[0] if one and two else 0
+
     def waited_ns(self, tid: int) -> int:
         """For how long a thread was ready to run and had to wait for a processor of the host, from
         beginning to end; 0 where that is not known."""

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from qtrace.check.deep import Deep
 from qtrace.check.one_qemu import HEALTHY, INCONCLUSIVE, SLOW, STOPPED, Checked
-from qtrace.check.sightings import Loop, Processors
+from qtrace.check.sightings import Loop, Processors, Sightings
 from qtrace.check.whole_host import OneOfMany
 from qtrace.cli.views.answer_view import status as looks_status
 from qtrace.cli.views.block_view import answer_findings_json
@@ -26,6 +26,8 @@ TOLD, TOLD_OF_LINTS = 2, 2
 # More nobody reads at once.
 LINES = 10
 # A guest whose vCPUs wait for the host's processors for more of their time feels slow.
+# A loop that runs for such a share of the time is told as busy.
+BUSY = 0.5
 CROWDED = 0.1
 
 
@@ -247,11 +249,13 @@ def _numbers(found: Checked) -> list[str]:
     loops = list(sightings.loops.values())
     main = [loop for loop in loops if loop.thread.role == "main"]
     others = [loop for loop in loops if loop.thread.role != "main"]
-    lines += [f"main loop: {_away(loop)}" for loop in main]
+    lines += [f"main loop: {loop_in_words(loop, _ran(loop, sightings))}" for loop in main]
     if others:
         worst = max(others, key=lambda loop: loop.longest_ns)
         count = "1 IOThread" if len(others) == 1 else f"{len(others)} IOThreads, the worst"
-        lines.append(f"{count} ({worst.thread.name}): {_away(worst)}")
+        lines.append(
+            f"{count} ({worst.thread.name}): {loop_in_words(worst, _ran(worst, sightings))}"
+        )
     wait = sightings.lock_wait
     if found.looker.layout.bql != 0:
         longest = f"{show(wait.at_least_ns, 'ns')} ({wait.thread.label})" if wait.thread else "none"
@@ -298,9 +302,20 @@ def _deep(deep: Deep) -> Iterator[str]:
         yield f"and {len(deep.findings) - TOLD_OF_LINTS} more findings of lints: see --format json"
 
 
-def _away(loop: Loop) -> str:
+def _ran(loop: Loop, sightings: Sightings) -> float:
+    return sightings.ran_ns(loop.thread.tid) / max(sightings.lasted_ns, 1)
+
+
+def loop_in_words(loop: Loop, ran: float) -> str:
+    """How often a loop was seen in its poll, for how long not, and that it was busy where it was.
+
+    Args:
+        ran: the share of the time for which its thread had a processor.
+    """
     share = f"seen in its poll {loop.at_home} of {loop.seen} times"
-    return f"{share}, {show(loop.longest_ns, 'ns')} at most from one to the next"
+    text = f"{share}, {show(loop.longest_ns, 'ns')} at most from one to the next"
+    # One that comes back, and finds something to do each time, does not hang.
+    return f"{text}; it ran {100 * ran:.0f} % of the time" if ran >= BUSY else text
 
 
 def _shares(got: Processors, lasted_ns: int) -> str:
