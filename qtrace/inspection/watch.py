@@ -87,7 +87,7 @@ class Watch:
 
     def _is_kept(self, look: Look) -> bool:
         """Whether the same thread has the BQL as in the look before, and the main loop sleeps."""
-        before, keeper = self._keeper, keeps_big_lock(look)
+        before, keeper = self._keeper, None if look.stopped else keeps_big_lock(look)
         self._keeper = keeper.tid if keeper is not None else 0
         return self._keeper != 0 and self._keeper == before
 

@@ -14,6 +14,7 @@ import pytest
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.proof import prove
 from qtrace.inspection.qemu import LiveQemu
+from qtrace.inspection.watch import Watch
 from qtrace.lab.guest import Accelerator, Guest, find_qemu
 from qtrace.process.process import Process
 from qtrace.qemu.aio.model import Look
@@ -22,6 +23,7 @@ from tests.live.support.hung import functions_of_main_thread
 from tests.live.support.inspecting import inspect
 from tests.live.support.luks_job import ARGUMENTS as LUKS_ARGUMENTS
 from tests.live.support.luks_job import LuksJob
+from tests.live.support.other_process import stop
 from tests.live.support.ptraced import until
 from tests.live.support.writing import (
     DEBUG_CONSOLE,
@@ -66,6 +68,15 @@ def test_a_vcpu_that_keeps_the_bql_is_told_while_the_main_loop_has_nothing_to_do
     with writing_guest(find_qemu(), "kvm", tmp_path, DEBUG_CONSOLE, main_sleeps=True) as qemu:
         status, document, _err = inspect("--pid", qemu.pid)
         own = f"pipe {tmp_path}/pipe, whose read end is held by process {os.getpid()} ("
+        # As a monitor looks.
+        watch = Watch(Looker(LiveQemu(Process(qemu.pid))))
+        watch.see(time.monotonic_ns())
+        again = watch.see(time.monotonic_ns())
+        stop(qemu.pid)
+        held = watch.see(time.monotonic_ns())
+    assert again.findings or again.reasons
+    assert held.findings == ()
+    assert any("stopped by a signal" in reason for reason in held.reasons)
     assert (status, document["verdict"]) == (1, "stuck")
     (finding,) = document["findings"]
     # Should a timer wake it up, the main loop is what waits.
