@@ -95,9 +95,12 @@ def children(pid: int) -> list[int]:
 
 
 def has_bpf(pid: int) -> bool:
-    return any(
-        os.readlink(fd).startswith("anon_inode:bpf") for fd in Path(f"/proc/{pid}/fd").iterdir()
-    )
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        # It looks around in /proc meanwhile, and closes what it has read.
+        with suppress(FileNotFoundError):
+            if os.readlink(fd).startswith("anon_inode:bpf"):
+                return True
+    return False
 
 
 def without_a_compiler() -> list[str]:
