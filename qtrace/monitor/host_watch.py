@@ -235,12 +235,11 @@ class HostWatch:
         happened = ended(status)
         return [News(name, vm.pid, happened, vm.probes)] if happened else []
 
-    @property
-    def all_seen(self) -> bool:
-        """Whether each one has been looked at, or cannot be."""
+    def all_seen(self, over_s: float) -> bool:
+        """Whether looks over so long have been taken at each one, or cannot be."""
         with self._lock:
             vms = list(self._vms.values())
-        return all(vm.ended or vm.refused or vm.state.looks or vm.state.unreadable_s for vm in vms)
+        return all(vm.is_seen(over_s) for vm in vms)
 
     def _unique(self, name: str) -> str:
         """Two guests may have the same name."""

@@ -68,6 +68,7 @@ class WatchedVm:
         self._waiters: dict[int, tuple[Thread, int]] = {}
         self._since_ns: dict[tuple[str, int], int] = {}
         self._stopped = False
+        self._first_at = 0.0
         # Between two looks nothing is asked.
         self._rests = False
         self._wake = threading.Event()
@@ -92,6 +93,14 @@ class WatchedVm:
             if path and waited_s >= PATIENCE_S:
                 known = replace(known, unreadable_s=waited_s)
         return self.probes.add_to(known) if self.probes else known
+
+    def is_seen(self, over_s: float) -> bool:
+        """Whether looks over so long have shown what they can: that a hang is proven takes some,
+        and on a crowded host each takes its time. True of one that cannot be looked at."""
+        state = self.state
+        if self.ended or self.refused or state.unreadable_s:
+            return True
+        return bool(state.looks) and state.seen_at - self._first_at >= over_s
 
     @property
     def name(self) -> str:
@@ -161,6 +170,7 @@ class WatchedVm:
 
     def _take(self, seen: Watched, took_s: float) -> None:
         look, state = seen.look, self._state
+        self._first_at = self._first_at or time.monotonic()
         if seen.glanced:
             self._state = replace(
                 state, looks=state.looks + 1, looking_s=state.looking_s + took_s,

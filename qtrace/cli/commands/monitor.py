@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qtrace.monitor.log import Log
 
 PORT = 9911
-ONCE_LIMIT_S = 15.0
+ONCE_LIMIT_S = 30.0
 ASSETS = {"alerts": "alerts.yml", "dashboard": "dashboard.json", "unit": "qtrace-monitor.service"}
 EXAMPLES = """\b
 Examples:
@@ -208,8 +208,8 @@ def _once(watch: HostWatch) -> int:
 
     began = time.monotonic()
     watch.refresh()
-    while time.monotonic() - began < ONCE_LIMIT_S:
-        if watch.all_seen and time.monotonic() - began >= PROVEN_AFTER_S:
+    while not (enough := watch.all_seen(PROVEN_AFTER_S)):
+        if time.monotonic() - began >= ONCE_LIMIT_S:
             break
         time.sleep(0.1)
     state = watch.state
@@ -220,4 +220,5 @@ def _once(watch: HostWatch) -> int:
     if any(one.known and one.findings for one in state.vms):
         return ExitStatus.FINDING
     unclear = state.refused or any(one.inconclusive or not one.known for one in state.vms)
+    unclear = unclear or not enough
     return ExitStatus.INCONCLUSIVE if unclear else ExitStatus.OK
