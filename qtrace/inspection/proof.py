@@ -136,7 +136,7 @@ class Watch:
     def keeping(self, now: Look, thread: Thread) -> Finding | None:
         """As ``findings.keeping_big_lock``; None while too little has been seen."""
         stacks, times = self.stacks(thread), self._times[thread.tid]
-        over_ns = times[-1] - self._first.time_ns
+        over_ns = times[-1] - self._first.time_ns if times else 0
         # On a crowded host one that waits for a processor is the same in many sightings.
         asleep = {(one.cpu_ns, one.turns) for one in self.sightings[thread.tid] if one.blocked_in}
         if len(asleep) + len(self._ran[thread.tid]) < KEPT_SIGHTINGS or over_ns < MOVING_NS:
