@@ -15,7 +15,15 @@ from typing import Any, Literal, cast
 from qtrace.inspection.answer import waits_for_requests
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.proof import APART_NS, ENOUGH_NS, Proof, Watch, needs_longer, prove, shown_by
-from qtrace.qemu.aio.findings import COMPUTES, STUCK, Finding, explain, loop_threads, stays
+from qtrace.qemu.aio.findings import (
+    COMPUTES,
+    STUCK,
+    Finding,
+    explain,
+    loop_threads,
+    stays,
+    suspects,
+)
 from qtrace.qemu.aio.model import Context, Look, Thread
 from qtrace.qemu.aio.waits import asleep_ns, in_loop
 from qtrace.record.blocked_rows import blocked_row
@@ -138,7 +146,7 @@ class Hangs:
         and the last one."""
         rows = self._came_back(look)
         before, watch = self._before, self._watch
-        away = [thread for thread in loop_threads(look) if not in_loop(look, thread)]
+        away = suspects(look)
         since = look
         if not away:
             proof = Proof([], [], look)
