@@ -34,7 +34,7 @@ class Glance:
     def remember(self, look: Look) -> None:
         """A look that has just been taken. It is good for glances when it leaves nothing to be
         explained: each loop's thread is in its loop, nothing is pending, nobody waits for the
-        BQL, or keeps it asleep."""
+        BQL, or may keep it."""
         loops = loop_threads(look)
         self._places = ()
         if not look.main_loop or look.stopped or look.bottom_halves:

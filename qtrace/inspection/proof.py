@@ -281,16 +281,18 @@ def _with_causes(look: Look, watch: Watch) -> Look:
 
 def _why_not_seen(thread: Thread, watch: Watch, over_ns: int) -> str:
     text = f"{thread.label} was not seen in its loop for {over_ns / 1e9:.1f} s"
-    if watch.may_sample(thread):
-        return f"{text}, and too little of what it does instead"
-    return f"{text}, and what it does instead takes CAP_PERFMON to see"
+    return f"{text}, and {_why_too_little(thread, watch, 'what it does instead')}"
 
 
 def _why_not_known(thread: Thread, watch: Watch, over_ns: int) -> str:
     text = f"{thread.label} was never seen without the BQL for {over_ns / 1e9:.1f} s"
+    return f"{text}, and {_why_too_little(thread, watch, 'what it does')}"
+
+
+def _why_too_little(thread: Thread, watch: Watch, what: str) -> str:
     if watch.may_sample(thread):
-        return f"{text}, and too little of what it does"
-    return f"{text}, and what it does takes CAP_PERFMON to see"
+        return f"too little of {what}"
+    return f"{what} takes CAP_PERFMON to see"
 
 
 def proven_again(
