@@ -8,21 +8,18 @@ after the other, and all runs must succeed. ``--record WHAT`` writes the count i
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from qtrace.host.with_parent import end_with_parent
 from scripts.soak_table import add_rows
 
 # It says that it runs before it computes; it ends with its parent, whatever happens to that.
 BUSY = "import os; os.write(1, b'.')\nwhile True: pass"
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def main() -> int:
@@ -56,7 +53,7 @@ def busy() -> Iterator[int]:
         for processor in processors:
             process = subprocess.Popen(
                 [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, bufsize=0,
-                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=end_with_parent,
             )  # fmt: skip
             stack.callback(process.wait)
             stack.callback(process.kill)

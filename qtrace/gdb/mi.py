@@ -6,7 +6,6 @@ output after each command, or, told not to, always until its time-out.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -22,14 +21,13 @@ from pygdbmi.gdbmiparser import parse_response
 
 from qtrace.errors import RecorderUnavailable
 from qtrace.gdb.safety.priority import GDB_PRIORITY, hurry
+from qtrace.host.with_parent import end_with_parent
 from qtrace.machine.readable import readable
 
 Record = dict[str, Any]
 
-PR_SET_PDEATHSIG = 1
 # A killed gdb is gone within milliseconds, if the kernel does not wait for something itself.
 KILLED_S = 5.0
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MiError(Exception):
@@ -198,5 +196,5 @@ class Mi:
 
 
 def _begin() -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
+    end_with_parent(signal.SIGHUP)
     hurry(GDB_PRIORITY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -16,8 +15,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from qtrace.errors import QtraceError, TargetError
 from qtrace.host.unanswered import NoAnswer, watch_over_this_thread
-
-SET_PDEATHSIG = 1  # linux/prctl.h
+from qtrace.host.with_parent import end_with_parent
 
 T = TypeVar("T")
 
@@ -85,7 +83,7 @@ class Forked(Generic[T]):
 def live_with_parent() -> None:
     """For a process that was forked a moment ago: it ends with its parent, to whom the signals are
     left that ask for an end."""
-    ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

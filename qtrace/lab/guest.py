@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -17,6 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from qtrace.errors import LabFailed, QmpFailed
+from qtrace.host.with_parent import end_with_parent
 from qtrace.lab.firmware import CHIP_BYTES, Firmware, image
 from qtrace.lab.workdir import work_folder
 from qtrace.machine.stat_file import STATE, STIME, UTIME, stat_fields
@@ -35,8 +34,6 @@ QMP_TIMEOUT_S = 30.0
 
 _KVM_GET_API_VERSION = 0xAE00
 _KVM_API_VERSION = 12
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def find_qemu(name: str = DEFAULT_QEMU) -> Path:
@@ -207,7 +204,7 @@ class Guest:
                     stderr=log,
                     cwd=self.folder,
                     pass_fds=servers,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=end_with_parent,
                     # Ctrl-C is for qtrace, which ends the guest when it has what it wants.
                     process_group=0,
                 )
@@ -324,7 +321,3 @@ def _listen(path: Path) -> socket.socket:
     server.bind(str(path))
     server.listen(1)
     return server
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

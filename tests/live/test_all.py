@@ -128,7 +128,7 @@ def test_a_vcpu_that_polls_shows_in_every_row(qemu_binary: Path, tmp_path: Path)
     ):
         wait_for_rows(trace, 10_000)
         status, report, err = attach.end()
-    assert status == expected_status(report), err
+    assert status == expected_status(report), (err, report)
     frame = read_trace(trace).frame
     runs = frame[(frame["event"] == "run") & (frame["name"] == "thread_pool_completion_bh")]
     vcpu = runs[runs["role"] == "vcpu"]
@@ -147,7 +147,7 @@ def test_of_every_nth_event_the_whole_stack_is_there(qemu_binary: Path, tmp_path
     ):
         wait_for_rows(trace, 20_000)
         status, report, err = attach.end()
-    assert status == expected_status(report), err
+    assert status == expected_status(report), (err, report)
     read = read_trace(trace)
     assert read.header["stacks_every"] == 97
     rows = read.frame[read.frame["event"].isin(("run", "schedule"))]
@@ -248,8 +248,8 @@ def test_an_iothreads_events_have_its_thread_and_context(qemu_binary: Path, tmp_
             threads = {t["id"]: t["thread-id"] for t in client.command("query-iothreads")}
             with attached(process.pid, "--all", "--qmp", f"{qmp}2", "-o", trace) as attach:
                 bench_over_nbd(qemu_binary, nbd_url(nbd))
-                status, _report, err = attach.end()
-            assert status == 0, err
+                status, report, err = attach.end()
+            assert status == expected_status(report), (err, report)
     finally:
         process.kill()
         process.wait()
@@ -263,8 +263,8 @@ def test_a_storage_daemons_iothread_is_known_without_its_help(
     with storage_daemon(program, disk_image(tmp_path), "io7") as (pid, url):
         with attached(pid, "--all", "-o", trace) as attach:
             bench_over_nbd(qemu_binary, url)
-            status, _report, err = attach.end()
-        assert status == 0, err
+            status, report, err = attach.end()
+        assert status == expected_status(report), (err, report)
     frame = frame_of(trace)
     (name,) = {c for c in frame["context"] if str(c).startswith("iothread:")}
     tid = frame.loc[(frame["context"] == name) & (frame["event"] == "run"), "tid"].iloc[0]
@@ -298,7 +298,7 @@ def test_a_size_ends_the_recording_in_good_order(tmp_path: Path) -> None:
         attached(guest.pid, "--all", "--max-size", "1M", "-o", trace) as attach,
     ):
         status, report, err = attach.result()
-    assert status == expected_status(report), err
+    assert status == expected_status(report), (err, report)
     assert report["complete"]
     assert read_trace(trace).detach["reason"] == "size"
 
