@@ -98,11 +98,12 @@ def waits_for_requests(look: Look, finding: Finding) -> bool:
 
 def _below(last: RequestLook, scope: Scope) -> Below:
     """The requests that a thread waits for: those that wait for outsiders, and for other things."""
-    causes = [one for one in last.causes if scope.has(one)]
+    blocks = [one for one in last.causes if one.thread is None]
+    causes = [one for one in blocks if scope.has(one)]
     behind = sum(scope.has(one) for one in last.behind)
     unshown_ones = [] if causes else unshown(last.blocks, scope)
     if not causes and not unshown_ones:
-        scope, causes, behind = Scope(), list(last.causes), len(last.behind)
+        scope, causes, behind = Scope(), blocks, len(last.behind)
     told = [last.sentence(one) for one in causes[:TOLD]] + unshown_ones[:TOLD]
     more = len(causes) - TOLD
     if more > 0:
@@ -140,5 +141,5 @@ def waiting_words(last: RequestLook, waiting: Waiting) -> str:
 
 
 def slow_words(count: int) -> str:
-    """Of block requests that may be stuck, and may be slow."""
-    return f"{count} block request{'s' if count > 1 else ''} take{'' if count > 1 else 's'} long"
+    """Of requests that may be stuck, and may be slow."""
+    return f"{count} request{'s' if count > 1 else ''} take{'' if count > 1 else 's'} long"

@@ -122,7 +122,9 @@ def _made_of(one: InFlight, whom: Whom, others: Sequence[InFlight]) -> InFlight 
     """What a server makes of a request: one of the same kind that overlaps with it; the server of a
     file system may be asked for more around it. Before an NBD server reads it asks where data lies
     (nbd_co_send_sparse_read() in nbd/server.c): that is told where it has nothing else in hand, and
-    has read all that it was sent."""
+    has read all that it was sent. Of what no request was made here the same holds."""
+    if one.thread is not None:
+        return others[0] if len(others) == 1 else None
     same = _same(one, others)
     if same is not None or one.request is None or len(others) != 1 or whom.queued:
         return same

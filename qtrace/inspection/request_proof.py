@@ -172,6 +172,8 @@ def _with(looks: Sequence[RequestLook], one: InFlight) -> list[RequestLook]:
 def _rests(looks: Sequence[RequestLook], one: InFlight) -> bool:
     """Whether what is no tracked request is the same in all looks: one like it looks the same."""
     first, last = (look.whom[one.key].end for look in (looks[0], looks[-1]))
+    if one.thread is not None and last.has_kept(first, looks[-1].time_ns - looks[0].time_ns):
+        return True
     return last.cannot_move or last.is_unmoved(first)
 
 

@@ -10,8 +10,9 @@ from qtrace.host.descriptors import Descriptor, Descriptors
 from qtrace.host.peer import ENDED, Peer
 from qtrace.machine.memory import Memory, read_word
 from qtrace.process.call_arguments import Descriptor as ByDescriptor
+from qtrace.process.call_arguments import Path as ByPath
 from qtrace.process.call_arguments import waited_for
-from qtrace.qemu.aio.model import Look
+from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Node
 from qtrace.qemu.block.coroutine_waits import (
     CONNECT,
@@ -123,8 +124,11 @@ class Outside:
         if kind in (REPLY, ROOM, DATA) and one.co is not None and one.co.fds:
             found = self._describe(one.co.fds[0], kind == ROOM)
             return _of_descriptor(f"{one.wait.text} on {found.text}", found)
+        if one.thread is not None:
+            return self._of_worker(one, one.thread)
         if kind == WORKER and one.co is not None:
-            return self._of_worker(one, self._blocks.workers.get(one.co.address, 0))
+            thread = self._look.thread(self._blocks.workers.get(one.co.address, 0))
+            return self._of_worker(one, thread) if thread else Whom(one.wait.text)
         if kind == CONNECT and one.node is not None:
             return self._of_connecting(one, one.node)
         if kind == KERNEL and one.node is not None:
@@ -203,19 +207,19 @@ class Outside:
             counted += f", {ring.in_flight} by the kernel's count on fd {ring.fd}"
         return counted
 
-    def _of_worker(self, one: InFlight, tid: int) -> Whom:
-        thread = self._look.thread(tid)
-        if thread is None:
-            return Whom(one.wait.text)
+    def _of_worker(self, one: InFlight, thread: Thread) -> Whom:
         where = f"{thread.blocked_in} ({thread.wchan})" if thread.wchan else thread.blocked_in
-        text = f"waits for worker thread {tid}, which is in {where}"
-        moves = (thread.cpu_ns, thread.turns)
+        who = f"worker thread {thread.tid}"
+        text = f"{who} is in {where}" if one.thread else f"waits for {who}, which is in {where}"
+        whom = Whom(text, tid=thread.tid, moves=(thread.cpu_ns, thread.turns))
         for waited in waited_for(self._memory, thread.blocked_in, thread.arguments):
             if isinstance(waited, ByDescriptor):
                 found = self._describe(waited.fd, waited.writes)
-                peers = _known_peers(found)
-                return Whom(f"{text} on {found.text}", peers, tid=tid, moves=moves)
-        return Whom(text, tid=tid, moves=moves)
+                return replace(whom, text=f"{text} on {found.text}", peers=_known_peers(found))
+            if isinstance(waited, ByPath):
+                found = self._descriptors.path(waited.path, waited.dirfd)
+                return replace(whom, text=f"{text} of {found.text}", peers=_known_peers(found))
+        return whom
 
     def _describe(self, fd: int, writes: bool | None) -> Descriptor:
         key = (fd, writes)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp.qmp_client import NegotiationError
 
 from qtrace.errors import QmpFailed
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 Message = dict[str, Any]
 
 CLOSE_TIMEOUT_S = 1.0
+# So often is one made that an event comes into.
+CONNECTIONS = 5
 REMEDY = "name the UNIX socket of QEMU's own -qmp option"
 
 # qemu.qmp logs each failure that it raises as well; the user sees ours, once.
@@ -150,12 +153,15 @@ class QmpClient:
     def _connect(self) -> None:
         path = self.socket_path
         deadline = time.monotonic() + self.timeout_s
-        connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(self.timeout_s)
-            connection.connect(str(path))
-            left = max(0.0, deadline - time.monotonic())
-            self._runner.run(asyncio.wait_for(self._qmp.connect(connection), left))
+            for left in reversed(range(CONNECTIONS)):
+                try:
+                    return self._connect_once(deadline)
+                except ConnectError as error:
+                    # An event may come before the reply that ends the negotiation: qemu.qmp takes
+                    # it for one.
+                    if not left or not isinstance(error.exc, NegotiationError):
+                        raise
         except (TimeoutError, BlockingIOError) as error:
             # QEMU serves one client per socket; the next ones wait in the listen queue
             # (no greeting), and once that is full connect() itself says EAGAIN.
@@ -173,6 +179,14 @@ class QmpClient:
                 f"{path} cannot be connected: {_reason(error)}",
                 "run qtrace as root, or as the user QEMU runs as" if denied else REMEDY,
             ) from error
+
+    def _connect_once(self, deadline: float) -> None:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(max(0.0, deadline - time.monotonic()))
+            connection.connect(str(self.socket_path))
+            left = max(0.0, deadline - time.monotonic())
+            self._runner.run(asyncio.wait_for(self._qmp.connect(connection), left))
         finally:
             if self._qmp.runstate == Runstate.IDLE:
                 connection.close()

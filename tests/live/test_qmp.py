@@ -21,6 +21,11 @@ from tests.limits import TIMEOUT_S
 
 pytestmark = pytest.mark.qemu
 
+GREETING = (
+    b'{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""},'
+    b' "capabilities": []}}\n'
+)
+
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
@@ -125,6 +130,30 @@ def test_a_socket_that_is_not_qmp_is_refused(tmp_path: Path, greeting: bytes) ->
         thread.start()
         with pytest.raises(QmpFailed, match="is no QMP socket"):
             connect(tmp_path / "other", TIMEOUT_S)
+        thread.join()
+
+
+def test_an_event_in_the_midst_of_the_negotiation_is_no_failure(tmp_path: Path) -> None:
+    """As of a guest that panics just then: to qemu.qmp it is a reply that is none."""
+    path = tmp_path / "qmp"
+
+    def serve() -> None:
+        for reply in (b'{"event": "GUEST_PANICKED", "data": {}}', b'{"return": {}}'):
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(GREETING)
+                connection.recv(4096)
+                connection.sendall(reply + b"\n")
+                connection.recv(4096)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(2)
+        server.settimeout(TIMEOUT_S)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with QmpClient(path, TIMEOUT_S) as client:
+            assert client.version == "10.0.2"
         thread.join()
 
 

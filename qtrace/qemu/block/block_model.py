@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qtrace.qemu.aio.model import Thread
+
 # BdrvTrackedRequestType (include/block/block_int-common.h).
 REQUEST_KINDS = ("read", "write", "discard", "truncate")
 
@@ -173,6 +175,7 @@ class BlockLook:
         coroutines: those that are not free; None where they cannot be found.
         free: how many coroutines wait to be used again.
         workers: by coroutine, the thread that has its work in hand and sleeps.
+        other_work: the pool's threads that sleep with work in hand which is no block request's.
         run_state, migration: as in QMP; empty where they do not show.
         jobs: facts by the job's address.
         graph: None in a QEMU without such a lock, or where it cannot be read.
@@ -190,6 +193,7 @@ class BlockLook:
     coroutines: tuple[Coroutine, ...] | None = ()
     free: int = 0
     workers: dict[int, int] = field(default_factory=dict)
+    other_work: tuple[Thread, ...] = ()
     run_state: str = ""
     migration: str = ""
     jobs: dict[int, JobFacts] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -30,6 +30,7 @@ from qtrace.qemu.block.block_model import (
     Request,
     ThrottleMember,
 )
+from qtrace.qemu.block.coroutine_waits import WORKER, wait_of
 from qtrace.qemu.block.coroutines import CoroutineStacks, Found
 from qtrace.qemu.block.graph import GraphReader
 from qtrace.qemu.block.holders import NEAR, Holders, waits_for_others
@@ -115,6 +116,7 @@ class BlockReader:
         coroutines, free = self._coroutines(look, nodes or (), members, torn)
         facts = {job.address: one(partial(reader.job, job)) for job in look.jobs or ()}
         contexts = [context.address for context in look.contexts if context.address]
+        workers = self._workers(look.threads, coroutines or ())
         return BlockLook(
             time_ns=began,
             nodes=None if nodes is None else tuple(nodes),
@@ -125,7 +127,8 @@ class BlockReader:
             passing=tuple(passing),
             coroutines=coroutines,
             free=free,
-            workers=self._workers(look.threads, coroutines or ()),
+            workers=workers,
+            other_work=_other_work(look.threads, coroutines or (), workers),
             run_state=one(reader.run_state) or "",
             migration=one(reader.migration) or "",
             jobs={job: fact for job, fact in facts.items() if fact is not None},
@@ -255,13 +258,12 @@ class BlockReader:
     ) -> dict[int, int]:
         """By coroutine, the sleeping thread whose stack points into that of the coroutine: it has
         its work in hand (util/thread-pool.c)."""
-        asleep = sorted((co.stack[0], co.stack[1], co.address) for co in coroutines)
+        # (9pfs has its own run by the worker.)
+        asleep = sorted((*co.stack, co.address) for co in coroutines if co.state == ASLEEP)
         lows = [low for low, _high, _co in asleep]
         found: dict[int, int] = {}
-        for thread in threads:
-            if thread.role not in ("worker", "other") or not thread.blocked_in:
-                continue
-            if thread.blocked_in in IDLE_WORKER or not asleep:
+        for thread in threads if asleep else ():
+            if thread.role not in ("worker", "other") or not _has_work(thread):
                 continue
             for word in self._words(thread.waits_at[0], WORKER_TOP):
                 index = bisect.bisect_right(lows, word) - 1
@@ -269,6 +271,26 @@ class BlockReader:
                     found.setdefault(asleep[index][2], thread.tid)
                     break
         return found
+
+
+def _has_work(thread: Thread) -> bool:
+    """Whether a thread of the pool sleeps elsewhere than where it waits for work."""
+    return bool(thread.blocked_in) and thread.blocked_in not in IDLE_WORKER
+
+
+def _other_work(
+    threads: Iterable[Thread], coroutines: Iterable[Coroutine], workers: Mapping[int, int]
+) -> tuple[Thread, ...]:
+    """The pool's threads that sleep with work in hand for others than the block layer: 9pfs
+    (hw/9pfs/coth.h), a TPM, a virtio-pmem. None while a request waits for a worker that was not
+    found: it may be any of them."""
+    if any(co.address not in workers and wait_of(co).kind == WORKER for co in coroutines):
+        return ()
+    known = set(workers.values())
+    return tuple(
+        thread for thread in threads
+        if thread.role == "worker" and _has_work(thread) and thread.tid not in known
+    )  # fmt: skip
 
 
 class _Wanted:

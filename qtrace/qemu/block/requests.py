@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qtrace.qemu.aio.model import Thread
 from qtrace.qemu.block.block_model import Backend, BlockLook, Coroutine, Node, Request
 from qtrace.qemu.block.coroutine_waits import (
     BEHIND,
@@ -16,10 +17,14 @@ from qtrace.qemu.block.coroutine_waits import (
     MUTEX,
     OTHER,
     THROTTLED,
+    WORKER,
     CoroutineWait,
     untracked,
     wait_of,
 )
+
+# 9pfs, a TPM, a virtio-pmem hand theirs to the same threads as the block layer.
+OTHER_WORK = "a device's work in the thread pool, no block request"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class InFlight:
         job: the id of the job whose it is, empty where it is none's.
         co: whose it is; None where its coroutine was not found.
         wait: what that sleeps in.
+        thread: the worker thread that has it in hand for another than the block layer; of a block
+            request None.
     """
 
     request: Request | None
@@ -46,6 +53,7 @@ class InFlight:
     co: Coroutine | None
     wait: CoroutineWait
     job: str = ""
+    thread: Thread | None = None
 
     @property
     def where(self) -> str:
@@ -65,12 +73,15 @@ class InFlight:
     def key(self) -> tuple[int, ...]:
         """The same in two looks for one and the same request in one and the same wait."""
         request, co = self.request, self.co
+        if self.thread is not None:
+            return (self.thread.tid, *self.thread.waits_at)
         own = (request.address, request.offset, request.bytes) if request else (0, 0, 0)
         return (*own, *((co.address, *co.sleeps_at) if co else (0, 0, 0)))
 
 
 def in_flight(look: BlockLook) -> list[InFlight]:
-    """One for each coroutine with requests, in the order of the nodes."""
+    """One for each coroutine with requests, in the order of the nodes; then what the pool has in
+    hand for others."""
     nodes = {node.address: node for node in look.nodes or ()}
     coroutines = {co.address: co for co in look.coroutines or ()}
     roots = {backend.node: backend for backend in look.backends or () if backend.node}
@@ -91,6 +102,7 @@ def in_flight(look: BlockLook) -> list[InFlight]:
     for co in coroutines.values():
         if co.address not in by_co and (one := _untracked(co, nodes)):
             found.append(one)
+    found += [_other_work(thread) for thread in look.other_work]
     return [_with_job(one, look) for one in found]
 
 
@@ -152,6 +164,11 @@ def _untracked(co: Coroutine, nodes: dict[int, Node]) -> InFlight | None:
     what = untracked(co)
     node = _lowest(touched)
     return InFlight(None, what, node, (node,) if node else (), None, co, wait) if what else None
+
+
+def _other_work(thread: Thread) -> InFlight:
+    wait = CoroutineWait(WORKER, f"worker thread {thread.tid} is in {thread.blocked_in}")
+    return InFlight(None, OTHER_WORK, None, (), None, None, wait, thread=thread)
 
 
 def _lowest(touched: Sequence[Node]) -> Node | None:
