@@ -21,6 +21,7 @@ from qtrace.qemu.aio.findings import (
     confirm,
     explain,
     goes_round,
+    is_in_no_callback,
     is_proven,
     keeping_big_lock,
     loop_threads,
@@ -40,6 +41,9 @@ EVERY_NS = 20_000_000
 SIGHTINGS, COMPUTING_NS = 5, APART_NS // 2
 # Sitting in one wait for so long is more than a step of a callback that goes on.
 RESTED_NS = APART_NS // 5
+# At each sighting it is read so often who has the BQL, which takes a millisecond: a busy guest's
+# main loop has it one time of seventy, and is in no sighting anywhere else than waiting for it.
+HOLDER_READS = 200
 # In so many places at least, over two seconds, who moves was seen, and never without the BQL.
 KEPT_SIGHTINGS = 20
 # Who came to rest in a wait only after the first look is looked at anew, so often at most.
@@ -77,6 +81,7 @@ class Watch:
         self._seen = {thread.tid: thread for thread in (*self.suspects, *holders)}
         self.sightings: dict[int, list[Thread]] = {tid: [] for tid in self._seen}
         self._times: dict[int, list[int]] = {tid: [] for tid in self._seen}
+        self._had_lock: set[int] = set()
         self._running = RunningThreads(self._seen)
         # The samples of each thread that have been unwound: once, while its memory is fresh.
         self._ran: dict[int, list[tuple[int, Thread]]] = {tid: [] for tid in self._seen}
@@ -104,6 +109,24 @@ class Watch:
             self.sightings[tid].append(now)
             self._times[tid].append(time.monotonic_ns())
         self.suspects = [thread for thread in self.suspects if self._is_one(thread)]
+        self._see_holders()
+
+    def _see_holders(self) -> None:
+        """Whose loop gets the BQL for a moment."""
+        for _ in range(HOLDER_READS if self.away else 0):
+            holder = self._looker.big_lock_holder()
+            if holder is None:
+                return
+            if holder in self._loops:
+                self._had_lock.add(holder)
+                return
+
+    def comes_round(self, thread: Thread) -> bool:
+        """Whether it shows that a loop's thread has come back to its loop in between: it was seen
+        at different places of it, or had the BQL while in all sightings the loop itself waits
+        for it."""
+        stacks = self.stacks(thread)
+        return goes_round(stacks) or (thread.tid in self._had_lock and is_in_no_callback(stacks))
 
     def _is_one(self, thread: Thread) -> bool:
         """Whether a suspect still is one: who keeps the BQL, as long as nobody else was seen to
@@ -229,7 +252,7 @@ def shown_by(before: Look, now: Look, watch: Watch) -> Proof:
         found = watch.computing(now, thread)
         if found is not None:
             findings.append(found)
-        elif not goes_round(watch.stacks(thread)):
+        elif not watch.comes_round(thread):
             reasons.append(_why_not_seen(thread, watch, now.time_ns - before.time_ns))
     for thread in watch.keepers:
         if thread.tid in told:
@@ -258,7 +281,7 @@ def needs_longer(before: Look, now: Look, watch: Watch) -> bool:
         thread.tid not in told
         and has_loop(now, now.thread(thread.tid) or thread)
         and watch.computing(now, thread) is None
-        and not goes_round(watch.stacks(thread))
+        and not watch.comes_round(thread)
         for thread in watch.away
     )
 

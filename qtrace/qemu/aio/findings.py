@@ -531,7 +531,12 @@ def goes_round(sightings: Sequence[Thread]) -> bool:
     callbacks: it came back in between. Who is only ever seen to wait for the BQL may get it
     again and again, or never."""
     different = len({one.frames for one in sightings}) > 1
-    return different and not _callback(plain(_shared_end(sightings)))
+    return different and is_in_no_callback(sightings)
+
+
+def is_in_no_callback(sightings: Sequence[Thread]) -> bool:
+    """Whether a loop's thread was seen, and all that its stacks have in common is the loop."""
+    return bool(sightings) and not _callback(plain(_shared_end(sightings)))
 
 
 def _callback(functions: list[str]) -> list[str]:
