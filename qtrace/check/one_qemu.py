@@ -40,6 +40,8 @@ SLOW_NS = 1_000_000_000
 # A request that is in flight for so long is one: guests wait for no disk half a minute. So is a
 # vCPU thread that sleeps for so long, and not as its guest has nothing to do.
 SLOW_REQUEST_NS = SLOW_VCPU_NS = 5_000_000_000
+# A cgroup's quota that held its threads back in periods of so large a part of the time is one, too.
+SLOW_QUOTA = 0.5
 # A sighting of a thread takes some 0.1 ms of a processor.
 EVERY_S = 0.05
 HEALTHY, INCONCLUSIVE, SLOW, STOPPED = "healthy", "inconclusive", "slow", "paused"
@@ -252,6 +254,7 @@ def check(
             found.add(requests.over(answer))
             _add_stopped(found)
             _add_standing_still(found)
+            _add_held_back(found)
             if requests.most is not None and requests.looks:
                 found.in_flight = requests.most, requests.looks
         found.unseen += [watching.unseen] if watching.unseen else []
@@ -279,6 +282,18 @@ def _add_standing_still(found: Checked) -> None:
             found.add([Noted(SLOW, text, {"tid": thread.tid, "lasted_ns": lasted_ns})])
             about = f"vCPU thread {thread.label} "
             found.remarks = [one for one in found.remarks if not one.startswith(about)]
+
+
+def _add_held_back(found: Checked) -> None:
+    """That its cgroup does not let it run as much as it wants to."""
+    for one in found.sightings.held_back[:1]:
+        if one.times * one.period_ns >= SLOW_QUOTA * found.sightings.lasted_ns:
+            text = (
+                f"its cgroup {one.cgroup} lets it have {one.processors:.2g} of a processor "
+                f"({one.setting}), and held it back in {one.times} of {one.periods} periods of "
+                f"{show(one.period_ns, 'ns')}"
+            )
+            found.add([Noted(SLOW, text, {"cgroup": one.cgroup, "setting": one.setting})])
 
 
 def _look_deep(found: Checked, folder: Path, asked: Callable[[], bool]) -> None:

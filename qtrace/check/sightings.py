@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from qtrace.host.quotas import HeldBack, Quotas
 from qtrace.inspection.looker import Looker
 from qtrace.machine.thread_files import ThreadFiles
 from qtrace.qemu.aio.findings import loop_threads
@@ -75,12 +76,14 @@ class Sightings:
     Attributes:
         loops: by tid, the main loop first.
         lock_wait: the longest wait for the BQL.
+        held_back: what the quotas of its threads' cgroups did, the worst first; when it has ended.
     """
 
     looker: Looker
     first: Look
     loops: dict[int, Loop] = field(init=False)
     lock_wait: LockWait = field(default_factory=LockWait)
+    held_back: list[HeldBack] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._began_ns = self._ended_ns = self.first.time_ns
@@ -91,6 +94,7 @@ class Sightings:
         self._files = ThreadFiles(self.looker.source.pid)
         self._times = {tid: self._scheduled(tid) for tid in self._counted()}
         self._last_times = dict(self._times)
+        self._quotas = Quotas(self._files.read(tid, "cgroup") for tid in self._counted())
 
     def see(self) -> None:
         """See each thread once."""
@@ -112,6 +116,7 @@ class Sightings:
         """No more is seen: the numbers are those up to now. Itself."""
         self._ended_ns = time.monotonic_ns()
         self._last_times = {tid: self._scheduled(tid) for tid in self._counted()}
+        self.held_back = self._quotas.held_back()
         return self
 
     def processors(self, role: str) -> Processors | None:

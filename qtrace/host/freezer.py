@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from qtrace.host.cgroups import Cgroups, read_setting
 
 # Where a frozen thread sleeps: do_freezer_trap() (v2; it may be inlined) and v1's.
 TRAPS = frozenset({"do_freezer_trap", "get_signal", "__refrigerator"})
@@ -26,39 +24,11 @@ def shows_frozen(letter: str, wchan: str) -> bool:
     return letter == "S" and wchan in TRAPS
 
 
-@dataclass(frozen=True)
-class _Mount:
-    root: str
-    at: str
-
-    def folder(self, cgroup: str) -> Path | None:
-        """A cgroup's folder, None where it is not below what is mounted."""
-        inside = self.root == "/" or f"{cgroup}/".startswith(f"{self.root}/")
-        if not inside or ".." in cgroup.split("/"):
-            return None
-        return Path(self.at + "/" + cgroup.removeprefix(self.root if self.root != "/" else ""))
-
-
 class Freezer:
     """The cgroups as they are mounted here."""
 
-    @cached_property
-    def _mounts(self) -> dict[str, _Mount]:
-        """By what /proc/PID/cgroup calls the hierarchy: empty for v2, else its controllers."""
-        found: dict[str, _Mount] = {}
-        try:
-            text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-        except OSError:
-            return found
-        for line in text.splitlines():
-            before, _, after = line.partition(" - ")
-            kind, _source, options = after.split(" ", 2)
-            mount = _Mount(*map(_unescaped, before.split()[3:5]))
-            if kind == "cgroup2":
-                found.setdefault("", mount)
-            elif kind == "cgroup" and "freezer" in options.split(","):
-                found.setdefault("freezer", mount)
-        return found
+    def __init__(self) -> None:
+        self._cgroups = Cgroups("freezer")
 
     def cgroup(self, text: str) -> str:
         """The cgroup that froze a thread, as its /proc/PID/cgroup names it; empty for none.
@@ -66,30 +36,8 @@ class Freezer:
         Args:
             text: that file. A cgroup is frozen with each one around it.
         """
-        for line in text.splitlines():
-            _number, controllers, path = line.split(":", 2)
-            names = controllers.split(",")
-            kind = "freezer" if "freezer" in names else controllers
-            mount = self._mounts.get(kind)
-            if mount is None:
-                continue
-            file = "freezer.self_freezing" if kind else "cgroup.freeze"
-            here = path
-            while len(here) > 1:
-                folder = mount.folder(here)
-                if folder is not None and _read(folder / file) == "1":
-                    return here
-                here = here.rpartition("/")[0]
+        for path, folder, is_v2 in self._cgroups.around(text):
+            file = "cgroup.freeze" if is_v2 else "freezer.self_freezing"
+            if read_setting(folder / file) == "1":
+                return path
         return ""
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _unescaped(text: str) -> str:
-    """mountinfo writes spaces and the like as octal numbers."""
-    return text.encode("utf-8", "surrogateescape").decode("unicode_escape")

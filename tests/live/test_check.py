@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,39 @@ def test_a_guest_that_a_fault_has_stopped_is_not_healthy(
     assert document["remarks"] == []
     assert (waiting[0], waiting[1]["verdict"]) == (0, "healthy")
     assert waiting[1]["remarks"] == [PAUSED["prelaunch"]]
+
+
+@contextmanager
+def quota(pid: int, processors: float) -> Iterator[str]:
+    """A process in a cgroup that lets it have so much of a processor; its name."""
+    v1, v2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    root = v1 if v1.is_dir() else v2
+    folder = root / f"qtrace-quota-{pid}"
+    folder.mkdir()
+    try:
+        quota_us = int(processors * 100_000)
+        if root == v1:
+            (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+        elif not (folder / "cpu.max").exists():
+            pytest.skip("no cgroup has the controller of processors here")
+        else:
+            (folder / "cpu.max").write_text(f"{quota_us} 100000")
+        (folder / "cgroup.procs").write_text(str(pid))
+        yield f"/{folder.name}"
+    finally:
+        (root / "cgroup.procs").write_text(str(pid))
+        folder.rmdir()
+
+
+@everywhere
+def test_a_guest_whose_cgroup_holds_it_back_is_slow(qemu_binary: Path, accel: Accelerator) -> None:
+    with Guest(qemu_binary, accel) as guest, quota(guest.pid, 0.05) as cgroup:
+        status, document = answer("--pid", guest.pid, "--for", "3s")
+    assert (status, document["verdict"]) == (1, "slow")
+    (noted,) = document["noted"]
+    assert noted["sentence"].startswith(f"its cgroup {cgroup} lets it have 0.05 of a processor (")
+    assert ", and held it back in " in noted["sentence"]
+    assert noted["cgroup"] == cgroup
 
 
 @everywhere

@@ -203,6 +203,9 @@ def next_step(found: Checked) -> str:
         return f"qtrace inspect --pid {pid} --gdb shows where it computes"
     if verdict == SLOW and "group" in found.noted[0].facts:
         return "see whether its limits are meant (QMP query-block; block_set_io_throttle)"
+    if verdict == SLOW and "cgroup" in found.noted[0].facts:
+        facts = found.noted[0].facts
+        return f"see whether that is meant: {facts['setting']} of cgroup {facts['cgroup']}"
     if verdict == SLOW:
         return f"qtrace attach --pid {pid} -o trace.csv, then qtrace analyze trace.csv"
     if verdict == STOPPED:
