@@ -222,6 +222,20 @@ class Descriptors:
         own = ((fd, self._unix_socket(fd)) for fd in self._fds())
         return [self.describe(fd) for fd, one in own if one and (one.waiting or one.peer)]
 
+    def is_connected_by(self, path: str) -> bool | None:
+        """Whether one of the process's unix sockets is connected by this path, to whom it was given
+        or by whom; None where one may be whose path does not show.
+
+        The last part of the path decides: who made the socket may have another root, or folder.
+        """
+        if not isinstance(self._sockets_of(self._pid), Sockets):
+            return None
+        own = ((fd, self._unix_socket(fd)) for fd in self._fds())
+        names = {self.describe(fd).name for fd, one in own if one and one.peer}
+        if os.path.basename(path) in map(os.path.basename, names):
+            return True
+        return None if "" in names else False
+
     def connected_to(self, name: str) -> list[Descriptor]:
         """Of the process's unix sockets of a name those that are connected."""
         found = []

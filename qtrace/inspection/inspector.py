@@ -13,7 +13,9 @@ from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.proof import Proof, prove
 from qtrace.inspection.request_look import Requests
 from qtrace.inspection.request_proof import prove as prove_requests
-from qtrace.inspection.surroundings import backends, kept_waiting, surroundings
+from qtrace.inspection.surroundings import kept_waiting, surroundings
+from qtrace.inspection.vhost_user import backends, without_backend
+from qtrace.process.process import arguments_of
 from qtrace.qemu.aio.findings import Finding, explain
 from qtrace.qemu.aio.model import Look
 from qtrace.qemu.block.block_model import BlockLook
@@ -72,6 +74,7 @@ class Inspector:
             descriptors = Descriptors(looker.pid)
             behind = backends(looker.pid, descriptors, requests)
             reasons += [*kept_waiting(looker, proof.look), *chain.from_iterable(behind.values())]
+            reasons += without_backend(arguments_of(looker.pid), descriptors)
             around = list(surroundings(looker, proof.look, run_state, descriptors, into, behind))
         scopes = self._scopes(proof.look, proof.findings, of_requests.last.blocks)
         told = answer(shown, proof.findings, reasons, of_requests, around, scopes)

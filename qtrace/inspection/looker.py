@@ -13,6 +13,7 @@ from qtrace.host.held_threads import may_be_held
 from qtrace.inspection.qemu import Qemu
 from qtrace.machine.memory import Pages
 from qtrace.machine.syscalls import RUNNING_GUEST, restarted
+from qtrace.process.live_source import LiveSource
 from qtrace.process.look_source import LookSource, State
 from qtrace.process.process import read_version
 from qtrace.process.running_stacks import Sample
@@ -162,6 +163,11 @@ class Looker:
                 self._seen[tid] = (state, thread)
                 return thread
         return Thread(tid, name, self._role(tid, name, owns_context, []), "")
+
+    def reads(self, tid: int) -> int | None:
+        """How often a thread of a live QEMU has called read(2), or one like it, so far; None where
+        that is not known."""
+        return self.source.reads(tid) if isinstance(self.source, LiveSource) else None
 
     def has_run(self, thread: Thread) -> bool:
         """Whether a thread has run since a look took it; True also where that cannot be told."""

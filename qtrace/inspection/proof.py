@@ -41,9 +41,6 @@ EVERY_NS = 20_000_000
 SIGHTINGS, COMPUTING_NS = 5, APART_NS // 2
 # Sitting in one wait for so long is more than a step of a callback that goes on.
 RESTED_NS = APART_NS // 5
-# At each sighting it is read so often who has the BQL, which takes a millisecond: a busy guest's
-# main loop has it one time of seventy, and is in no sighting anywhere else than waiting for it.
-HOLDER_READS = 200
 # In so many places at least, over two seconds, who moves was seen, and never without the BQL.
 KEPT_SIGHTINGS = 20
 # Who came to rest in a wait only after the first look is looked at anew, so often at most.
@@ -81,7 +78,7 @@ class Watch:
         self._seen = {thread.tid: thread for thread in (*self.suspects, *holders)}
         self.sightings: dict[int, list[Thread]] = {tid: [] for tid in self._seen}
         self._times: dict[int, list[int]] = {tid: [] for tid in self._seen}
-        self._had_lock: set[int] = set()
+        self._reads: dict[int, list[int | None]] = {thread.tid: [] for thread in self.away}
         self._running = RunningThreads(self._seen)
         # The samples of each thread that have been unwound: once, while its memory is fresh.
         self._ran: dict[int, list[tuple[int, Thread]]] = {tid: [] for tid in self._seen}
@@ -108,25 +105,19 @@ class Watch:
             now = self._looker.thread(tid, thread.name, thread.role == "iothread")
             self.sightings[tid].append(now)
             self._times[tid].append(time.monotonic_ns())
+        for tid, reads in self._reads.items():
+            reads.append(self._looker.reads(tid))
         self.suspects = [thread for thread in self.suspects if self._is_one(thread)]
-        self._see_holders()
-
-    def _see_holders(self) -> None:
-        """Whose loop gets the BQL for a moment."""
-        for _ in range(HOLDER_READS if self.away else 0):
-            holder = self._looker.big_lock_holder()
-            if holder is None:
-                return
-            if holder in self._loops:
-                self._had_lock.add(holder)
-                return
 
     def comes_round(self, thread: Thread) -> bool:
         """Whether it shows that a loop's thread has come back to its loop in between: it was seen
-        at different places of it, or had the BQL while in all sightings the loop itself waits
-        for it."""
+        at different places of it; or, while in all sightings the loop itself waits for the BQL,
+        as that of a busy guest's main thread does, it has read something, as whoever was notified
+        does (aio_notify_accept() in util/async.c)."""
         stacks = self.stacks(thread)
-        return goes_round(stacks) or (thread.tid in self._had_lock and is_in_no_callback(stacks))
+        reads = self._reads.get(thread.tid, [])
+        has_read = len({None, *reads}) > 2
+        return goes_round(stacks) or (has_read and is_in_no_callback(stacks))
 
     def _is_one(self, thread: Thread) -> bool:
         """Whether a suspect still is one: who keeps the BQL, as long as nobody else was seen to

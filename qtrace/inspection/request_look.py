@@ -98,6 +98,14 @@ class Requests:
         self._servers[peer.pid] = None
         return None
 
+    def kept_by(self, peer: Peer) -> list[str]:
+        """What a QEMU program has in hand for those who cannot move, in words."""
+        there = self.of_server(peer)
+        causes = there.causes if there else ()
+        return [
+            there.sentence(one) for one in causes if there and there.whom[one.key].end.cannot_move
+        ]
+
 
 class _Servers:
     """What the servers of one look have in hand, each looked at once."""

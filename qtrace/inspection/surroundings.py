@@ -6,12 +6,10 @@ import struct
 from collections.abc import Collection, Iterator
 
 from qtrace.host.descriptors import Descriptor, Descriptors
-from qtrace.host.peer import Peer
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.outside import bystanders, with_outside
 from qtrace.inspection.request_look import Requests
 from qtrace.machine.memory import Memory
-from qtrace.process.maps import share_memory
 from qtrace.qemu.aio.mechanics import VCPU_IDLE
 from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.aio.waits import asleep_ns, has_loop, in_words, is_polling, is_unmoved
@@ -54,23 +52,6 @@ def surroundings(
     yield from others
 
 
-def backends(pid: int, descriptors: Descriptors, requests: Requests) -> dict[int, list[str]]:
-    """By process the vhost-user backends of a QEMU that do not go on, in words: they do what the
-    guest asks of a disk or a network by themselves, so that in QEMU no request shows that they
-    have."""
-    found: dict[int, list[str]] = {}
-    for one in descriptors.with_somebody:
-        for peer in one.peers:
-            if peer.pid in found or not share_memory(pid, peer.pid):
-                continue
-            text = f"vhost-user backend: {one.text}"
-            if peer.held or peer.hangs:
-                found[peer.pid] = [f"{text}; no request of the guest that it has shows here"]
-            elif kept := _kept(peer, requests):
-                found[peer.pid] = [f"{text}, which has in hand: {sentence}" for sentence in kept]
-    return found
-
-
 def kept_waiting(looker: Looker, look: Look) -> list[str]:
     """Of a program without a main loop (qemu-img), or one that has not come to it: that it polls
     while another thread of it waits for an outsider, as whoever makes an NBD connection. It may be
@@ -109,15 +90,8 @@ def behind_peers(
     for one in descriptors.with_somebody:
         for peer in one.peers:
             if peer.pid not in seen:
-                yield from (f"{one.text}, which has in hand: {t}" for t in _kept(peer, requests))
+                yield from (f"{one.text}, which has in hand: {t}" for t in requests.kept_by(peer))
             seen.add(peer.pid)
-
-
-def _kept(peer: Peer, requests: Requests) -> list[str]:
-    """What a QEMU program has in hand for those who cannot move."""
-    there = requests.of_server(peer)
-    causes = there.causes if there else ()
-    return [there.sentence(one) for one in causes if there and there.whom[one.key].end.cannot_move]
 
 
 def pollers(look: Look, memory: Memory, offset: int) -> Iterator[str]:

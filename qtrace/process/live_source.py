@@ -107,6 +107,12 @@ class LiveSource:
             known = self._states[tid] = (call, times, self._new_state(tid, call, times))
         return known[2]
 
+    def reads(self, tid: int) -> int | None:
+        """How often a thread has called read(2), or one like it, so far; None where that is not
+        known."""
+        fields = self._files.read(tid, "io").split()
+        return int(fields[fields.index("syscr:") + 1]) if "syscr:" in fields else None
+
     def sleeps_at(self, tid: int) -> tuple[int, int] | None:
         """The stack pointer of a thread that sleeps, and where it goes on; None of one that runs,
         or is gone."""

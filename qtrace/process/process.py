@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -220,7 +220,18 @@ class Process:
 
     def vm_name(self) -> str:
         """The guest's name (-name), empty when it has none."""
-        return name_among(Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0"))
+        return name_among(_command_line(self.pid))
+
+
+def arguments_of(pid: int) -> list[str]:
+    """A process's command line; empty when it has ended, or may not be asked."""
+    with suppress(OSError):
+        return [one.decode("utf-8", "surrogateescape") for one in _command_line(pid)]
+    return []
+
+
+def _command_line(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def name_among(arguments: Sequence[bytes]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def test_a_backend_that_waits_for_a_stopped_server_is_told(tmp_path: Path) -> No
 
 
 @everywhere
-def test_a_guest_is_not_cleared_whose_vhost_user_backend_waits_or_is_stopped(
+def test_a_guest_is_not_cleared_whose_vhost_user_backend_waits_is_stopped_or_gone(
     qemu_binary: Path, accel: Accelerator, tmp_path: Path
 ) -> None:
     """Firmware reads its disk's first sector, which the backend asks a stopped server for."""
@@ -117,6 +118,9 @@ def test_a_guest_is_not_cleared_whose_vhost_user_backend_waits_or_is_stopped(
             checked = answer("--pid", pid, "--for", "2s")
             stop(between)
             stopped = inspect("--pid", pid)[:2]
+            os.kill(between, signal.SIGKILL)
+            until(lambda: not Descriptors(pid).is_connected_by(str(near)), "the connection's end")
+            gone = inspect("--pid", pid)[:2]
     backends = []
     for status, document in (waits, checked, stopped):
         assert (status, document["verdict"]) == (4, "inconclusive")
@@ -128,6 +132,11 @@ def test_a_guest_is_not_cleared_whose_vhost_user_backend_waits_or_is_stopped(
     server = f"whose other end is process {last} (qemu-storage-da), stopped by a signal (SIGSTOP)"
     assert server in backends[0]
     assert backends[2].endswith("no request of the guest that it has shows here")
+    assert (gone[0], gone[1]["verdict"]) == (4, "inconclusive")
+    lost = "vhost-user device vhost-user-blk-pci (chardev c): nobody is connected to its socket "
+    assert any(reason.startswith(f"{lost}{near};") for reason in gone[1]["unclear"]), gone[1][
+        "unclear"
+    ]
 
 
 @everywhere

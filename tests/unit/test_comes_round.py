@@ -1,5 +1,5 @@
-"""A busy guest's main loop is in each look waiting for the BQL, and gets it in between: who has it
-for a moment tells, as the stack does not."""
+"""A busy guest's main loop is in each look waiting for the BQL, and gets it in between: what it has
+read tells, as the stack does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from qtrace.qemu.aio.model import Look, Thread
 from tests.unit.test_aio_why import (
     IOHANDLER,
     MAIN,
-    MAIN_TID,
     TAKING_BQL,
     VCPU_TID,
     main_thread,
@@ -30,8 +29,8 @@ IN_A_CALLBACK = (
 class Scripted:
     """A looker before whom the main thread takes the BQL again and again, and gets it or not."""
 
-    def __init__(self, holders: list[int | None], frames: tuple[str, ...]) -> None:
-        self._holders = holders
+    def __init__(self, reads: list[int | None], frames: tuple[str, ...]) -> None:
+        self._reads = reads
         self._frames = frames
         self._looks = 0
         self.source = None
@@ -43,26 +42,27 @@ class Scripted:
         main = main_thread(self._frames, blocked_in="futex")
         return replace(main, cpu_ns=self._looks, turns=self._looks)
 
-    def big_lock_holder(self) -> int | None:
-        return self._holders.pop() if self._holders else VCPU_TID
+    def reads(self, _tid: int) -> int | None:
+        return self._reads.pop(0)
 
 
 @pytest.mark.parametrize(
-    ("holders", "frames", "comes_round"),
+    ("reads", "frames", "comes_round"),
     [
-        ([MAIN_TID, VCPU_TID], TAKING_BQL, True),
-        ([], TAKING_BQL, False),
-        ([None], TAKING_BQL, False),
-        # A callback may give it away and take it back.
-        ([MAIN_TID], IN_A_CALLBACK, False),
+        ([7, 8], TAKING_BQL, True),
+        ([7, 7], TAKING_BQL, False),
+        ([None, None], TAKING_BQL, False),
+        ([None, 8], TAKING_BQL, False),
+        # A callback may read, and give the BQL away and take it back.
+        ([7, 8], IN_A_CALLBACK, False),
     ],
 )
-def test_a_loop_that_gets_the_bql_for_a_moment_comes_round(
-    holders: list[int | None], frames: tuple[str, ...], comes_round: bool
+def test_a_loop_that_reads_in_between_comes_round(
+    reads: list[int | None], frames: tuple[str, ...], comes_round: bool
 ) -> None:
     main = main_thread(frames, blocked_in="futex")
     first = Look(0, (MAIN, IOHANDLER), threads=(main, vcpu()), bql_holder=VCPU_TID)
-    watch = Watch(cast(Looker, Scripted(list(holders), frames)), first)
+    watch = Watch(cast(Looker, Scripted(list(reads), frames)), first)
     try:
         watch.see()
         watch.see()
