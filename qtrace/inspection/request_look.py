@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qtrace.errors import QtraceError
 from qtrace.host.peer import Peer
+from qtrace.host.sleeping import asleep_since_ns
 from qtrace.inspection.blocks import BlockLooker
 from qtrace.inspection.looker import Looker
 from qtrace.inspection.qemu import LiveQemu
@@ -54,6 +55,7 @@ class Requests:
         self._before = (*before, looker.source.pid)
         # None of a process that cannot be looked into.
         self._servers: dict[int, Requests | None] = {}
+        self._moves: dict[int, tuple[int, int]] = {}
 
     def look(self, look: Look | None = None, *, follow: bool = False) -> RequestLook:
         """One look.
@@ -71,7 +73,7 @@ class Requests:
         source = self._looker.source
         if isinstance(source, LiveSource):
             outside = Outside(source.pid, source.memory, look, blocks)
-            whom = {one.key: outside.of(one) for one in causes}
+            whom = self._since({one.key: outside.of(one) for one in causes})
             if follow:
                 served = _Servers(self)
                 whom = {one.key: served.followed(one, whom[one.key]) for one in causes}
@@ -79,6 +81,16 @@ class Requests:
             # Of a core nobody is there to be asked.
             whom = {one.key: Whom(one.wait.text) for one in causes}
         return RequestLook(blocks.time_ns, look, blocks, tuple(causes), tuple(behind), whom)
+
+    def _since(self, whom: dict[tuple[int, ...], Whom]) -> dict[tuple[int, ...], Whom]:
+        """The same, with since when those of QEMU's threads have not run that have not since the
+        look before."""
+        before, self._moves = self._moves, {one.tid: one.moves for one in whom.values() if one.tid}
+        for key, one in whom.items():
+            if one.tid and before.get(one.tid) == one.moves:
+                since_ns = asleep_since_ns(self._looker.pid, one.tid) or 0
+                whom[key] = replace(one, asleep_since_ns=since_ns)
+        return whom
 
     def of_server(self, peer: Peer) -> RequestLook | None:
         """What a QEMU program has in hand that serves this one; None where it is none, or cannot be

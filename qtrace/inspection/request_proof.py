@@ -2,7 +2,8 @@
 
 A request is stuck when it is the same in two looks, and whom it waits for cannot move (stopped,
 frozen, ended), or is not connected any more, or owes something (bytes to read, a thread that hangs
-in the kernel) and did not run at all for as long as a slow disk would take for several requests.
+in the kernel) and did not run at all for as long as a slow disk would take for several requests;
+or when a thread of QEMU's has been in the kernel with it for as long as no guest waits for a disk.
 That it merely takes long shows nothing: a disk may be slow.
 """
 
@@ -26,6 +27,8 @@ from qtrace.units import show
 AFTER_NS = (50_000_000, 150_000_000, 500_000_000)
 # Whoever owes something and does not run for so long is not merely slow.
 IDLE_NS = 5_000_000_000
+# Linux gives up on a disk after so long (SD_TIMEOUT in drivers/scsi/sd.h, nvme's io_timeout).
+OVERDUE_NS = 30_000_000_000
 LOOK_EVERY_NS = 500_000_000
 # Whoever serves a request that was there in so many looks is looked into, if it is a QEMU program.
 FOLLOWED_FROM = 2
@@ -130,8 +133,8 @@ def shown_by(looks: Sequence[RequestLook]) -> RequestProof:
     waiting = []
     for one in _left([last]):
         own = _with(looks, one)
-        over_ns = last.time_ns - own[0].time_ns
-        if over_ns < AFTER_NS[-1]:
+        over_ns = last.time_ns - _since_ns(own, one)
+        if last.time_ns - own[0].time_ns < AFTER_NS[-1]:
             continue
         if _why_stuck(own, one):
             whom = last.whom[one.key]
@@ -169,6 +172,13 @@ def _with(looks: Sequence[RequestLook], one: InFlight) -> list[RequestLook]:
     return found
 
 
+def _since_ns(looks: Sequence[RequestLook], one: InFlight) -> int:
+    """Since when one is known to be there: the first look, or since when a thread of QEMU's that is
+    in the kernel with it has not run."""
+    asleep_ns = looks[-1].whom[one.key].asleep_since_ns
+    return min(looks[0].time_ns, asleep_ns) if asleep_ns else looks[0].time_ns
+
+
 def _rests(looks: Sequence[RequestLook], one: InFlight) -> bool:
     """Whether what is no tracked request is the same in all looks: one like it looks the same."""
     first, last = (look.whom[one.key].end for look in (looks[0], looks[-1]))
@@ -197,6 +207,12 @@ def _why_stuck(looks: Sequence[RequestLook], one: InFlight) -> str:
         return ""
     if all(moment.cannot_move for moment in moments):
         return "whom it waits for cannot move"
+    own = looks[-1].whom[one.key]
+    if own.tid and (rests_ns := looks[-1].time_ns - _since_ns(looks, one)) >= OVERDUE_NS:
+        lasted = show(rests_ns, "ns")
+        return (
+            f"thread {own.tid} has it in hand and has not run for {lasted}: no guest waits so long"
+        )
     if over_ns >= IDLE_NS and last.owes and last.is_unmoved(first):
         return f"whom it waits for did not run for {show(over_ns, 'ns')}, and has it to do"
     return ""
@@ -230,6 +246,7 @@ def _finding(looks: Sequence[RequestLook], group: Sequence[InFlight]) -> Request
     first, count = min(group, key=lambda one: _with(looks, one)[0].time_ns), len(group)
     own = _with(looks, first)
     over_ns = last.time_ns - own[0].time_ns
+    at_least_ns = last.time_ns - _since_ns(own, first)
     text = last.sentence(first)
     if count > 1:
         text += f"; and {count - 1} more request{'s' if count > 2 else ''} for the same reason"
@@ -240,4 +257,6 @@ def _finding(looks: Sequence[RequestLook], group: Sequence[InFlight]) -> Request
     proof = f"the same in {len(own)} looks over {show(over_ns, 'ns')}; {why}"
     told = [first, *(one for one in group if one is not first)][:TOLD]
     lines = tuple(last.sentence(one) for one in told)
-    return RequestFinding(text, lines, tuple(told), last.whom[first.key].end, count, over_ns, proof)
+    return RequestFinding(
+        text, lines, tuple(told), last.whom[first.key].end, count, at_least_ns, proof
+    )

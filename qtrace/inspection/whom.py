@@ -42,6 +42,8 @@ class Whom:
         queued: bytes that they have been sent and have not read, or not acknowledged.
         silent_ns: for so long nothing has come from there; None where that is not known.
         tid, moves: QEMU's thread that is at it, 0 for none, and what changes when that has run.
+        asleep_since_ns: since when at the latest that has not run, by CLOCK_MONOTONIC; 0 where that
+            is not known, or was not asked, as it has run since the look before.
         key: of the request that the peer, a QEMU program, has made of it (``InFlight.key``).
         beyond: whom that one waits for; None where it was not followed to there.
     """
@@ -52,6 +54,7 @@ class Whom:
     silent_ns: int | None = None
     tid: int = 0
     moves: tuple[int, int] = (0, 0)
+    asleep_since_ns: int = 0
     key: tuple[int, ...] = ()
     beyond: Whom | None = None
 

@@ -133,6 +133,22 @@ def test_a_worker_that_has_run_is_at_it() -> None:
     assert len(shown_by([look(0, first), look(SECOND, first)]).findings) == 1
 
 
+def test_a_worker_that_has_not_run_for_as_long_as_no_guest_waits_is_stuck() -> None:
+    """As on a file system that is frozen, or whose server is on another host."""
+    first = Whom("waits for worker thread 3, which is in pwrite64", tid=3, moves=(1, 1))
+    for rested, count in ((29, 0), (30, 1)):
+        later = replace(first, asleep_since_ns=(100 - rested) * SECOND)
+        proof = shown_by([look(99 * SECOND, first), look(100 * SECOND, later)])
+        assert len(proof.findings) == count
+        assert [one.over_ns for one in proof.waiting] == [29 * SECOND] * (1 - count)
+    (finding,) = proof.findings
+    assert finding.at_least_ns == 30 * SECOND
+    assert finding.proof.endswith("has not run for 30 s: no guest waits so long")
+    # It has run, and waits again.
+    moved = replace(first, moves=(2, 1), asleep_since_ns=99 * SECOND)
+    assert shown_by([look(99 * SECOND, first), look(100 * SECOND, moved)]).findings == ()
+
+
 def test_a_server_that_waits_for_its_own_stopped_server_is_followed_to_it() -> None:
     inner = request(offset=512)
     moving = on(replace(ASLEEP_PEER, turns=9))
