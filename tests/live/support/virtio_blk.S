@@ -8,15 +8,10 @@
 
 #define SIZE 0x200
 #include "flat_mode.S"
+#include "legacy_virtio.S"
 
-#define PCI_DEVICE 0x80002000
-#define PORTS 0xc000
 #define DONE_PORT 0xe9
 
-/* A queue of 128 at 0x10000, as legacy virtio lays it out. */
-#define QUEUE 0x10000
-#define AVAILABLE (QUEUE + 128 * 16)
-#define USED (QUEUE + 0x1000)
 #define HEADERS 0x20000
 #define STATES 0x21000
 #define BUFFERS 0x30000
@@ -30,37 +25,11 @@ real_mode:
         cli
         enter_flat_mode
 
-        .macro  configure register, value
-        movw    $0xcf8, %dx
-        movl    $(PCI_DEVICE + \register), %eax
-        outl    %eax, %dx
-        movw    $0xcfc, %dx
-        movl    $\value, %eax
-        outl    %eax, %dx
-        .endm
-        .macro  status value
-        movw    $(PORTS + 18), %dx
-        movb    $\value, %al
-        outb    %al, %dx
-        .endm
-
 flat:
         movl    $DATA_SELECTOR, %eax
         movl    %eax, %ds
         movl    %eax, %es
-        configure 0x10, PORTS + 1
-        configure 0x04, 5               /* I/O ports, bus master */
-        status  0
-        status  1
-        status  3
-        xorl    %eax, %eax
-        movw    $(PORTS + 4), %dx       /* no features */
-        outl    %eax, %dx
-        movw    $(PORTS + 14), %dx      /* the first queue */
-        outw    %ax, %dx
-        movw    $(PORTS + 8), %dx
-        movl    $(QUEUE >> 12), %eax
-        outl    %eax, %dx
+        begin_device
 
         /* Request k: descriptors 3k to 3k+2, a header, a buffer, a state. */
         movl    $QUEUE, %edi
@@ -112,9 +81,7 @@ batch:
         incl    %eax
         loop    2b
         movw    %bx, AVAILABLE + 2
-        movw    $(PORTS + 16), %dx
-        xorl    %eax, %eax
-        outw    %ax, %dx
+        notify
 3:      pause
         cmpw    %bx, USED + 2
         jne     3b
