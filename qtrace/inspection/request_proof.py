@@ -27,8 +27,10 @@ from qtrace.units import show
 AFTER_NS = (50_000_000, 150_000_000, 500_000_000)
 # Whoever owes something and does not run for so long is not merely slow.
 IDLE_NS = 5_000_000_000
-# Linux gives up on a disk after so long (SD_TIMEOUT in drivers/scsi/sd.h, nvme's io_timeout).
-OVERDUE_NS = 30_000_000_000
+# Linux gives up on a disk after so long (SD_TIMEOUT in drivers/scsi/sd.h, nvme's io_timeout), and on
+# any other device at the latest after so long, which is what a TPM may take for a key
+# (TPM2_DURATION_LONG_LONG in drivers/char/tpm/tpm.h).
+OVERDUE_NS, OTHER_OVERDUE_NS = 30_000_000_000, 300_000_000_000
 LOOK_EVERY_NS = 500_000_000
 # Whoever serves a request that was there in so many looks is looked into, if it is a QEMU program.
 FOLLOWED_FROM = 2
@@ -208,7 +210,8 @@ def _why_stuck(looks: Sequence[RequestLook], one: InFlight) -> str:
     if all(moment.cannot_move for moment in moments):
         return "whom it waits for cannot move"
     own = looks[-1].whom[one.key]
-    if own.tid and (rests_ns := looks[-1].time_ns - _since_ns(looks, one)) >= OVERDUE_NS:
+    overdue_ns = OVERDUE_NS if one.thread is None else OTHER_OVERDUE_NS
+    if own.tid and (rests_ns := looks[-1].time_ns - _since_ns(looks, one)) >= overdue_ns:
         lasted = show(rests_ns, "ns")
         return (
             f"thread {own.tid} has it in hand and has not run for {lasted}: no guest waits so long"

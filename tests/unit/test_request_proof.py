@@ -11,7 +11,7 @@ from qtrace.host.peer import Peer
 from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.inspection.request_proof import IDLE_NS, prove, shown_by
 from qtrace.inspection.whom import Whom
-from qtrace.qemu.aio.model import Look
+from qtrace.qemu.aio.model import Look, Thread
 from qtrace.qemu.block.block_model import ASLEEP, BlockLook, Coroutine, Node, Request
 from qtrace.qemu.block.coroutine_waits import REPLY, CoroutineWait
 from qtrace.qemu.block.requests import InFlight
@@ -21,6 +21,7 @@ STOPPED = Peer(7, "qemu-nbd", "T", held="stopped by a signal (SIGSTOP)", turns=5
 ASLEEP_PEER = Peer(7, "server", "S", turns=5)
 NODE = Node(1, "d", "nbd", None, None, None, None)
 WAIT = CoroutineWait(REPLY, "waits for a reply")
+WORKER = Thread(3, "worker", "worker", "newfstatat")
 
 
 def request(offset: int = 0, sleeps_at: int = 100) -> InFlight:
@@ -144,6 +145,12 @@ def test_a_worker_that_has_not_run_for_as_long_as_no_guest_waits_is_stuck() -> N
     (finding,) = proof.findings
     assert finding.at_least_ns == 30 * SECOND
     assert finding.proof.endswith("has not run for 30 s: no guest waits so long")
+    # A TPM may take minutes for a key.
+    work = InFlight(None, "a device's work", None, (), None, None, WAIT, thread=WORKER)
+    for rested, count in ((299, 0), (300, 1)):
+        later = replace(first, asleep_since_ns=(400 - rested) * SECOND)
+        looks = [look(399 * SECOND, first, work), look(400 * SECOND, later, work)]
+        assert len(shown_by(looks).findings) == count
     # It has run, and waits again.
     moved = replace(first, moves=(2, 1), asleep_since_ns=99 * SECOND)
     assert shown_by([look(99 * SECOND, first), look(100 * SECOND, moved)]).findings == ()
