@@ -27,9 +27,9 @@ from qtrace.units import show
 AFTER_NS = (50_000_000, 150_000_000, 500_000_000)
 # Whoever owes something and does not run for so long is not merely slow.
 IDLE_NS = 5_000_000_000
-# Linux gives up on a disk after so long (SD_TIMEOUT in drivers/scsi/sd.h, nvme's io_timeout), and on
-# any other device at the latest after so long, which is what a TPM may take for a key
-# (TPM2_DURATION_LONG_LONG in drivers/char/tpm/tpm.h).
+# Linux gives up on a disk after so long (SD_TIMEOUT in drivers/scsi/sd.h, nvme's io_timeout), and
+# on other devices as late as on a TPM that makes a key (TPM2_DURATION_LONG_LONG in
+# drivers/char/tpm/tpm.h).
 OVERDUE_NS, OTHER_OVERDUE_NS = 30_000_000_000, 300_000_000_000
 LOOK_EVERY_NS = 500_000_000
 # Whoever serves a request that was there in so many looks is looked into, if it is a QEMU program.
