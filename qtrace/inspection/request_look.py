@@ -88,7 +88,10 @@ class Requests:
         before, self._moves = self._moves, {one.tid: one.moves for one in whom.values() if one.tid}
         for key, one in whom.items():
             if one.tid and before.get(one.tid) == one.moves:
-                since_ns = asleep_since_ns(self._looker.pid, one.tid) or 0
+                since_ns = asleep_since_ns(self._looker.pid, one.tid)
+                if since_ns is None:
+                    # It may have taken a second, and do so for each.
+                    break
                 whom[key] = replace(one, asleep_since_ns=since_ns)
         return whom
 

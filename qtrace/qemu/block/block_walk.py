@@ -128,7 +128,7 @@ class BlockReader:
             coroutines=coroutines,
             free=free,
             workers=workers,
-            other_work=_other_work(look.threads, coroutines or (), workers),
+            other_work=_other_work(look.threads, coroutines, workers),
             run_state=one(reader.run_state) or "",
             migration=one(reader.migration) or "",
             jobs={job: fact for job, fact in facts.items() if fact is not None},
@@ -279,12 +279,16 @@ def _has_work(thread: Thread) -> bool:
 
 
 def _other_work(
-    threads: Iterable[Thread], coroutines: Iterable[Coroutine], workers: Mapping[int, int]
+    threads: Iterable[Thread],
+    coroutines: Iterable[Coroutine] | None,
+    workers: Mapping[int, int],
 ) -> tuple[Thread, ...]:
     """The pool's threads that sleep with work in hand for others than the block layer: 9pfs
-    (hw/9pfs/coth.h), a TPM, a virtio-pmem. None while a request waits for a worker that was not
-    found: it may be any of them."""
-    if any(co.address not in workers and wait_of(co).kind == WORKER for co in coroutines):
+    (hw/9pfs/coth.h), a TPM, a virtio-pmem. None while a request may wait for a worker that was
+    not found: it may be any of them."""
+    if coroutines is None or any(
+        co.address not in workers and wait_of(co).kind == WORKER for co in coroutines
+    ):
         return ()
     known = set(workers.values())
     return tuple(
