@@ -97,8 +97,9 @@ class AddressSpace:
         except PermissionMissing:
             mappings = _parsed(_read_again(self._maps), self.pid)
         executable = [m for m in mappings if m.executable]
-        self.has_code = bool(executable)
-        if not executable:
+        # The kernel shows [vsyscall] before it has mapped a program.
+        self.has_code = any(m.inode for m in executable)
+        if not self.has_code:
             return
         for mapping in executable:
             if mapping.inode and mapping.key not in self._files:

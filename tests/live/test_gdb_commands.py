@@ -78,7 +78,7 @@ def test_threads_tells_roles_and_what_each_polls(
     assert "bdrv_drain_all_begin" in main
     assert "qemu_cleanup, polling `main`" in main
     assert re.search(r"\bmain\s+holds\b", main)
-    assert sum(" vcpu " in line for line in lines.values()) == 1
+    assert sum(" vcpu " in line for line in lines.values()) == 1, printed
     polling = [line for line in lines.values() if "polling `iothread:" in line]
     assert [" iothread " in line for line in polling] == [True]
 

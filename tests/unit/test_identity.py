@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from qtrace.errors import HasChanged, NoSuchProcess
+from qtrace.process import maps
 from qtrace.process.live_source import LiveSource
+from qtrace.process.maps import AddressSpace, Mapping, read_maps
 from qtrace.process.process import Identity, Process
 
 # A program that becomes another one when it reads a line.
@@ -57,6 +59,19 @@ def test_a_program_is_known_in_the_very_moment_of_its_exec() -> None:
                 assert Process(process.pid).binary.name == "cat"
             finally:
                 process.kill()
+
+
+def test_the_kernels_own_page_is_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there before anything of a program is mapped that is being executed."""
+    space = AddressSpace(os.getpid())
+    own = read_maps(os.getpid())
+    page = Mapping(0xFFFFFFFFFF600000, 0xFFFFFFFFFF601000, "--xp", 0, 0, "00:00", "[vsyscall]", "")
+    for mappings, has_code in (([page], False), ([*own, page], True)):
+        monkeypatch.setattr(maps, "read_maps", lambda _pid, shown=mappings: shown)
+        space.refresh()
+        assert space.has_code == has_code
+        # What was known stays so.
+        assert space.module_of("/proc/self/exe") is not None
 
 
 def test_a_process_that_has_ended_is_gone() -> None:
