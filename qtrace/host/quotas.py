@@ -1,8 +1,8 @@
 """Whether a thread's cgroups let it run as much as it wants to: their quotas of processor time
 (v2's cpu.max, v1's cpu.cfs_quota_us), and how often these held it back.
 
-The scheduler's own count of how long a thread waited does not tell: since Linux 6.18 a thread that
-its cgroup holds back is not waiting for a processor.
+How long a thread waited for a processor does not tell the one from the other: whom its cgroup holds
+back waits as on a crowded host.
 """
 
 from __future__ import annotations
