@@ -219,8 +219,8 @@ class Descriptors:
     def with_somebody(self) -> list[Descriptor]:
         """Of the process's unix sockets those that listen and have clients that are not accepted,
         and those that are connected."""
-        own = ((fd, self._unix_socket(fd)) for fd in self._fds())
-        return [self.describe(fd) for fd, one in own if one and (one.waiting or one.peer)]
+        own = self._unix_sockets
+        return [self.describe(fd) for fd, one in own if one.waiting or one.peer]
 
     def is_connected_by(self, path: str) -> bool | None:
         """Whether one of the process's unix sockets is connected by this path, to whom it was given
@@ -230,20 +230,15 @@ class Descriptors:
         """
         if not isinstance(self._sockets_of(self._pid), Sockets):
             return None
-        own = ((fd, self._unix_socket(fd)) for fd in self._fds())
-        names = {self.describe(fd).name for fd, one in own if one and one.peer}
+        names = {self.describe(fd).name for fd, one in self._unix_sockets if one.peer}
         if os.path.basename(path) in map(os.path.basename, names):
             return True
         return None if "" in names else False
 
     def connected_to(self, name: str) -> list[Descriptor]:
         """Of the process's unix sockets of a name those that are connected."""
-        found = []
-        for fd in self._fds():
-            own = self._unix_socket(fd)
-            if own is not None and own.name == name and not own.listens:
-                found.append(self.describe(fd))
-        return found
+        own = self._unix_sockets
+        return [self.describe(fd) for fd, one in own if one.name == name and not one.listens]
 
     def rings(self) -> list[Descriptor]:
         """The process's io_urings of which the kernel tells what is in flight. (Where QEMU's loops
@@ -256,6 +251,12 @@ class Descriptors:
         with suppress(OSError):
             return sorted(int(name) for name in os.listdir(f"/proc/{self._pid}/fd"))
         return []
+
+    @part
+    def _unix_sockets(self) -> list[tuple[int, UnixSocket]]:
+        """The process's own, by descriptor."""
+        found = ((fd, self._unix_socket(fd)) for fd in self._fds())
+        return [(fd, one) for fd, one in found if one is not None]
 
     def _unix_socket(self, fd: int) -> UnixSocket | None:
         """A unix socket of the process's own network namespace."""

@@ -8,7 +8,7 @@ back waits as on a crowded host.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qtrace.host.cgroups import Cgroups, read_setting
@@ -35,16 +35,6 @@ class HeldBack:
     times: int
 
 
-@dataclass(frozen=True)
-class _Quota:
-    setting: str
-    processors: float
-    period_ns: int
-    folder: Path
-    periods: int
-    times: int
-
-
 class Quotas:
     """Those of some threads, from now on.
 
@@ -54,28 +44,27 @@ class Quotas:
 
     def __init__(self, texts: Iterable[str]) -> None:
         cgroups = Cgroups("cpu")
-        self._before: dict[str, _Quota] = {}
+        # By folder, with the counts of the beginning.
+        self._before: dict[Path, HeldBack] = {}
         for text in set(texts):
             for path, folder, is_v2 in cgroups.around(text):
-                quota = _quota_of(folder, is_v2)
+                quota = _quota_of(path, folder, is_v2)
                 if quota is not None:
-                    self._before[path] = quota
+                    self._before[folder] = quota
 
     def held_back(self) -> list[HeldBack]:
         """What they have done since, the one that held threads back for longest first."""
         found = []
-        for path, quota in self._before.items():
-            periods, times = _counts(quota.folder)
-            if (own := periods - quota.periods) > 0:
-                held = times - quota.times
-                found.append(
-                    HeldBack(path, quota.setting, quota.processors, quota.period_ns, own, held)
-                )
+        for folder, before in self._before.items():
+            periods, times = _counts(folder)
+            if periods > before.periods:
+                own, held = periods - before.periods, times - before.times
+                found.append(replace(before, periods=own, times=held))
         return sorted(found, key=lambda one: one.times * one.period_ns, reverse=True)
 
 
-def _quota_of(folder: Path, is_v2: bool) -> _Quota | None:
-    """None where it has none."""
+def _quota_of(cgroup: str, folder: Path, is_v2: bool) -> HeldBack | None:
+    """With its counts so far; None where it has none."""
     if is_v2:
         setting, numbers = "cpu.max", read_setting(folder / "cpu.max").split()
     else:
@@ -84,7 +73,7 @@ def _quota_of(folder: Path, is_v2: bool) -> _Quota | None:
     if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
         return None
     quota, period = map(int, numbers)
-    return _Quota(setting, quota / period, period * 1000, folder, *_counts(folder))
+    return HeldBack(cgroup, setting, quota / period, period * 1000, *_counts(folder))
 
 
 def _counts(folder: Path) -> tuple[int, int]:
