@@ -67,21 +67,37 @@ class DeadFile:
         ``worker`` reads a page, and ``iothread`` asks where data lies, while all others go on;
         ``main`` opens the file with the BQL, so that the guest soon stands still.
         """
-        self.freeze()
         if sleeper == "worker":
-            # No drain afterwards, as the name is a backend's and not a node's.
-            line = f'qemu-io {READ} "aio_read 0 4096"'
-            guest.qmp.command("human-monitor-command", **{"command-line": line})
-        elif sleeper == "main":
+            self._put_worker_to_sleep(guest)
+            return self._asleep(guest)
+        self.freeze()
+        if sleeper == "main":
             options = {"driver": "file", "node-name": OPENED, "locking": "off"}
             self.ask(guest, "blockdev-add", **options, filename=str(self.path))
         else:
             self._clients.append(_client(guest))
-        until(lambda: threads_in_fuse(guest.pid), "the wait for the file system")
-        (tid,) = threads_in_fuse(guest.pid)
+        tid = self._asleep(guest)
         for client in self._clients:
             # QEMU 7.2 does not outlive the end of a client whose export is an IOThread's.
             client.send_signal(signal.SIGSTOP)
+        return tid
+
+    def _put_worker_to_sleep(self, guest: Guest) -> None:
+        """While the guest asks for nothing: a pool's one idle worker counts as idle until it runs,
+        so that what is asked for before that would wait behind the read for ever
+        (thread_pool_submit_aio() in util/thread-pool.c)."""
+        guest.qmp.command("stop")
+        self.freeze()
+        # No drain afterwards, as the name is a backend's and not a node's.
+        line = f'qemu-io {READ} "aio_read 0 4096"'
+        guest.qmp.command("human-monitor-command", **{"command-line": line})
+        self._asleep(guest)
+        guest.qmp.command("cont")
+
+    @staticmethod
+    def _asleep(guest: Guest) -> int:
+        until(lambda: threads_in_fuse(guest.pid), "the wait for the file system")
+        (tid,) = threads_in_fuse(guest.pid)
         return tid
 
     def ask(self, guest: Guest, command: str, **arguments: object) -> None:
