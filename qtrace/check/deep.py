@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qtrace.errors import NoSuchProcess
-from qtrace.record.all_events.overhead import cost_per_hit
 from qtrace.record.recording_options import RecordingOptions
 from qtrace.record.start import start_recording
-from qtrace.trace.convert import convert
 
 LONGEST_S = 1.0
 # A quiet guest has some hundred events in a second, a busy one some hundred thousand.
@@ -49,7 +47,10 @@ def look_deep(pid: int, folder: Path, asked: Callable[[], bool]) -> Deep:
         NoSuchProcess: the target has ended.
         QtraceError: it cannot be recorded.
     """
+    # They take half a second of a processor to load, which a check without it need not spend.
     from qtrace.analysis import judge
+    from qtrace.record.all_events.overhead import cost_per_hit
+    from qtrace.trace.convert import convert
 
     raw, path = folder / "deep.raw", folder / "deep.parquet"
     with start_recording(pid, RecordingOptions(raw, everything=True)) as recording:

@@ -6,17 +6,17 @@ Nothing on a hot path is probed and nothing is stopped. What hangs already is to
 
 from __future__ import annotations
 
-import importlib
+import csv
+import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from qtrace.check.deep import Deep
+from qtrace.check.deep import Deep, look_deep
 from qtrace.check.sightings import Sightings
 from qtrace.check.watching import Watching, load
 from qtrace.errors import NoSuchProcess, QtraceError
@@ -217,11 +217,7 @@ def check(
         QtraceError: it cannot be looked at, or has ended meanwhile.
     """
     until = time.monotonic() + for_s
-    # pandas takes a second to load, in which there is other work to wait for.
-    loading = threading.Thread(target=importlib.import_module, args=["qtrace.analysis"])
     program = load() if record else None
-    if program is not None:
-        loading.start()
     process = Process(pid)
     with unless_it_ends(pid), tempfile.TemporaryDirectory(prefix="qtrace-") as folder:
         name = process.vm_name()
@@ -240,8 +236,6 @@ def check(
             return Checked(process, looker, name, answer, sightings.ended())
         path = Path(folder, "check.csv")
         with Watching(pid, path, program) as watching:
-            if program is not None:
-                loading.join()
             sightings = Sightings(looker, looker.look())
             requests = RequestsMeanwhile(inspector, round(2e9 * for_s))
             last = max(until, time.monotonic() + for_s / 2)
@@ -297,8 +291,6 @@ def _add_held_back(found: Checked) -> None:
 
 
 def _look_deep(found: Checked, folder: Path, asked: Callable[[], bool]) -> None:
-    from qtrace.check.deep import look_deep
-
     try:
         found.deep = look_deep(found.process.pid, folder, asked)
     except NoSuchProcess:
@@ -357,6 +349,10 @@ def _go_on(
 
 def _read(found: Checked, path: Path) -> None:
     """Add what the recording shows."""
+    if (detach := _only_end(path)) is not None:
+        found.commands = detach["qmp"]["commands"]
+        return
+    # pandas takes half a second of a processor to load.
     from qtrace.analysis import judge, open_traces
 
     trace = open_traces(path)[0]
@@ -417,6 +413,17 @@ def _read(found: Checked, path: Path) -> None:
         worst = int(took.to_numpy().argmax())
         name = commands["name"].loc[took.index[worst]]
         found.slowest = (str(name), int(took.iloc[worst]))
+
+
+def _only_end(path: Path) -> dict[str, Any] | None:
+    """The detail of a recording's last row, where it has but its first row beside it, nothing was
+    lost, and no probe is in doubt: there is nothing to judge."""
+    with path.open(newline="") as file:
+        rows = list(islice(csv.DictReader(file), 3))
+    if [row["event"] for row in rows] != ["attach", "detach"]:
+        return None
+    detach: dict[str, Any] = json.loads(rows[1]["detail"])
+    return None if detach["lost"] or detach["silent"] else detach
 
 
 def _ran(name: str, finding: Any) -> str:

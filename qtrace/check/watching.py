@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qtrace.errors import NoSuchProcess, QtraceError
-from qtrace.host.capabilities import capabilities
+from qtrace.host.capabilities import NEEDS_RIGHTS, has_ebpf_rights
 from qtrace.record.ebpf.bpf_program import Program, load_ahead
 from qtrace.record.recording import Recording
 from qtrace.record.recording_options import RecordingOptions
@@ -17,14 +17,9 @@ from qtrace.record.start import start_recording
 WHAT = "QMP commands and snapshot jobs"
 
 
-def has_rights() -> bool:
-    """Whether eBPF may be used."""
-    return "CAP_SYS_ADMIN" in capabilities()
-
-
 def load() -> Future[Program] | None:
     """Begin to load what a recording needs; None where there is no right to."""
-    return load_ahead() if has_rights() else None
+    return load_ahead() if has_ebpf_rights() else None
 
 
 class Watching:
@@ -43,7 +38,7 @@ class Watching:
         self.unseen = ""
         self._recording: Recording | None = None
         if program is None:
-            self.unseen = WHAT if has_rights() else f"{WHAT}: eBPF needs root"
+            self.unseen = WHAT if has_ebpf_rights() else f"{WHAT}: {NEEDS_RIGHTS}"
             return
         try:
             self._recording = start_recording(pid, RecordingOptions(path), program)

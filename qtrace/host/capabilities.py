@@ -38,6 +38,9 @@ Need = Literal["ebpf", "gdb", "target", "others", "compile"]
 ROOT = "run qtrace as root (sudo qtrace ...)"
 # What those of --all and what belongs to them may take (qtrace/record/all_events/all_program.py).
 BUFFERS = 128 << 20
+# Some older kernels want CAP_SYS_ADMIN all the same, which trying tells.
+EBPF_RIGHTS = (frozenset({"CAP_BPF", "CAP_PERFMON"}), frozenset({"CAP_SYS_ADMIN"}))
+NEEDS_RIGHTS = "eBPF needs CAP_BPF and CAP_PERFMON, or root"
 UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
 
 
@@ -133,6 +136,11 @@ def capabilities() -> frozenset[str]:
     match = re.search(r"^CapEff:\s*(\w+)", _own_status(), re.MULTILINE)
     mask = int(match[1], 16) if match else 0
     return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
+
+
+def has_ebpf_rights() -> bool:
+    """Whether this process holds what eBPF takes."""
+    return any(rights <= capabilities() for rights in EBPF_RIGHTS)
 
 
 def check_processor() -> Check:

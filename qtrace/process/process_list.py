@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qtrace.errors import NoSuchGuest, PermissionMissing, QtraceError, UnsupportedBinary
-from qtrace.host.capabilities import capabilities
+from qtrace.host.capabilities import NEEDS_RIGHTS, has_ebpf_rights
 from qtrace.host.pid_namespace import require_proc
 from qtrace.host.unanswered import NoAnswer, ask
 from qtrace.knowledge import PROGRAMS
@@ -139,12 +139,11 @@ def _list(pid: int, comm: str) -> Listed:
         return Listed(pid, comm, "", "", threads, (), "another user's: run qtrace as root")
     except UnsupportedBinary as error:
         return Listed(pid, comm, "", "", threads, (), error.message)
-    held = capabilities()
     attach, hindrance = [], []
-    if "CAP_SYS_ADMIN" in held:
+    if has_ebpf_rights():
         attach.append("ebpf")
     else:
-        hindrance.append("eBPF needs root")
+        hindrance.append(NEEDS_RIGHTS)
     tracer = process.tracer()
     if tracer:
         hindrance.append(f"traced by process {tracer}: no gdb")

@@ -184,7 +184,19 @@ def test_without_the_right_to_record_looks_alone_tell_and_what_was_not_seen_is_n
     status, document = answer("--pid", guest.pid, "--for", "1s", user=user)
     assert (status, document["verdict"]) == (0, "healthy")
     assert document["qmp"]["commands"] is None
-    assert document["unseen"] == ["QMP commands and snapshot jobs: eBPF needs root"]
+    assert document["unseen"] == [
+        "QMP commands and snapshot jobs: eBPF needs CAP_BPF and CAP_PERFMON, or root"
+    ]
+
+
+@pytest.mark.bpf
+def test_four_capabilities_see_the_commands_too(guest: Guest) -> None:
+    held = "+bpf,+perfmon,+sys_ptrace,+dac_read_search"
+    user = (*NOBODY, f"--inh-caps={held}", f"--ambient-caps={held}")
+    status, document = answer("--pid", guest.pid, "--for", "1s", user=user)
+    assert (status, document["verdict"]) == (0, "healthy")
+    assert document["qmp"]["commands"] == 0
+    assert document["unseen"] == []
 
 
 def test_a_request_in_flight_all_the_time_is_slow(tmp_path: Path) -> None:
