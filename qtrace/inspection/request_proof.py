@@ -18,7 +18,7 @@ from qtrace.inspection.request_look import RequestLook, Requests
 from qtrace.inspection.whom import Whom
 from qtrace.qemu.aio.findings import REQUEST_STUCK
 from qtrace.qemu.aio.model import Look
-from qtrace.qemu.block.coroutine_waits import CONNECT, DEADLOCK, OUTSIDE, THROTTLED
+from qtrace.qemu.block.coroutine_waits import CONNECT, DEADLOCK, OUTSIDE, QUEUED, THROTTLED
 from qtrace.qemu.block.requests import InFlight
 from qtrace.units import show
 
@@ -254,8 +254,12 @@ def _finding(looks: Sequence[RequestLook], group: Sequence[InFlight]) -> Request
     if count > 1:
         text += f"; and {count - 1} more request{'s' if count > 2 else ''} for the same reason"
     behind = [one for one in last.behind if one.co is not None]
-    if behind:
-        text += f"; behind such wait {len(behind)} more"
+    queued = sum(one.wait.kind == QUEUED for one in behind)
+    if more := len(behind) - queued:
+        text += f"; behind such wait {more} more"
+    if queued:
+        more_requests = f"{queued} more request{'s' if queued > 1 else ''}"
+        text += f"; for {more_requests} no worker thread is free"
     why = _why_stuck(own, first)
     proof = f"the same in {len(own)} looks over {show(over_ns, 'ns')}; {why}"
     told = [first, *(one for one in group if one is not first)][:TOLD]

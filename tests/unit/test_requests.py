@@ -18,7 +18,7 @@ from qtrace.qemu.block.block_model import (
     Request,
 )
 from qtrace.qemu.block.drains import Scope, drainer, scope
-from qtrace.qemu.block.requests import circles, first_causes, in_flight
+from qtrace.qemu.block.requests import OTHER_WORK, circles, first_causes, in_flight
 
 FORMAT = Node(0x1000, "top", "qcow2", None, None, None, None, children=(("file", 0x2000),))
 FILE = Node(0x2000, "file", "nbd", None, None, None, None)
@@ -26,6 +26,7 @@ OTHER = Node(0x3000, "other", "file", None, None, None, None)
 ASKED = ("qemu_coroutine_switch", "qio_channel_yield", "nbd_receive_reply", "nbd_co_do_receive_one")
 LOCKED = ("qemu_coroutine_switch", "qemu_co_mutex_lock_slowpath", "qemu_co_mutex_lock")
 QUEUED = ("qemu_coroutine_switch", "qemu_co_queue_wait_impl")
+HANDED = ("qemu_coroutine_switch", "thread_pool_submit_co")
 READ, BEHIND, JOB = 0x50, 0x60, 0x9000
 
 
@@ -48,6 +49,36 @@ def test_who_waits_behind_a_request_is_no_cause() -> None:
     causes, behind = first_causes(in_flight(shown), shown)
     assert [(one.co.address, one.node) for one in causes if one.co] == [(READ, FILE)]
     assert [one.co.address for one in behind if one.co] == [BEHIND]
+
+
+POOL = (Thread(7, "worker", "worker", "pread64"), Thread(8, "worker", "worker", "newfstatat"))
+
+
+def pool(workers: dict[int, int], other: tuple[Thread, ...], busy: bool) -> BlockLook:
+    """Two requests that were handed to the pool."""
+    both = (request(FILE, READ), request(OTHER, BEHIND))
+    tids = frozenset(thread.tid for thread in POOL if busy)
+    handed = (coroutine(READ, HANDED), coroutine(BEHIND, HANDED))
+    return look(*handed, requests=both, workers=workers, other_work=other, busy_pool=tids)
+
+
+def test_a_request_for_which_no_worker_is_free_waits_behind_those_who_have_one() -> None:
+    shown = pool({READ: 7}, (POOL[1],), busy=True)
+    causes, behind = first_causes(in_flight(shown), shown)
+    assert [one.what for one in causes] == ["read of 512 bytes at 0", OTHER_WORK]
+    assert [one.wait.text for one in behind] == ["waits for a worker thread, of which none is free"]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [pool({READ: 7}, (POOL[1],), busy=False), pool({}, (), busy=True)],
+    ids=["one is idle", "nobody's work is known"],
+)
+def test_a_request_that_a_worker_may_have_is_a_cause_of_its_own(shown: BlockLook) -> None:
+    causes, behind = first_causes(in_flight(shown), shown)
+    assert (len([one for one in causes if one.co is not None]), behind) == (2, [])
+    # Nor is it said that what a thread has in hand is no block request.
+    assert OTHER_WORK not in [one.what for one in causes]
 
 
 def test_a_coroutine_that_holds_what_a_request_needs_is_the_cause() -> None:

@@ -175,7 +175,9 @@ class BlockLook:
         coroutines: those that are not free; None where they cannot be found.
         free: how many coroutines wait to be used again.
         workers: by coroutine, the thread that has its work in hand and sleeps.
-        other_work: the pool's threads that sleep with work in hand which is no block request's.
+        other_work: the pool's threads that sleep with work in hand which is no block request's, as
+            far as it shows.
+        busy_pool: the pool's threads, where all of them sleep with work in hand; else empty.
         run_state, migration: as in QMP; empty where they do not show.
         jobs: facts by the job's address.
         graph: None in a QEMU without such a lock, or where it cannot be read.
@@ -194,6 +196,7 @@ class BlockLook:
     free: int = 0
     workers: dict[int, int] = field(default_factory=dict)
     other_work: tuple[Thread, ...] = ()
+    busy_pool: frozenset[int] = frozenset()
     run_state: str = ""
     migration: str = ""
     jobs: dict[int, JobFacts] = field(default_factory=dict)

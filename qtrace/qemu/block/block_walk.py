@@ -30,7 +30,6 @@ from qtrace.qemu.block.block_model import (
     Request,
     ThrottleMember,
 )
-from qtrace.qemu.block.coroutine_waits import WORKER, wait_of
 from qtrace.qemu.block.coroutines import CoroutineStacks, Found
 from qtrace.qemu.block.graph import GraphReader
 from qtrace.qemu.block.holders import NEAR, Holders, waits_for_others
@@ -129,6 +128,7 @@ class BlockReader:
             free=free,
             workers=workers,
             other_work=_other_work(look.threads, coroutines, workers),
+            busy_pool=_busy_pool(look.threads),
             run_state=one(reader.run_state) or "",
             migration=one(reader.migration) or "",
             jobs={job: fact for job, fact in facts.items() if fact is not None},
@@ -284,17 +284,19 @@ def _other_work(
     workers: Mapping[int, int],
 ) -> tuple[Thread, ...]:
     """The pool's threads that sleep with work in hand for others than the block layer: 9pfs
-    (hw/9pfs/coth.h), a TPM, a virtio-pmem. None while a request may wait for a worker that was
-    not found: it may be any of them."""
-    if coroutines is None or any(
-        co.address not in workers and wait_of(co).kind == WORKER for co in coroutines
-    ):
+    (hw/9pfs/coth.h), a TPM, a virtio-pmem."""
+    if coroutines is None:
         return ()
     known = set(workers.values())
     return tuple(
         thread for thread in threads
         if thread.role == "worker" and _has_work(thread) and thread.tid not in known
     )  # fmt: skip
+
+
+def _busy_pool(threads: Iterable[Thread]) -> frozenset[int]:
+    pool = [thread for thread in threads if thread.role == "worker"]
+    return frozenset(thread.tid for thread in pool if all(map(_has_work, pool)))
 
 
 class _Wanted:

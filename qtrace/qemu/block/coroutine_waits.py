@@ -17,6 +17,8 @@ CONNECT = "connect"
 WORKER, KERNEL = "worker", "kernel"
 # Another coroutine of QEMU's.
 MUTEX, QUEUE, TASKS, GRAPH = "mutex", "queue", "tasks", "graph"
+# A worker thread, all of which have other work.
+QUEUED = "queued"
 # Another one that waits for it in turn.
 DEADLOCK = "deadlock"
 THROTTLED, TIMER, JOB, MONITOR, COMMAND, OTHER = (
@@ -25,7 +27,7 @@ THROTTLED, TIMER, JOB, MONITOR, COMMAND, OTHER = (
 # What outsiders have in hand.
 OUTSIDE = frozenset({REPLY, ROOM, DATA, CONNECT, WORKER, KERNEL})
 # What waits for what other coroutines have in hand.
-BEHIND = frozenset({MUTEX, QUEUE, TASKS, GRAPH})
+BEHIND = frozenset({MUTEX, QUEUE, TASKS, GRAPH, QUEUED})
 
 
 @dataclass(frozen=True)

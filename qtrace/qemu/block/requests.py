@@ -16,6 +16,7 @@ from qtrace.qemu.block.coroutine_waits import (
     DEADLOCK,
     MUTEX,
     OTHER,
+    QUEUED,
     THROTTLED,
     WORKER,
     CoroutineWait,
@@ -25,6 +26,9 @@ from qtrace.qemu.block.coroutine_waits import (
 
 # 9pfs, a TPM, a virtio-pmem hand theirs to the same threads as the block layer.
 OTHER_WORK = "a device's work in the thread pool, no block request"
+# Of a request it does not show which thread has it in hand: it may be this one's.
+WHOSE_WORK = "work in the thread pool, a device's or a request's whose thread does not show"
+NONE_FREE = CoroutineWait(QUEUED, "waits for a worker thread, of which none is free")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,12 @@ def in_flight(look: BlockLook) -> list[InFlight]:
     for co in coroutines.values():
         if co.address not in by_co and (one := _untracked(co, nodes)):
             found.append(one)
-    found += [_other_work(thread) for thread in look.other_work]
+    if look.busy_pool and look.busy_pool <= _threads_of(found, look):
+        found = [
+            replace(one, wait=NONE_FREE) if _has_no_thread(one, look) else one for one in found
+        ]
+    what = WHOSE_WORK if any(_has_no_thread(one, look) for one in found) else OTHER_WORK
+    found += [_other_work(thread, what) for thread in look.other_work]
     return [_with_job(one, look) for one in found]
 
 
@@ -166,9 +175,20 @@ def _untracked(co: Coroutine, nodes: dict[int, Node]) -> InFlight | None:
     return InFlight(None, what, node, (node,) if node else (), None, co, wait) if what else None
 
 
-def _other_work(thread: Thread) -> InFlight:
+def _has_no_thread(one: InFlight, look: BlockLook) -> bool:
+    """Whether it does not show which thread of the pool has it in hand, or that any has."""
+    return one.wait.kind == WORKER and one.co is not None and one.co.address not in look.workers
+
+
+def _threads_of(found: Sequence[InFlight], look: BlockLook) -> set[int]:
+    """The threads of the pool whose work is known."""
+    of_requests = {look.workers.get(one.co.address, 0) for one in found if one.co is not None}
+    return of_requests | {thread.tid for thread in look.other_work}
+
+
+def _other_work(thread: Thread, what: str) -> InFlight:
     wait = CoroutineWait(WORKER, f"worker thread {thread.tid} is in {thread.blocked_in}")
-    return InFlight(None, OTHER_WORK, None, (), None, None, wait, thread=thread)
+    return InFlight(None, what, None, (), None, None, wait, thread=thread)
 
 
 def _lowest(touched: Sequence[Node]) -> Node | None:
